@@ -1,0 +1,276 @@
+//! The pipeline file: what a user writes, as one validated type.
+//!
+//! YAML is parsed loosely into a tree that knows where each word stands ([`raw`]) and built
+//! strictly into a [`Pipeline`] ([`build`]): every problem is reported at once, each with its
+//! place. Nothing behind this module ever sees a value that has not been checked here.
+
+pub mod sql;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+/// A pipeline that has passed every check that needs no connection.
+#[derive(Debug, Clone)]
+pub struct Pipeline {
+    /// Identity: names the log, the stamps and the consumer group. `[a-z][a-z0-9_-]*`.
+    pub name: String,
+    /// In the order of the file.
+    pub sources: Vec<SourceSpec>,
+    /// In the order of the file.
+    pub tables: Vec<TableDecl>,
+    pub lake: LakeSpec,
+    pub epoch_every_ms: u64,
+    pub commit_every_ms: u64,
+    /// What the worker may hold in memory, in bytes.
+    pub memory_bytes: u64,
+    pub backlog: Backlog,
+    /// Where metrics and health are served; loopback unless the user says otherwise.
+    pub listen: Option<std::net::SocketAddr>,
+}
+
+/// How far the ingest half may run ahead of the tables before it pauses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Backlog {
+    pub bytes: u64,
+    pub hours: u64,
+}
+
+#[derive(Debug, Clone)]
+pub struct SourceSpec {
+    pub name: String,
+    pub input: Input,
+    pub format: Format,
+    pub columns: Vec<Column>,
+    pub watermark: Option<Watermark>,
+    pub max_record_bytes: usize,
+    /// Nesting beyond this depth makes a record dead.
+    pub max_depth: usize,
+}
+
+#[derive(Debug, Clone)]
+pub enum Input {
+    Kafka(KafkaInput),
+    File(FileInput),
+}
+
+#[derive(Clone)]
+pub struct KafkaInput {
+    pub brokers: String,
+    pub topic: String,
+    pub start: Start,
+    /// Properties passed to librdkafka as they are, `security.protocol`, `sasl.*` and `ssl.*`
+    /// included. Values may be secrets: never print them.
+    pub options: BTreeMap<String, String>,
+}
+
+impl std::fmt::Debug for KafkaInput {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let options: Vec<_> = self.options.keys().collect();
+        f.debug_struct("KafkaInput").field("brokers", &self.brokers).field("topic", &self.topic).field("start", &self.start).field("options", &options).finish()
+    }
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub enum Start {
+    Earliest,
+    Latest,
+    /// Milliseconds since 1970-01-01 UTC: the first record at or after it.
+    Timestamp(i64),
+    /// Partition to offset. A partition that is not named starts at its beginning.
+    Offsets(BTreeMap<i32, i64>),
+}
+
+#[derive(Debug, Clone)]
+pub struct FileInput {
+    /// A path or a glob; each file is one partition, in the order of their names.
+    pub path: String,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Format {
+    Json,
+}
+
+/// A declared column of a source.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Column {
+    pub name: String,
+    pub ty: ColumnType,
+    pub nullable: bool,
+    pub from: From,
+}
+
+/// Where a column's value is found.
+#[derive(Debug, Clone, PartialEq)]
+pub enum From {
+    /// A path from the record's root; empty is the record itself (`$`).
+    Path(Vec<Segment>),
+    /// `_key` (binary or string), `_partition` (int32), `_offset` (int64), `_timestamp`
+    /// (timestamp), `_headers` (map of string to binary).
+    Key,
+    Partition,
+    Offset,
+    Timestamp,
+    Headers,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub enum Segment {
+    Field(String),
+    Index(usize),
+}
+
+/// The declared type of a column. [`ColumnType::arrow`] is its Arrow type.
+#[derive(Debug, Clone, PartialEq)]
+pub enum ColumnType {
+    Bool,
+    Int32,
+    Int64,
+    Float32,
+    Float64,
+    /// Precision 1 to 38, scale 0 to precision.
+    Decimal(u8, u8),
+    String,
+    /// Base64 in JSON.
+    Binary,
+    Date,
+    Time,
+    /// An instant; numbers are epoch values in this unit. Without a unit numbers are refused.
+    Timestamp(Option<EpochUnit>),
+    /// A wall clock reading; not UTC-adjusted.
+    TimestampLocal(Option<EpochUnit>),
+    Uuid,
+    List(Box<ColumnType>),
+    Struct(Vec<(String, ColumnType)>),
+    Map(Box<ColumnType>, Box<ColumnType>),
+    /// Any JSON value, kept as its text.
+    Json,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum EpochUnit {
+    Seconds,
+    Millis,
+    Micros,
+    Nanos,
+}
+
+/// Field metadata key that tells apart types that share an Arrow type: `uuid` (on
+/// FixedSizeBinary(16)) and `json` (on Utf8).
+pub const TYPE_KEY: &str = "millpond.type";
+
+impl ColumnType {
+    /// The Arrow type. Timestamps are microseconds, instants zoned `UTC`; lists, structs and maps
+    /// have nullable children (but map keys).
+    pub fn arrow(&self) -> arrow::datatypes::DataType {
+        use arrow::datatypes::{DataType as D, Field, TimeUnit};
+        use std::sync::Arc;
+        match self {
+            Self::Bool => D::Boolean,
+            Self::Int32 => D::Int32,
+            Self::Int64 => D::Int64,
+            Self::Float32 => D::Float32,
+            Self::Float64 => D::Float64,
+            Self::Decimal(p, s) => D::Decimal128(*p, *s as i8),
+            Self::String | Self::Json => D::Utf8,
+            Self::Binary => D::Binary,
+            Self::Date => D::Date32,
+            Self::Time => D::Time64(TimeUnit::Microsecond),
+            Self::Timestamp(_) => D::Timestamp(TimeUnit::Microsecond, Some("UTC".into())),
+            Self::TimestampLocal(_) => D::Timestamp(TimeUnit::Microsecond, None),
+            Self::Uuid => D::FixedSizeBinary(16),
+            Self::List(e) => D::List(Arc::new(e.field("item", true))),
+            Self::Struct(fields) => D::Struct(fields.iter().map(|(n, t)| t.field(n, true)).collect()),
+            Self::Map(k, v) => {
+                let entries = Field::new("entries", D::Struct(vec![k.field("key", false), v.field("value", true)].into()), false);
+                D::Map(Arc::new(entries), false)
+            }
+        }
+    }
+
+    /// The Arrow field, with [`TYPE_KEY`] where the Arrow type alone does not tell.
+    pub fn field(&self, name: &str, nullable: bool) -> arrow::datatypes::Field {
+        let field = arrow::datatypes::Field::new(name, self.arrow(), nullable);
+        match self {
+            Self::Uuid => field.with_metadata([(TYPE_KEY.to_string(), "uuid".to_string())].into()),
+            Self::Json => field.with_metadata([(TYPE_KEY.to_string(), "json".to_string())].into()),
+            _ => field,
+        }
+    }
+}
+
+/// How the watermark of a source follows its rows. All durations in microseconds.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Watermark {
+    pub column: String,
+    pub delay_us: i64,
+    /// `None` is `never`.
+    pub idle_after_us: Option<i64>,
+    pub max_ahead_us: i64,
+}
+
+/// A table as declared; [`crate::pipeline::sql`] plans its SQL.
+#[derive(Debug, Clone)]
+pub struct TableDecl {
+    pub name: String,
+    pub sql: String,
+    /// `None`: append-only.
+    pub key: Option<Vec<String>>,
+    pub allowed_lateness_us: i64,
+    pub emit: Emit,
+    pub formats: Vec<TableFormatKind>,
+    pub partition_by: Vec<PartitionField>,
+    pub properties: BTreeMap<String, String>,
+    pub comment: Option<String>,
+    /// Where the SQL text starts in the pipeline file: line and column, from 1.
+    pub sql_at: (usize, usize),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Emit {
+    OnClose,
+    OnUpdate,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum TableFormatKind {
+    Iceberg,
+    Delta,
+}
+
+impl std::fmt::Display for TableFormatKind {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Iceberg => "iceberg",
+            Self::Delta => "delta",
+        })
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct PartitionField {
+    pub column: String,
+    pub transform: PartitionTransform,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PartitionTransform {
+    Identity,
+    Hour,
+    Day,
+    Month,
+}
+
+#[derive(Debug, Clone)]
+pub struct LakeSpec {
+    /// Absolute folder; tables, log and state lie below it.
+    pub root: PathBuf,
+    /// Absolute path of the SQLite catalog.
+    pub iceberg_catalog: PathBuf,
+    /// The catalog's name in `iceberg_tables`; `millpond` unless set.
+    pub catalog_name: String,
+    /// The Iceberg namespace; the pipeline's name unless set.
+    pub namespace: String,
+}

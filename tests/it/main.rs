@@ -1,0 +1,3 @@
+//! Every integration test, in one binary: each further binary would link DataFusion once more.
+
+mod support;
