@@ -1,1 +1,151 @@
-//! (filled next)
+//! What a worker tells of itself: counters, what it waits for, health. Served on loopback.
+
+pub mod http;
+
+use std::collections::BTreeMap;
+use std::fmt::Write;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+/// CPU time by stage, in nanoseconds of the threads that do the work.
+#[derive(Debug, Default)]
+pub struct StageCpu {
+    pub consume: AtomicU64,
+    pub decode: AtomicU64,
+    pub partial: AtomicU64,
+    pub run: AtomicU64,
+    pub fold: AtomicU64,
+    pub parquet: AtomicU64,
+    pub commit: AtomicU64,
+}
+
+/// CPU time of the calling thread, in nanoseconds.
+pub fn thread_cpu_ns() -> u64 {
+    let mut t = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: the call writes one timespec to a pointer that is valid for it.
+    unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &mut t) };
+    t.tv_sec as u64 * 1_000_000_000 + t.tv_nsec as u64
+}
+
+/// Runs `work` and adds the CPU time that this thread spent on it.
+pub fn cpu<T>(stage: &AtomicU64, work: impl FnOnce() -> T) -> T {
+    let start = thread_cpu_ns();
+    let result = work();
+    stage.fetch_add(thread_cpu_ns() - start, Ordering::Relaxed);
+    result
+}
+
+/// The numbers of one worker since it started, but for what is said to be the log's.
+#[derive(Debug, Default)]
+pub struct Metrics {
+    pub records: AtomicU64,
+    pub bytes: AtomicU64,
+    pub dead: AtomicU64,
+    pub late: AtomicU64,
+    /// Rows whose event time was beyond `max_ahead`: kept, but they moved no watermark.
+    pub ahead: AtomicU64,
+    pub epochs: AtomicU64,
+    /// Epochs that were made and then found stale.
+    pub stale: AtomicU64,
+    pub commits: AtomicU64,
+    pub commit_bytes: AtomicU64,
+    /// Data files that commits read because they deleted rows from them.
+    pub commit_files_read: AtomicU64,
+    pub runs_read: AtomicU64,
+    pub spilled_bytes: AtomicU64,
+    /// Values that did not fit when they were emitted, and became null.
+    pub overflow: AtomicU64,
+    pub lag: AtomicU64,
+    pub open_windows: AtomicU64,
+    pub backlog_bytes: AtomicU64,
+    pub ready: AtomicBool,
+    pub cpu: StageCpu,
+    waiting: Mutex<BTreeMap<String, String>>,
+    watermarks: Mutex<BTreeMap<String, (Option<i64>, String)>>,
+}
+
+impl Metrics {
+    /// Something is away; said once on stderr, and in `/readyz` until [`Metrics::waiting_over`].
+    pub fn waiting(&self, what: &str, why: &str) {
+        if why.is_empty() {
+            return;
+        }
+        let mut waiting = self.waiting.lock().unwrap_or_else(|e| e.into_inner());
+        if waiting.insert(what.to_string(), why.to_string()).as_deref() != Some(why) {
+            eprintln!("waiting for {what}: {why}");
+        }
+    }
+
+    pub fn waiting_over(&self, what: &str) {
+        let mut waiting = self.waiting.lock().unwrap_or_else(|e| e.into_inner());
+        if waiting.remove(what).is_some() {
+            eprintln!("{what}: going on");
+        }
+    }
+
+    pub fn is_waiting(&self) -> Option<(String, String)> {
+        self.waiting.lock().unwrap_or_else(|e| e.into_inner()).iter().next().map(|(a, b)| (a.clone(), b.clone()))
+    }
+
+    /// A source's watermark (microseconds) and what holds it.
+    pub fn set_watermark(&self, source: &str, at_us: Option<i64>, held_by: String) {
+        self.watermarks.lock().unwrap_or_else(|e| e.into_inner()).insert(source.to_string(), (at_us, held_by));
+    }
+
+    pub fn watermarks(&self) -> BTreeMap<String, (Option<i64>, String)> {
+        self.watermarks.lock().unwrap_or_else(|e| e.into_inner()).clone()
+    }
+
+    /// Prometheus text format, version 0.0.4.
+    pub fn prometheus(&self) -> String {
+        let mut text = String::new();
+        let counters: [(&str, &str, &AtomicU64); 16] = [
+            ("millpond_records_total", "records read and decided by this worker", &self.records),
+            ("millpond_bytes_total", "bytes of keys, values and headers read", &self.bytes),
+            ("millpond_dead_letters_total", "records that became dead letters", &self.dead),
+            ("millpond_late_rows_total", "rows that came after their window's allowed lateness", &self.late),
+            ("millpond_ahead_rows_total", "rows with an event time beyond max_ahead", &self.ahead),
+            ("millpond_epochs_total", "epochs decided by this worker", &self.epochs),
+            ("millpond_stale_epochs_total", "epochs made and then found stale", &self.stale),
+            ("millpond_commits_total", "table commits", &self.commits),
+            ("millpond_commit_bytes_total", "bytes written by table commits", &self.commit_bytes),
+            ("millpond_commit_files_read_total", "data files read because rows were deleted from them", &self.commit_files_read),
+            ("millpond_runs_read_total", "runs read back from the store", &self.runs_read),
+            ("millpond_spilled_bytes_total", "bytes of window state spilled to disk", &self.spilled_bytes),
+            ("millpond_overflow_total", "values that did not fit when emitted and became null", &self.overflow),
+            ("millpond_lag_records", "records between the log's positions and the ends of the partitions", &self.lag),
+            ("millpond_open_windows", "windows that hold rows and are not dropped yet", &self.open_windows),
+            ("millpond_backlog_bytes", "staged bytes that are decided and not yet in every table", &self.backlog_bytes),
+        ];
+        for (name, help, value) in counters {
+            let kind = if name.ends_with("_total") { "counter" } else { "gauge" };
+            let _ = writeln!(text, "# HELP {name} {help}\n# TYPE {name} {kind}\n{name} {}", value.load(Ordering::Relaxed));
+        }
+        let _ = writeln!(text, "# HELP millpond_watermark_seconds event time up to which a source is complete\n# TYPE millpond_watermark_seconds gauge");
+        for (source, (at, _)) in self.watermarks() {
+            if let Some(at) = at {
+                let _ = writeln!(text, "millpond_watermark_seconds{{source=\"{source}\"}} {}", at as f64 / 1e6);
+            }
+        }
+        let _ = writeln!(text, "# HELP millpond_stage_cpu_seconds_total CPU time by stage\n# TYPE millpond_stage_cpu_seconds_total counter");
+        for (stage, ns) in self.stages() {
+            let _ = writeln!(text, "millpond_stage_cpu_seconds_total{{stage=\"{stage}\"}} {}", ns as f64 / 1e9);
+        }
+        text
+    }
+
+    /// Stage and its CPU time in nanoseconds.
+    pub fn stages(&self) -> [(&'static str, u64); 7] {
+        let c = &self.cpu;
+        let get = |a: &AtomicU64| a.load(Ordering::Relaxed);
+        [
+            ("consume", get(&c.consume)),
+            ("decode", get(&c.decode)),
+            ("partial", get(&c.partial)),
+            ("run", get(&c.run)),
+            ("fold", get(&c.fold)),
+            ("parquet", get(&c.parquet)),
+            ("commit", get(&c.commit)),
+        ]
+    }
+}

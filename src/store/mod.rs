@@ -1,1 +1,8 @@
-//! (filled next)
+//! Object stores. Everything that the project writes goes through one [`object_store::ObjectStore`].
+//!
+//! What the epoch log and the committers need of a store: create-if-absent that only one of
+//! several racers wins ([`probe`] refuses a store that fails it), reads that see every finished
+//! write, and durable puts ([`local`] makes them so on local disk).
+
+pub mod local;
+pub mod probe;

@@ -1,0 +1,34 @@
+//! Checkpoints: where a reader starts, so that the log can be short.
+
+use super::ledger::Ledger;
+use serde::{Deserialize, Serialize};
+
+/// Everything that the entries up to and including `upto` add up to.
+///
+/// `upto` is never above the lowest stamp of any format of any table when it is written, so that
+/// the newest checkpoint always serves a fold that must bring every table up, and entries at or
+/// below it may be removed as soon as it is decided.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Checkpoint {
+    /// M.
+    pub upto: u64,
+    /// The state before entry `upto + 1`.
+    pub ledger: Box<Ledger>,
+}
+
+/// How far checkpoints trail the head, in entries, so that other workers' reads are not in vain.
+pub const TRAIL: u64 = 12;
+
+/// A checkpoint is worth writing when it moves M by this many entries.
+pub const EVERY: u64 = 24;
+
+/// M of a checkpoint written now, if one is worth writing: a head of `next`, the lowest effective
+/// stamp of all formats of all tables, and the newest M.
+pub fn upto(next: u64, lowest_stamp: u64, newest: Option<u64>) -> Option<u64> {
+    let upto = next.checked_sub(1 + TRAIL)?.min(lowest_stamp);
+    let moved = match newest {
+        Some(newest) => upto.checked_sub(newest)?,
+        None => upto,
+    };
+    (moved >= EVERY).then_some(upto)
+}

@@ -1,0 +1,239 @@
+//! Plan entries: what a pipeline file means to a log, and what changing it does.
+
+use super::entry::{Plan, SourcePlan, SpecRecord, WindowedOrPlain};
+use super::ledger::Ledger;
+use crate::pipeline::sql::TablePlan;
+use crate::pipeline::{Emit, From, Pipeline, SourceSpec, TableDecl, TableFormatKind};
+use crate::source::SourceFacts;
+use crate::stage::TableSpec;
+use crate::stage::layout::assign_field_ids;
+use arrow::datatypes::{DataType, Field, Schema, SchemaRef, TimeUnit};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+#[derive(Debug, thiserror::Error)]
+pub enum PlanError {
+    /// The file cannot go on with this log; the text says what differs and the ways out.
+    #[error("{0}")]
+    Refused(String),
+    #[error("table {table}: {why}")]
+    Layout { table: String, why: String },
+}
+
+/// What a worker's pipeline file means to the log as it is.
+#[derive(Debug)]
+pub enum Fit {
+    /// The newest plan says just this.
+    Same,
+    /// To be proposed. One line for each difference, for the user.
+    Change(Box<Plan>, Vec<String>),
+}
+
+fn instant() -> DataType {
+    DataType::Timestamp(TimeUnit::Microsecond, Some("UTC".into()))
+}
+
+/// Where a row came from: the first columns of late and dead-letter tables.
+fn lineage() -> Vec<Field> {
+    vec![
+        Field::new("_topic", DataType::Utf8, true),
+        Field::new("_partition", DataType::Int32, true),
+        Field::new("_offset", DataType::Int64, true),
+        Field::new("_timestamp", instant(), true),
+        Field::new("_key", DataType::Binary, true),
+        Field::new("_reason", DataType::Utf8, true),
+    ]
+}
+
+/// Columns of `<source>__dead`.
+pub fn dead_schema() -> SchemaRef {
+    let entry = Field::new("entries", DataType::Struct(vec![Field::new("key", DataType::Utf8, false), Field::new("value", DataType::Binary, true)].into()), false);
+    let mut fields = lineage();
+    fields.push(Field::new("_table", DataType::Utf8, true));
+    fields.push(Field::new("_value", DataType::Binary, true));
+    fields.push(Field::new("_headers", DataType::Map(Arc::new(entry), false), true));
+    Arc::new(Schema::new(fields))
+}
+
+/// Columns of `<table>__late`: lineage, the columns that the SQL reads, the window missed.
+pub fn late_schema(plan: &TablePlan) -> SchemaRef {
+    let mut fields = lineage();
+    fields.extend(plan.scan_schema.fields().iter().map(|f| f.as_ref().clone().with_nullable(true)));
+    Arc::new(Schema::new(fields))
+}
+
+fn ids(table: &str, schema: &Schema, previous: Option<&SpecRecord>) -> Result<SchemaRef, PlanError> {
+    let layout = |why: String| PlanError::Layout { table: table.to_string(), why };
+    let previous = previous.map(|p| p.spec()).transpose().map_err(layout)?;
+    assign_field_ids(schema, previous.as_ref().map(|p| p.schema.as_ref())).map_err(|e| {
+        PlanError::Refused(format!(
+            "table {table} cannot take its new columns: {e}; only added nullable columns are evolved in place: give the table another name, or undo the change"
+        ))
+    })
+}
+
+fn record(spec: TableSpec) -> Result<SpecRecord, PlanError> {
+    SpecRecord::of(&spec).map_err(|e| PlanError::Layout { table: spec.name.clone(), why: e.to_string() })
+}
+
+/// All formats that some table of the source has: late and dead letters lie where their tables do.
+fn formats_of(pipeline: &Pipeline, source: &str, plans: &[Arc<TablePlan>]) -> Vec<TableFormatKind> {
+    let of = pipeline.tables.iter().zip(plans).filter(|(_, p)| p.source == source).flat_map(|(t, _)| t.formats.clone());
+    let all: BTreeSet<TableFormatKind> = of.collect();
+    if all.is_empty() { vec![TableFormatKind::Iceberg, TableFormatKind::Delta] } else { all.into_iter().collect() }
+}
+
+fn source_plan(pipeline: &Pipeline, spec: &SourceSpec, facts: &SourceFacts, starts: BTreeMap<i32, i64>, plans: &[Arc<TablePlan>], old: Option<&SourcePlan>) -> Result<SourcePlan, PlanError> {
+    let name = format!("{}__dead", spec.name);
+    let schema = ids(&name, &dead_schema(), old.map(|o| &o.dead))?;
+    let formats = formats_of(pipeline, &spec.name, plans);
+    let column = |c: &crate::pipeline::Column| match &c.from {
+        From::Path(path) if *path == [crate::pipeline::Segment::Field(c.name.clone())] => format!("{}: {:?}{}", c.name, c.ty, if c.nullable { "" } else { " not null" }),
+        from => format!("{}: {:?}{} from {from:?}", c.name, c.ty, if c.nullable { "" } else { " not null" }),
+    };
+    Ok(SourcePlan {
+        incarnation: facts.incarnation.clone(),
+        topic: facts.topic.clone(),
+        starts,
+        names: facts.names.clone(),
+        columns: spec.columns.iter().map(column).collect(),
+        delay_us: spec.watermark.as_ref().map_or(0, |w| w.delay_us),
+        time_column: spec.watermark.as_ref().map(|w| w.column.clone()),
+        dead: record(TableSpec { name, schema, key: vec![], formats, partition_by: vec![], properties: BTreeMap::new(), comment: None })?,
+    })
+}
+
+fn table_plan(decl: &TableDecl, plan: &TablePlan, born: u64, old: Option<&WindowedOrPlain>) -> Result<WindowedOrPlain, PlanError> {
+    let schema = ids(&decl.name, &plan.output, old.map(|o| &o.table))?;
+    let table = record(TableSpec {
+        name: decl.name.clone(),
+        schema,
+        key: plan.key.clone(),
+        formats: decl.formats.clone(),
+        partition_by: decl.partition_by.clone(),
+        properties: decl.properties.clone(),
+        comment: decl.comment.clone(),
+    })?;
+    let late = plan.window.as_ref().map(|_| {
+        let name = format!("{}__late", decl.name);
+        let schema = ids(&name, &late_schema(plan), old.and_then(|o| o.late.as_ref()))?;
+        record(TableSpec { name, schema, key: vec![], formats: decl.formats.clone(), partition_by: vec![], properties: BTreeMap::new(), comment: None })
+    });
+    Ok(WindowedOrPlain {
+        source: plan.source.clone(),
+        sql: decl.sql.clone(),
+        state: plan.describe(),
+        window: plan.window.clone(),
+        allowed_lateness_us: decl.allowed_lateness_us,
+        emit_on_update: decl.emit == Emit::OnUpdate,
+        born,
+        table,
+        late: late.transpose()?,
+    })
+}
+
+/// Entry 0: every partition that there is, and where the file says that each starts.
+pub fn birth(pipeline: &Pipeline, plans: &[Arc<TablePlan>], facts: &BTreeMap<String, SourceFacts>, starts: &BTreeMap<String, BTreeMap<i32, i64>>) -> Result<Plan, PlanError> {
+    let mut sources = BTreeMap::new();
+    for spec in &pipeline.sources {
+        let starts = starts.get(&spec.name).cloned().unwrap_or_default();
+        sources.insert(spec.name.clone(), source_plan(pipeline, spec, &facts[&spec.name], starts, plans, None)?);
+    }
+    let mut tables = BTreeMap::new();
+    for (decl, plan) in pipeline.tables.iter().zip(plans) {
+        tables.insert(decl.name.clone(), table_plan(decl, plan, 0, None)?);
+    }
+    Ok(Plan { pipeline: pipeline.name.clone(), replaces: None, sources, tables })
+}
+
+/// Compares a pipeline file with the newest plan of the log.
+///
+/// # Errors
+/// [`PlanError::Refused`] names the difference and the ways out.
+pub fn fit(ledger: &Ledger, pipeline: &Pipeline, plans: &[Arc<TablePlan>], facts: &BTreeMap<String, SourceFacts>, starts: &BTreeMap<String, BTreeMap<i32, i64>>) -> Result<Fit, PlanError> {
+    let old = &ledger.plan;
+    let mut changes = vec![];
+    let mut sources = BTreeMap::new();
+    for spec in &pipeline.sources {
+        let (found, before) = (&facts[&spec.name], old.sources.get(&spec.name));
+        let begins = match before {
+            Some(before) => before.starts.clone(),
+            None => {
+                changes.push(format!("source {} begins here", spec.name));
+                starts.get(&spec.name).cloned().unwrap_or_default()
+            }
+        };
+        let mut planned = source_plan(pipeline, spec, found, begins, plans, before)?;
+        if let Some(before) = before {
+            if before.topic != planned.topic {
+                return Err(PlanError::Refused(format!(
+                    "source {} reads {} and the log was written from {}: offsets of one mean nothing in the other; give the source another name, or name the topic {} again",
+                    spec.name, planned.topic, before.topic, before.topic
+                )));
+            }
+            // The identity of the topic is checked where it is read, with the choices named.
+            planned.incarnation.clone_from(&before.incarnation);
+            planned.names.clone_from(&before.names);
+            if before.time_column != planned.time_column {
+                return Err(PlanError::Refused(format!(
+                    "source {}: its watermark column changes from {:?} to {:?}, which would judge the same rows differently; give the source and its tables other names, or undo the change",
+                    spec.name, before.time_column, planned.time_column
+                )));
+            }
+            if before != &planned {
+                changes.push(format!("source {}: its columns, delay or formats change", spec.name));
+            }
+        }
+        sources.insert(spec.name.clone(), planned);
+    }
+    let mut tables = BTreeMap::new();
+    for (decl, plan) in pipeline.tables.iter().zip(plans) {
+        let before = old.tables.get(&decl.name);
+        let planned = table_plan(decl, plan, before.map_or(ledger.next, |b| b.born), before)?;
+        match before {
+            None => changes.push(format!("table {} begins here", decl.name)),
+            Some(before) if before == &planned => {}
+            Some(before) => changes.push(table_change(&decl.name, before, &planned)?),
+        }
+        tables.insert(decl.name.clone(), planned);
+    }
+    for gone in old.tables.keys().filter(|t| !tables.contains_key(*t)) {
+        changes.push(format!("table {gone} ends here: it stays as it is and gets no more rows"));
+    }
+    for gone in old.sources.keys().filter(|s| !sources.contains_key(*s)) {
+        changes.push(format!("source {gone} ends here"));
+    }
+    if changes.is_empty() {
+        return Ok(Fit::Same);
+    }
+    let plan = Plan { pipeline: pipeline.name.clone(), replaces: Some(ledger.plan_entry), sources, tables };
+    Ok(Fit::Change(Box::new(plan), changes))
+}
+
+fn table_change(name: &str, before: &WindowedOrPlain, after: &WindowedOrPlain) -> Result<String, PlanError> {
+    let refuse = |what: &str| {
+        PlanError::Refused(format!("table {name}: {what}; give the changed table another name (it begins empty and `run` fills it from here on), or undo the change"))
+    };
+    if before.source != after.source {
+        return Err(refuse(&format!("it moves from source {} to {}", before.source, after.source)));
+    }
+    if before.table.key != after.table.key {
+        return Err(refuse(&format!("its key changes from {:?} to {:?}", before.table.key, after.table.key)));
+    }
+    if before.table.formats != after.table.formats || before.table.partition_by != after.table.partition_by {
+        return Err(refuse("its formats or its partitioning change"));
+    }
+    if before.window.is_some() && before.state != after.state {
+        return Err(refuse(&format!(
+            "its windows are kept in another form\n  the log has:  {}\n  the file has: {}\nrows already counted cannot be counted again in the new form",
+            before.state, after.state
+        )));
+    }
+    if before.table.schema != after.table.schema {
+        return Ok(format!("table {name}: columns are added; rows written before hold null in them"));
+    }
+    if before.allowed_lateness_us != after.allowed_lateness_us {
+        return Ok(format!("table {name}: allowed lateness changes from {} s to {} s", before.allowed_lateness_us / 1_000_000, after.allowed_lateness_us / 1_000_000));
+    }
+    Ok(format!("table {name}: its SQL, comment, properties or way of emission change; its rows keep their form"))
+}

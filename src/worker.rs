@@ -1,1 +1,0 @@
-//! The only place that spawns tasks and wires the stages.
