@@ -295,7 +295,7 @@ mod tests {
             let mut doubled = chars.clone();
             doubled.insert(i, chars[i]);
             let mut swapped = chars.clone();
-            swapped.swap(i, (i + 1) % chars.len());
+            swapped.swap(i, (i + 1).min(chars.len() - 1));
             out.extend([deleted, doubled, swapped].map(|c| c.into_iter().collect::<String>()));
         }
         out.retain(|typo| typo != name && !typo.is_empty());

@@ -17,6 +17,8 @@ mod schema;
 mod secret;
 pub mod sql;
 mod substitute;
+#[cfg(test)]
+mod tests;
 mod types;
 
 pub use problem::{Problem, Problems, SourceText, Span, sql_problem};

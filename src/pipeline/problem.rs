@@ -180,11 +180,13 @@ fn sql_span(text: &SourceText, table: &TableDecl, (line, column): (usize, usize)
         .collect();
     let quote = first_column.checked_sub(2).and_then(|i| text.line(first_line).chars().nth(i));
     let single_quoted = quote == Some('\'');
-    let skip_space = |mut at: usize| {
-        while source.get(at).is_some_and(|(_, _, c)| c.is_whitespace()) {
-            at += 1;
+    let double_quoted = quote == Some('"');
+    let skip_space = |mut at: usize| loop {
+        match (source.get(at), source.get(at + 1)) {
+            (Some((_, _, c)), _) if c.is_whitespace() => at += 1,
+            (Some((_, _, '\\')), Some((_, _, 'n' | 't' | 'r'))) if double_quoted => at += 2,
+            _ => break at,
         }
-        at
     };
 
     let mut before = String::new();
@@ -195,13 +197,10 @@ fn sql_span(text: &SourceText, table: &TableDecl, (line, column): (usize, usize)
     let mut at = skip_space(0);
     for wanted in before.chars().filter(|c| !c.is_whitespace()) {
         at = skip_space(at);
-        while let (Some((_, _, '\\')), Some((_, _, 'n' | 't' | 'r'))) = (source.get(at), source.get(at + 1)) {
-            at = skip_space(at + 2);
-        }
         match (source.get(at), source.get(at + 1)) {
             (Some((_, _, '\'')), Some((_, _, '\''))) if single_quoted && wanted == '\'' => at += 2,
             (Some((_, _, found)), _) if *found == wanted => at += 1,
-            (Some((_, _, '\\')), Some((_, _, found))) if *found == wanted => at += 2,
+            (Some((_, _, '\\')), Some((_, _, found))) if double_quoted && *found == wanted => at += 2,
             // A substituted variable: what comes after it cannot be found any more.
             _ => break,
         }

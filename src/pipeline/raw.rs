@@ -98,7 +98,12 @@ pub(super) fn parse(text: &SourceText, problems: &mut Vec<Problem>) -> Option<No
 
 fn syntax(text: &SourceText, line: usize, column: usize, info: &str) -> Problem {
     // The scanner may stand behind the last line when it notices.
-    let line = line.clamp(1, text.line_count());
+    let mut line = line.clamp(1, text.line_count());
+    let mut column = column;
+    while line > 1 && text.line(line).trim().is_empty() {
+        line -= 1;
+        column = text.line(line).trim_end().chars().count();
+    }
     let written = text.line(line);
     let column = column.clamp(1, written.chars().count() + 1);
     let problem = text.problem(Span { line, column, length: 1 }, format!("this is not YAML: {}", info.trim_end_matches('.').to_lowercase()));
@@ -107,6 +112,8 @@ fn syntax(text: &SourceText, line: usize, column: usize, info: &str) -> Problem 
         problem.expected("spaces for indentation, not tabs")
     } else if near.iter().any(|l| l.contains('{') && l.contains(": ${")) {
         problem.expected("quotes around a variable inside { }: \"${NAME}\"")
+    } else if written.contains('{') && written.contains(['<', '(']) {
+        problem.expected("quotes around a type inside { }: \"decimal(12,2)\", \"struct<a: int64>\"")
     } else {
         problem
     }
@@ -225,7 +232,7 @@ mod tests {
         assert_eq!(
             outline(&node.unwrap()),
             "{a@1:1+1=\"1.10\"@1:4+4, b@2:1+1={é@3:3+1=[\"x\"@3:7+1, \"y z\"@3:10+5, \"w\"@3:17+3], \
-             d@4:3+1={e@4:7+1=\"010\"@4:10+3, f@4:15+1=null@4:18+1}, s@5:3+1=\"one\\ntwo\\n\"@5:6+1}}"
+             d@4:3+1={e@4:7+1=\"010\"@4:10+3, f@4:15+1=null@4:16+1}, s@5:3+1=\"one\\ntwo\\n\"@6:5+3}}"
         );
     }
 

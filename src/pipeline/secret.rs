@@ -163,6 +163,6 @@ mod tests {
         assert_eq!(masked("sasl.password: \"${PW}\""), "sasl.password: \"${PW}\"");
         assert_eq!(masked("topic: spend_events"), "topic: spend_events");
         // A default stands in the file itself.
-        assert_eq!(masked("sasl.password: \"${PW:-hunter2}\""), "sasl.password: \"***************\"");
+        assert_eq!(masked("sasl.password: \"${PW:-hunter2}\""), "sasl.password: \"**************\"");
     }
 }

@@ -221,10 +221,10 @@ impl Build<'_> {
         let shown = scalar.shown();
         let expected = format!("one of {}", words.now.join(", "));
         if words.later.contains(&scalar.text.as_str()) {
-            self.note(self.text.problem(node.span, format!("{what} `{shown}` is not in this version")).expected(expected).unsupported());
+            self.note(self.text.problem(node.span, format!("`{what}: {shown}` is not in this version")).expected(expected).unsupported());
         } else {
             let near = nearest(&scalar.text, words.now.iter().copied());
-            self.note(self.text.problem(node.span, format!("`{shown}` is no {what}")).expected(expected).nearest(near));
+            self.note(self.text.problem(node.span, format!("`{shown}` is no value of `{what}`")).expected(expected).nearest(near));
         }
         None
     }

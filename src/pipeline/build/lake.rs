@@ -35,10 +35,11 @@ impl Build<'_> {
             if scheme == "file" && path.starts_with('/') {
                 return Some(absolute(self.cwd, path));
             }
+            let named = if scalar.before.is_some() { scalar.shown().to_string() } else { format!("{scheme}://") };
             let known = matches!(scheme, "s3" | "s3a" | "gs" | "gcs" | "az" | "abfs" | "abfss" | "adl" | "http" | "https");
             let problem = match known {
-                true => self.text.problem(node.span, format!("a lake at `{scheme}://` is not in this version")).unsupported(),
-                false => self.text.problem(node.span, format!("`{scheme}://` is no place for a lake")),
+                true => self.text.problem(node.span, format!("a lake at `{named}` is not in this version")).unsupported(),
+                false => self.text.problem(node.span, format!("`{named}` is no place for a lake")),
             };
             self.note(problem.expected("a folder of the local file system, such as ./lake"));
             return None;

@@ -46,14 +46,12 @@ impl Build<'_> {
         })
     }
 
-    /// Where the first character of the SQL stands: behind a quote, or below `|` and `>`.
+    /// Where the first character of the SQL stands. A quoted text begins behind its quote; the place
+    /// of a block (`|`, `>`) already is that of its first line.
     fn sql_at(&self, node: &Node) -> (usize, usize) {
         let span = node.span;
         match self.text.line(span.line).chars().nth(span.column - 1) {
             Some('"' | '\'') => (span.line, span.column + 1),
-            Some('|' | '>') => (span.line + 1..=self.text.line_count())
-                .find_map(|line| self.text.line(line).chars().position(|c| !c.is_whitespace()).map(|at| (line, at + 1)))
-                .unwrap_or((span.line, span.column)),
             _ => (span.line, span.column),
         }
     }
@@ -86,7 +84,7 @@ impl Build<'_> {
         }
         let mut formats = Vec::new();
         for item in &items {
-            let Some(word) = self.word_of(item, &TABLE_FORMATS, "table format") else { continue };
+            let Some(word) = self.word_of(item, &TABLE_FORMATS, "formats") else { continue };
             let format = if word == "delta" { TableFormatKind::Delta } else { TableFormatKind::Iceberg };
             match formats.contains(&format) {
                 true => self.wrong(item.span, format!("`{word}` stands in `formats` twice"), "each format once"),
