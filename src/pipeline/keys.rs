@@ -18,6 +18,7 @@ pub enum Kind {
     /// One of a few words.
     Word(&'static Words),
     WordList(&'static Words),
+    /// Texts; one of them needs no brackets.
     TextList,
     /// Any names to texts.
     TextMap,
@@ -129,7 +130,7 @@ pub static KAFKA: Section = Section {
     title: "`kafka`",
     path: "sources.<source>.kafka",
     keys: &[
-        required("brokers", Kind::Text, "host:port, several with commas."),
+        required("brokers", Kind::TextList, "host:port; several with commas or as a list."),
         required("topic", Kind::Text, "The topic to read."),
         with_default("start", Kind::WordOrSection(&STARTS, &START), "earliest", "Where to begin when the pipeline runs for the first time. After that only the log counts."),
         optional("options", Kind::TextMap, "Properties of librdkafka, passed on as they are: security.protocol, sasl.*, ssl.* and all others but those that Millpond must set itself."),

@@ -199,6 +199,18 @@ fn a_typo_of_any_key_in_a_file_is_answered_with_the_key() {
 }
 
 #[test]
+fn a_key_without_a_value_is_not_taken_for_absent() {
+    for (file, key) in [
+        (with("  spend_by_user:\n", "  spend_by_user:\n    key:\n"), "key"),
+        (with("    watermark: {column: event_time}", "    watermark:"), "watermark"),
+        (GOOD.to_string() + "memory: ~\n", "memory"),
+    ] {
+        let problems = parsed(&file).unwrap_err().list;
+        assert_eq!(problems.iter().map(|p| p.message.as_str()).collect::<Vec<_>>(), [format!("`{key}` has no value")]);
+    }
+}
+
+#[test]
 fn no_name_leads_out_of_its_folder() {
     for name in ["..", "../x", "a/b", "a\\\\b", "/abs", ".", "a..b", "Ä", "a b", "a\\0b", "-a", "1a", ""] {
         for file in [

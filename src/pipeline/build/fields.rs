@@ -70,11 +70,12 @@ impl Build<'_> {
                 found.push((known, span, value));
             }
         }
-        for key in section.keys.iter().filter(|k| k.required) {
+        for key in section.keys {
             match found.iter().find(|(found, ..)| found.name == key.name) {
-                None => self.wrong(at, format!("{} needs `{}`", section.title, key.name), &example(key)),
+                None if key.required => self.wrong(at, format!("{} needs `{}`", section.title, key.name), &example(key)),
+                // Never read as if the key were not there: an empty `key:` would make a table append-only.
                 Some((_, span, node)) if matches!(node.value, Value::Null) => self.wrong(*span, format!("`{}` has no value", key.name), &example(key)),
-                Some(_) => {}
+                _ => {}
             }
         }
         Some(Fields { section, at, found, later })
