@@ -3,11 +3,64 @@
 //! YAML is parsed loosely into a tree that knows where each word stands ([`raw`]) and built
 //! strictly into a [`Pipeline`] ([`build`]): every problem is reported at once, each with its
 //! place. Nothing behind this module ever sees a value that has not been checked here.
+//!
+//! ```text
+//!   text ─► raw (YAML with places) ─► substitute (${VAR}) ─► build (keys, types, names) ─► Pipeline
+//! ```
 
+mod build;
+mod duration;
+pub mod keys;
+pub mod problem;
+mod raw;
+mod schema;
+mod secret;
 pub mod sql;
+mod substitute;
+#[cfg(test)]
+mod tests;
+mod types;
+
+pub use problem::{Problem, Problems, SourceText, Span, sql_problem};
+pub use schema::json_schema;
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+
+/// Reads and checks a pipeline file. Relative paths in it (`lake.root`, `sqlite://./…`, `file`)
+/// are resolved against `cwd`, the working directory; variables are looked up by `env`.
+///
+/// # Errors
+/// Everything that is wrong with the file, in its order; a file that cannot be read is one
+/// problem at its first line.
+pub fn load(path: &Path, cwd: &Path, env: &dyn Fn(&str) -> Option<String>) -> Result<Pipeline, Problems> {
+    let file = path.display().to_string();
+    let unreadable = |message: String| Problems { list: vec![SourceText::new(file.clone(), "").problem(Span::START, message)] };
+    let bytes = std::fs::read(cwd.join(path)).map_err(|e| unreadable(format!("cannot read the pipeline file: {}", e.to_string().to_lowercase())))?;
+    let text = String::from_utf8(bytes).map_err(|e| {
+        let line = 1 + e.as_bytes()[..e.utf8_error().valid_up_to()].iter().filter(|b| **b == b'\n').count();
+        unreadable(format!("the pipeline file is not UTF-8 (line {line})"))
+    })?;
+    load_text(&SourceText::new(file, &text), cwd, env)
+}
+
+/// Checks the text of a pipeline file; see [`load`].
+pub fn load_text(text: &SourceText, cwd: &Path, env: &dyn Fn(&str) -> Option<String>) -> Result<Pipeline, Problems> {
+    let mut list = Vec::new();
+    let mut root = raw::parse(text, &mut list);
+    if let Some(root) = &mut root {
+        substitute::substitute(root, text, cwd, env, &mut list);
+    }
+    let pipeline = root.and_then(|root| build::build(text, cwd, &root, &mut list));
+    match pipeline {
+        Some(pipeline) if list.is_empty() => Ok(pipeline),
+        _ => {
+            list.sort_by_key(|p| (p.line, p.column));
+            list.dedup();
+            Err(Problems { list })
+        }
+    }
+}
 
 /// A pipeline that has passed every check that needs no connection.
 #[derive(Debug, Clone)]

@@ -1,0 +1,208 @@
+//! The loose tree, built strictly into a [`Pipeline`]: every problem is found in one pass.
+//!
+//! A builder that meets a problem notes it and answers `None`; its caller goes on with the other
+//! parts, so that one mistake never hides the next. A pipeline leaves this module only when
+//! nothing was noted.
+
+mod fields;
+mod lake;
+mod source;
+mod table;
+
+use std::cell::RefCell;
+use std::path::Path;
+
+use fields::Fields;
+
+use super::keys::{BACKLOG, COMMIT, EPOCH, OBSERVE, SOURCE, TABLE, TOP};
+use super::problem::{Problem, SourceText, Span};
+use super::raw::{Key, Node, Scalar};
+use super::types::Misfit;
+use super::{Backlog, Pipeline};
+
+/// Below this a worker cannot hold one batch of each stage.
+const MIN_MEMORY_BYTES: u64 = 16 << 20;
+
+/// Longest name of a pipeline, source or table: it becomes a folder's name, with a suffix.
+const MAX_NAME: usize = 128;
+
+/// What a name is for.
+#[derive(Clone, Copy)]
+enum Role {
+    Pipeline,
+    Source,
+    Table,
+    Namespace,
+}
+
+impl Role {
+    fn title(self) -> &'static str {
+        match self {
+            Self::Pipeline => "pipeline",
+            Self::Source => "source",
+            Self::Table => "table",
+            Self::Namespace => "namespace",
+        }
+    }
+}
+
+/// One build: the file's text, and what is wrong with it so far.
+struct Build<'a> {
+    text: &'a SourceText,
+    cwd: &'a Path,
+    problems: RefCell<Vec<Problem>>,
+}
+
+/// Builds the pipeline. Adds what is wrong to `problems`; answers `None` only if it did, or if
+/// there was something before.
+pub(super) fn build(text: &SourceText, cwd: &Path, root: &Node, problems: &mut Vec<Problem>) -> Option<Pipeline> {
+    let build = Build { text, cwd, problems: RefCell::new(Vec::new()) };
+    let pipeline = build.pipeline(root);
+    problems.append(&mut build.problems.into_inner());
+    pipeline
+}
+
+impl Build<'_> {
+    fn note(&self, problem: Problem) {
+        self.problems.borrow_mut().push(problem);
+    }
+
+    fn wrong(&self, span: Span, message: impl Into<String>, expected: &str) {
+        self.note(self.text.problem(span, message).expected(expected));
+    }
+
+    fn pipeline(&self, root: &Node) -> Option<Pipeline> {
+        let top = self.fields(root, &TOP, Span { length: 1, ..root.span })?;
+        let name = top.get("pipeline").and_then(|node| self.name(node, Role::Pipeline));
+        let sources = self.named(&top, "sources", Role::Source, |name, node| {
+            let fields = self.fields(node, &SOURCE, name.span)?;
+            self.source(name, &fields)
+        });
+        let tables = self.named(&top, "tables", Role::Table, |name, node| {
+            let fields = self.fields(node, &TABLE, name.span)?;
+            self.table(name, &fields)
+        });
+        let lake = self.lake(&top, name.as_deref());
+        let epoch = self.section(&top, "epoch", &EPOCH).and_then(|f| self.duration_us(&f, "every"));
+        let commit = self.section(&top, "commit", &COMMIT).and_then(|f| self.duration_us(&f, "every"));
+        let memory = self.bytes(&top, "memory");
+        let backlog = self.section(&top, "backlog", &BACKLOG).and_then(|f| {
+            let (bytes, hours) = (self.bytes(&f, "bytes"), self.integer(&f, "hours"));
+            Some(Backlog { bytes: bytes?, hours: hours? })
+        });
+        let listen = match self.section(&top, "observe", &OBSERVE).and_then(|f| f.get("listen")) {
+            Some(node) => self.address(node).map(Some),
+            None => Some(None),
+        };
+        if let (Some(0..1_000), Some(node)) = (epoch, top.get("epoch")) {
+            self.wrong(node.span, "`epoch.every` is too short", "at least 1ms; 1s to 30s is usual");
+        }
+        if let (Some(bytes), Some(node)) = (memory, top.get("memory"))
+            && bytes < MIN_MEMORY_BYTES
+        {
+            self.wrong(node.span, "`memory` is too small to work with", "at least 16MiB");
+        }
+        Some(Pipeline {
+            name: name?,
+            sources: sources?,
+            tables: tables?,
+            lake: lake?,
+            epoch_every_ms: epoch? as u64 / 1_000,
+            commit_every_ms: commit? as u64 / 1_000,
+            memory_bytes: memory?,
+            backlog: backlog?,
+            listen: listen?,
+        })
+    }
+
+    /// A map of names that the user chose, each with something to build.
+    fn named<T>(&self, top: &Fields<'_>, key: &'static str, role: Role, one: impl Fn(&Key, &Node) -> Option<T>) -> Option<Vec<T>> {
+        let node = top.get(key)?;
+        let entries = self.entries(node, key)?;
+        if entries.is_empty() {
+            self.wrong(top.span(key), format!("`{key}` is empty"), &format!("at least one: `{key}: {{name: …}}`"));
+            return None;
+        }
+        let mut built = Vec::new();
+        let mut whole = true;
+        for (name, node) in entries {
+            // A bad name does not hide what is wrong with the rest.
+            whole &= self.is_name(&name.text, &name.text, name.span, role);
+            match one(name, node) {
+                Some(t) => built.push(t),
+                None => whole = false,
+            }
+        }
+        whole.then_some(built)
+    }
+
+    fn name(&self, node: &Node, role: Role) -> Option<String> {
+        let scalar = self.text_of(node, "a name")?;
+        self.is_name(&scalar.text, scalar.shown(), node.span, role).then(|| scalar.text.clone())
+    }
+
+    /// Names become folders, tables and consumer groups: nothing in them may lead elsewhere.
+    fn is_name(&self, name: &str, shown: &str, span: Span, role: Role) -> bool {
+        let dash = matches!(role, Role::Pipeline | Role::Namespace);
+        let letters = if dash { "a-z, 0-9, _ and -" } else { "a-z, 0-9 and _" };
+        let fits = |name: &str| {
+            name.starts_with(|c: char| c.is_ascii_lowercase()) && name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_' || (dash && c == '-'))
+        };
+        if !fits(name) {
+            let mapped: String = name.to_lowercase().chars().map(|c| if c.is_ascii_alphanumeric() || (dash && c == '-') { c } else { '_' }).collect();
+            let near = Some(mapped.trim_matches('_')).filter(|near| fits(near) && shown == name);
+            let problem = self.text.problem(span, format!("`{shown}` cannot name a {}", role.title()));
+            self.note(problem.expected(format!("a name of {letters}, starting with a letter")).nearest(near));
+            return false;
+        }
+        if name.len() > MAX_NAME {
+            self.wrong(span, format!("the name of this {} has {} characters", role.title(), name.len()), &format!("at most {MAX_NAME}"));
+            return false;
+        }
+        let suffix = ["__late", "__dead"].into_iter().find(|s| name.ends_with(s));
+        if let (Some(suffix), Role::Table | Role::Source) = (suffix, role) {
+            self.wrong(span, format!("`{shown}` ends with `{suffix}`, which marks tables that Millpond makes itself"), "another name");
+            return false;
+        }
+        true
+    }
+
+    fn address(&self, node: &Node) -> Option<std::net::SocketAddr> {
+        let text = self.text_of(node, "an address")?;
+        let written = match text.text.strip_prefix("localhost:") {
+            Some(port) => format!("127.0.0.1:{port}"),
+            None => text.text.clone(),
+        };
+        let parsed = written.parse().ok();
+        if parsed.is_none() {
+            let shown = text.shown();
+            let near = shown.strip_prefix(':').unwrap_or(shown).parse::<u16>().ok().map(|port| format!("127.0.0.1:{port}"));
+            let problem = self.text.problem(node.span, format!("`{shown}` is no address to listen on"));
+            self.note(problem.expected("an IP address and a port, such as 127.0.0.1:9090 or [::1]:9090").nearest(near));
+        }
+        parsed
+    }
+
+    /// Notes what is wrong with a text, at the place in it where it is.
+    fn misfit(&self, node: &Node, scalar: &Scalar, misfit: Misfit) {
+        let mut problem = self.text.problem(self.within(node.span, scalar, misfit.at, misfit.length), misfit.message);
+        if scalar.before.is_some() {
+            problem.message = format!("what {} stands for does not fit here", scalar.shown());
+        }
+        problem.expected = misfit.expected;
+        problem.nearest = misfit.nearest;
+        problem.unsupported = misfit.unsupported;
+        self.note(problem);
+    }
+
+    /// Part of a scalar, as a place in the file; the whole of it where they are not the same text.
+    fn within(&self, span: Span, scalar: &Scalar, at: usize, length: usize) -> Span {
+        let written: String = self.text.line(span.line).chars().skip(span.column - 1).take(span.length).collect();
+        let inner = if written.starts_with(['"', '\'']) { 1 } else { 0 };
+        let same = written.chars().skip(inner).take(scalar.text.chars().count()).eq(scalar.text.chars());
+        match same && at + length <= scalar.text.chars().count() && length > 0 {
+            true => Span { column: span.column + inner + at, length, ..span },
+            false => span,
+        }
+    }
+}

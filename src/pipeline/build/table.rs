@@ -1,0 +1,123 @@
+//! One table, as declared. Whether its SQL can be planned is not judged here.
+
+use std::collections::BTreeMap;
+
+use super::super::keys::TABLE_FORMATS;
+use super::super::raw::{Key, Node};
+use super::super::types::partition_field;
+use super::super::{Emit, PartitionField, TableDecl, TableFormatKind};
+use super::Build;
+use super::fields::Fields;
+
+impl Build<'_> {
+    pub fn table(&self, name: &Key, fields: &Fields<'_>) -> Option<TableDecl> {
+        let sql = fields.get("sql").and_then(|node| Some((self.filled(node, "a select")?.text.clone(), self.sql_at(node))));
+        let key = match fields.get("key") {
+            Some(node) => self.names(node, "key").map(Some),
+            None => Some(None),
+        };
+        let allowed_lateness = self.duration_us(fields, "allowed_lateness");
+        let emit = self.word(fields, "emit").map(|word| if word == "on_update" { Emit::OnUpdate } else { Emit::OnClose });
+        let formats = self.formats(fields);
+        let partition_by = match fields.get("partition_by") {
+            Some(node) => self.partition_by(node),
+            None => Some(Vec::new()),
+        };
+        let properties = match fields.get("properties") {
+            Some(node) => self.properties(node),
+            None => Some(BTreeMap::new()),
+        };
+        let comment = match fields.get("comment") {
+            Some(node) => self.text_of(node, "a text").map(|s| Some(s.text.clone())),
+            None => Some(None),
+        };
+        let (sql, sql_at) = sql?;
+        Some(TableDecl {
+            name: name.text.clone(),
+            sql,
+            key: key?,
+            allowed_lateness_us: allowed_lateness?,
+            emit: emit?,
+            formats: formats?,
+            partition_by: partition_by?,
+            properties: properties?,
+            comment: comment?,
+            sql_at,
+        })
+    }
+
+    /// Where the first character of the SQL stands. A quoted text begins behind its quote; the place
+    /// of a block (`|`, `>`) already is that of its first line.
+    fn sql_at(&self, node: &Node) -> (usize, usize) {
+        let span = node.span;
+        match self.text.line(span.line).chars().nth(span.column - 1) {
+            Some('"' | '\'') => (span.line, span.column + 1),
+            _ => (span.line, span.column),
+        }
+    }
+
+    /// A list of different names, at least one.
+    fn names(&self, node: &Node, what: &str) -> Option<Vec<String>> {
+        let items = self.items(node, what)?;
+        if items.is_empty() {
+            self.wrong(node.span, format!("`{what}` is empty"), "at least one column, or no `key` for an append-only table");
+        }
+        let mut names: Vec<String> = Vec::new();
+        for item in &items {
+            if let Some(scalar) = self.filled(item, "a column's name") {
+                match names.contains(&scalar.text) {
+                    true => self.wrong(item.span, format!("`{}` stands in `{what}` twice", scalar.shown()), "each column once"),
+                    false => names.push(scalar.text.clone()),
+                }
+            }
+        }
+        (!items.is_empty() && names.len() == items.len()).then_some(names)
+    }
+
+    fn formats(&self, fields: &Fields<'_>) -> Option<Vec<TableFormatKind>> {
+        let Some(node) = fields.get("formats") else {
+            return Some(vec![TableFormatKind::Iceberg, TableFormatKind::Delta]);
+        };
+        let items = self.items(node, "formats")?;
+        if items.is_empty() {
+            self.wrong(node.span, "`formats` is empty", "iceberg, delta or both");
+        }
+        let mut formats = Vec::new();
+        for item in &items {
+            let Some(word) = self.word_of(item, &TABLE_FORMATS, "formats") else { continue };
+            let format = if word == "delta" { TableFormatKind::Delta } else { TableFormatKind::Iceberg };
+            match formats.contains(&format) {
+                true => self.wrong(item.span, format!("`{word}` stands in `formats` twice"), "each format once"),
+                false => formats.push(format),
+            }
+        }
+        (!items.is_empty() && formats.len() == items.len()).then_some(formats)
+    }
+
+    fn partition_by(&self, node: &Node) -> Option<Vec<PartitionField>> {
+        let items = self.items(node, "partition_by")?;
+        let mut fields: Vec<PartitionField> = Vec::new();
+        for item in &items {
+            let Some(scalar) = self.text_of(item, "a column, or day(column)") else { continue };
+            match partition_field(&scalar.text) {
+                Err(misfit) => self.misfit(item, scalar, misfit),
+                Ok(field) if fields.contains(&field) => self.wrong(item.span, format!("`{}` stands in `partition_by` twice", scalar.shown()), "each field once"),
+                Ok(field) => fields.push(field),
+            }
+        }
+        (fields.len() == items.len()).then_some(fields)
+    }
+
+    fn properties(&self, node: &Node) -> Option<BTreeMap<String, String>> {
+        let entries = self.entries(node, "properties")?;
+        let mut properties = BTreeMap::new();
+        for (key, value) in entries {
+            if key.text.starts_with("millpond.") {
+                self.wrong(key.span, format!("the property `{}` is Millpond's own", key.text), "another name");
+            } else if let Some(scalar) = self.text_of(value, "a text") {
+                properties.insert(key.text.clone(), scalar.text.clone());
+            }
+        }
+        (properties.len() == entries.len()).then_some(properties)
+    }
+}
