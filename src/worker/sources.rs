@@ -1,0 +1,160 @@
+//! One thread per source: it polls, and answers commands between polls.
+
+use crate::observe::{Metrics, cpu};
+use crate::source::{Position, RawBatch, Source, SourceError, SourceEvent, SourceFacts};
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+use std::sync::mpsc as std_mpsc;
+use std::time::Duration;
+use tokio::sync::{mpsc, oneshot};
+
+/// Batches that wait between a source's thread and the ingest half.
+const QUEUED: usize = 16;
+
+pub enum Command {
+    /// Read from here; everything delivered from now on belongs to this generation.
+    Start { generation: u64, positions: BTreeMap<i32, Position> },
+    Pause(Vec<i32>),
+    Facts(oneshot::Sender<Result<SourceFacts, SourceError>>),
+    Committed(BTreeMap<i32, i64>),
+    Stop,
+}
+
+pub enum Event {
+    Batch { generation: u64, batch: RawBatch },
+    Assigned(Vec<i32>),
+    Notice(String),
+    /// The source went on after trouble.
+    Fine,
+    Failed(SourceError),
+}
+
+/// The ingest half's handle to a source's thread.
+pub struct SourceThread {
+    pub name: String,
+    commands: std_mpsc::Sender<Command>,
+    pub events: mpsc::Receiver<Event>,
+    thread: Option<std::thread::JoinHandle<()>>,
+}
+
+impl SourceThread {
+    /// Joins the source's other readers and starts to poll.
+    pub fn spawn(name: String, source: Box<dyn Source>, metrics: Arc<Metrics>) -> std::io::Result<Self> {
+        let (commands, received) = std_mpsc::channel();
+        let (sender, events) = mpsc::channel(QUEUED);
+        let thread = std::thread::Builder::new().name(format!("source {name}")).spawn(move || run(source, &received, &sender, &metrics))?;
+        Ok(Self { name, commands, events, thread: Some(thread) })
+    }
+
+    pub fn send(&self, command: Command) {
+        // A thread that has ended has said why in its events.
+        let _ = self.commands.send(command);
+    }
+
+    /// Asks the source for its facts. The events must be drained meanwhile only when the thread waits
+    /// for nothing else: it answers commands before it delivers.
+    pub async fn facts(&self) -> Result<SourceFacts, SourceError> {
+        let (reply, answer) = oneshot::channel();
+        self.send(Command::Facts(reply));
+        answer.await.unwrap_or_else(|_| Err(SourceError::Unavailable(format!("the thread of source {} has ended", self.name))))
+    }
+}
+
+impl Drop for SourceThread {
+    fn drop(&mut self) {
+        self.send(Command::Stop);
+        self.events.close();
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+fn run(mut source: Box<dyn Source>, commands: &std_mpsc::Receiver<Command>, events: &mpsc::Sender<Event>, metrics: &Metrics) {
+    let mut generation = 0;
+    let mut started = false;
+    let mut joined = false;
+    let mut troubled = false;
+    let mut waiting: VecDeque<Event> = VecDeque::new();
+    loop {
+        // With something to deliver and nobody to take it, commands are all there is to do.
+        let command = if waiting.is_empty() { commands.try_recv().ok() } else { commands.recv_timeout(Duration::from_millis(2)).ok() };
+        match command {
+            Some(Command::Stop) => return,
+            Some(Command::Start { generation: next, positions }) => {
+                waiting.retain(|e| !matches!(e, Event::Batch { .. }));
+                generation = next;
+                match source.start(&positions) {
+                    Ok(()) => started = true,
+                    Err(e) => waiting.push_back(Event::Failed(e)),
+                }
+                continue;
+            }
+            Some(Command::Pause(partitions)) => {
+                if let Err(e) = source.pause(&partitions) {
+                    waiting.push_back(Event::Notice(e.to_string()));
+                }
+                continue;
+            }
+            Some(Command::Facts(reply)) => {
+                let _ = reply.send(source.facts());
+                continue;
+            }
+            Some(Command::Committed(offsets)) => {
+                if let Err(e) = source.report_committed(&offsets) {
+                    waiting.push_back(Event::Notice(e.to_string()));
+                }
+                continue;
+            }
+            None => {}
+        }
+        while let Some(event) = waiting.pop_front() {
+            match events.try_send(event) {
+                Ok(()) => {}
+                Err(mpsc::error::TrySendError::Full(event)) => {
+                    waiting.push_front(event);
+                    break;
+                }
+                Err(mpsc::error::TrySendError::Closed(_)) => return,
+            }
+        }
+        if !waiting.is_empty() {
+            continue;
+        }
+        if !joined {
+            match source.join() {
+                Ok(()) => joined = true,
+                Err(SourceError::Unavailable(why)) => {
+                    waiting.push_back(Event::Notice(why));
+                    std::thread::sleep(Duration::from_millis(500));
+                }
+                Err(refused) => waiting.push_back(Event::Failed(refused)),
+            }
+            continue;
+        }
+        match cpu(&metrics.cpu.consume, || source.poll(Duration::from_millis(20))) {
+            Ok(SourceEvent::Batch(batch)) => {
+                if std::mem::take(&mut troubled) {
+                    waiting.push_back(Event::Fine);
+                }
+                if started {
+                    waiting.push_back(Event::Batch { generation, batch });
+                }
+            }
+            Ok(SourceEvent::Assigned(partitions)) => {
+                started = false;
+                waiting.push_back(Event::Assigned(partitions));
+            }
+            Ok(SourceEvent::Notice(why)) | Err(SourceError::Unavailable(why)) => {
+                troubled = true;
+                waiting.push_back(Event::Notice(why));
+            }
+            Ok(SourceEvent::Idle) => {}
+            Err(refused) => {
+                waiting.push_back(Event::Failed(refused));
+                started = false;
+                std::thread::sleep(Duration::from_millis(200));
+            }
+        }
+    }
+}
