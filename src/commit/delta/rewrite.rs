@@ -24,9 +24,9 @@ pub(super) struct Rest {
 
 /// The file without the rows at these positions: same columns, same order. Pure; the file is held in
 /// memory twice.
-pub(super) fn without(file: Bytes, drop: &RoaringTreemap, spec: &TableSpec) -> Result<Rest, String> {
+pub(super) fn without(old: Bytes, drop: &RoaringTreemap, spec: &TableSpec) -> Result<Rest, String> {
     let said = |e: &dyn std::fmt::Display| e.to_string();
-    let plain = ArrowReaderMetadata::load(&file, ArrowReaderOptions::new()).map_err(|e| said(&e))?;
+    let plain = ArrowReaderMetadata::load(&old, ArrowReaderOptions::new()).map_err(|e| said(&e))?;
     let rows = plain.metadata().file_metadata().num_rows() as u64;
     if let Some(last) = drop.max()
         && last >= rows
@@ -35,10 +35,11 @@ pub(super) fn without(file: Bytes, drop: &RoaringTreemap, spec: &TableSpec) -> R
     }
     let schema = Arc::new(micros(plain.schema(), &spec.schema));
     let options = ArrowReaderOptions::new().with_schema(schema.clone());
-    let reader = ParquetRecordBatchReaderBuilder::try_new_with_options(file, options).map_err(|e| said(&e))?;
+    let reader = ParquetRecordBatchReaderBuilder::try_new_with_options(old, options).map_err(|e| said(&e))?;
     let zstd = ZstdLevel::try_new(3).map_err(|e| said(&e))?;
     let properties = WriterProperties::builder().set_compression(Compression::ZSTD(zstd)).set_created_by(super::ENGINE.to_string()).build();
-    let mut writer = ArrowWriter::try_new(Vec::new(), schema.clone(), Some(properties)).map_err(|e| said(&e))?;
+    let mut file = Vec::new();
+    let mut writer = ArrowWriter::try_new(&mut file, schema.clone(), Some(properties)).map_err(|e| said(&e))?;
     let mut bounds: Vec<Option<Bounds>> = schema.fields().iter().map(|f| Bounds::of(f, spec)).collect();
     let (mut at, mut records) = (0u64, 0u64);
     let mut gone = drop.iter().peekable();
@@ -62,7 +63,7 @@ pub(super) fn without(file: Bytes, drop: &RoaringTreemap, spec: &TableSpec) -> R
     if records == 0 {
         return Ok(Rest { file: None, records: 0, columns: Vec::new(), split_offsets: Vec::new() });
     }
-    let metadata = writer.finish().map_err(|e| said(&e))?;
+    let metadata = writer.close().map_err(|e| said(&e))?;
     let split_offsets = metadata.row_groups().iter().map(|g| g.column(0)).map(|c| c.dictionary_page_offset().unwrap_or(c.data_page_offset())).collect();
     let mut columns = Vec::new();
     for (field, bounds) in schema.fields().iter().zip(bounds) {
@@ -71,7 +72,6 @@ pub(super) fn without(file: Bytes, drop: &RoaringTreemap, spec: &TableSpec) -> R
         let bytes: i64 = metadata.row_groups().iter().flat_map(|g| g.columns()).filter(of_column).map(|c| c.compressed_size()).sum();
         columns.push(bounds.done(records, bytes as u64));
     }
-    let file = writer.into_inner().map_err(|e| said(&e))?;
     Ok(Rest { file: Some(file), records, columns, split_offsets })
 }
 

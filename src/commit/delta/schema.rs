@@ -219,7 +219,7 @@ mod tests {
 
     #[test]
     fn a_fit_tells_what_can_be_added_from_what_cannot_be_mended() {
-        let field = |n: &str, t: &str, null: bool| json!({"name": n, "type": t, "nullable": null, "metadata": {}});
+        let field = |n: &str, t: &str, nullable: bool| json!({"name": n, "type": t, "nullable": nullable, "metadata": {}});
         let have = [field("a", "long", false), field("b", "string", true), field("extra", "date", true)];
         let good = fit(&[field("a", "long", false), field("new", "double", true)], &have);
         assert_eq!(good, Fit { missing: vec![field("new", "double", true)], differences: vec![] });
