@@ -6,10 +6,10 @@ use arrow::array::*;
 use arrow::compute::{self, filter_record_batch};
 use arrow::datatypes::*;
 use bytes::Bytes;
-use parquet::arrow::ArrowWriter;
+use parquet::arrow::{ArrowSchemaConverter, ArrowWriter};
 use parquet::arrow::arrow_reader::{ArrowReaderMetadata, ArrowReaderOptions, ParquetRecordBatchReaderBuilder};
-use parquet::basic::{Compression, ZstdLevel};
-use parquet::file::properties::WriterProperties;
+use parquet::basic::{Compression, Type, ZstdLevel};
+use parquet::file::properties::{EnabledStatistics, WriterProperties};
 use roaring::RoaringTreemap;
 use std::sync::Arc;
 
@@ -36,8 +36,7 @@ pub(super) fn without(old: Bytes, drop: &RoaringTreemap, spec: &TableSpec) -> Re
     let schema = Arc::new(micros(plain.schema(), &spec.schema));
     let options = ArrowReaderOptions::new().with_schema(schema.clone());
     let reader = ParquetRecordBatchReaderBuilder::try_new_with_options(old, options).map_err(|e| said(&e))?;
-    let zstd = ZstdLevel::try_new(3).map_err(|e| said(&e))?;
-    let properties = WriterProperties::builder().set_compression(Compression::ZSTD(zstd)).set_created_by(super::ENGINE.to_string()).build();
+    let properties = properties(&schema).map_err(|e| said(&e))?;
     let mut file = Vec::new();
     let mut writer = ArrowWriter::try_new(&mut file, schema.clone(), Some(properties)).map_err(|e| said(&e))?;
     let mut bounds: Vec<Option<Bounds>> = schema.fields().iter().map(|f| Bounds::of(f, spec)).collect();
@@ -73,6 +72,18 @@ pub(super) fn without(old: Bytes, drop: &RoaringTreemap, spec: &TableSpec) -> Re
         columns.push(bounds.done(records, bytes as u64));
     }
     Ok(Rest { file: Some(file), records, columns, split_offsets })
+}
+
+/// How files are written: zstd, and no footer statistics of floats. Parquet leaves NaN out of them,
+/// readers that order NaN above all numbers (DuckDB, Spark) prune by them nevertheless and lose it.
+pub(super) fn properties(schema: &Schema) -> parquet::errors::Result<WriterProperties> {
+    let mut builder = WriterProperties::builder().set_compression(Compression::ZSTD(ZstdLevel::try_new(3)?)).set_created_by(super::ENGINE.to_string());
+    for column in ArrowSchemaConverter::new().convert(schema)?.columns() {
+        if matches!(column.physical_type(), Type::FLOAT | Type::DOUBLE) {
+            builder = builder.set_column_statistics_enabled(column.path().clone(), EnabledStatistics::None);
+        }
+    }
+    Ok(builder.build())
 }
 
 /// Nanosecond timestamps (INT96 of old Spark) are read and written on as microseconds: Delta has no
