@@ -448,8 +448,9 @@ async fn foreign_commits_are_honoured_deletion_vectors_included() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn three_hundred_commits_leave_a_short_log() {
-    let folder = tempfile::tempdir().unwrap();
-    let disk = object_store::local::LocalFileSystem::new_with_prefix(folder.path()).unwrap();
+    let temporary = tempfile::tempdir().unwrap();
+    let root = out(&temporary);
+    let disk = object_store::local::LocalFileSystem::new_with_prefix(&root).unwrap();
     let lake = lake_on(Arc::new(disk), "file:///lake/");
     let spec = spec_of("t", &[("id", C::Int64, false), ("v", C::String, true)], &["v"]);
     let mut table = lake.table(&spec).await;
@@ -506,13 +507,18 @@ async fn a_sleeper_that_puts_on_a_freed_name_does_not_believe_it() {
     assert_eq!(lake.ids(&mut table).await, (2..=103).collect::<Vec<i64>>());
 }
 
-/// Every type, in a table on disk that other readers may look at: `MILLPOND_DELTA_OUT` names the
-/// folder to leave it in.
+/// Where a table on disk goes: `MILLPOND_DELTA_OUT` leaves it for other readers to look at.
+fn out(temporary: &tempfile::TempDir) -> std::path::PathBuf {
+    let root = std::env::var("MILLPOND_DELTA_OUT").map_or(temporary.path().to_path_buf(), std::path::PathBuf::from);
+    std::fs::create_dir_all(&root).unwrap();
+    root
+}
+
+/// Every type, partitions, a rewritten file, an added column.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_type_goes_in() {
     let temporary = tempfile::tempdir().unwrap();
-    let root = std::env::var("MILLPOND_DELTA_OUT").map_or(temporary.path().to_path_buf(), std::path::PathBuf::from);
-    std::fs::create_dir_all(&root).unwrap();
+    let root = out(&temporary);
     let lake = lake_on(Arc::new(object_store::local::LocalFileSystem::new_with_prefix(&root).unwrap()), "file:///lake/");
     let base: Vec<(&str, C, bool)> = vec![
         ("id", C::Int64, false),
