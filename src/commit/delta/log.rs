@@ -272,8 +272,8 @@ pub(super) async fn list(store: &dyn ObjectStore, from: Option<u64>) -> Result<L
     Ok(listing)
 }
 
-/// Reads the newest state from nothing; `None` where there is no log. `since` is the version that
-/// was known before: provenance is followed back to it, or to our newest commit.
+/// Reads the newest state from nothing; `None` where there is no log. Provenance is followed back
+/// to our newest commit, as far as the commits are still there.
 pub(super) async fn read(store: &dyn ObjectStore) -> Result<Option<State>, CommitError> {
     // Someone's cleanup may take a file away between the listing and the read: list again then.
     for _ in 0..3 {

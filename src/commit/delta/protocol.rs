@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use std::collections::BTreeMap;
 
 /// Features that a table may list without asking for more than we do.
-const HARMLESS: [&str; 12] = [
+const HARMLESS: [&str; 11] = [
     "appendOnly",
     "invariants",
     "checkConstraints",
@@ -20,7 +20,6 @@ const HARMLESS: [&str; 12] = [
     "timestampNtz",
     "deletionVectors",
     "vacuumProtocolCheck",
-    "rowTracking",
 ];
 
 /// Why we must not write to a table with this protocol and this metadata; names the feature.
@@ -51,10 +50,6 @@ pub(super) fn refusal(protocol: &Value, metadata: &Value) -> Option<String> {
         if on(key) {
             return Some(format!("table feature `{feature}` in use ({key})"));
         }
-    }
-    // Supported row tracking asks for row ids on every new file even while it is not enabled.
-    if listed("writerFeatures").iter().any(|f| f == "rowTracking") {
-        return Some("table feature `rowTracking`, which millpond does not write".into());
     }
     if let Some(map) = metadata["configuration"].as_object() {
         if let Some(key) = map.keys().find(|k| k.starts_with("delta.constraints.")) {
