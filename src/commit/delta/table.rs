@@ -346,6 +346,9 @@ impl LakeTable for DeltaTable {
                 change.stamp.log, change.stamp.entry, self.log, self.entry
             )));
         }
+        if !change.delete.is_empty() && self.state.config("delta.appendOnly").is_some_and(|v| v.eq_ignore_ascii_case("true")) {
+            return Err(self.refuse("rows are to be deleted and someone set delta.appendOnly = true: unset it, or make the table append-only in the pipeline"));
+        }
         let now = (self.site.clock)();
         let version = self.state.version + 1;
         let spec = change.spec.clone();

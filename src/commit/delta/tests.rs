@@ -446,6 +446,22 @@ async fn foreign_commits_are_honoured_deletion_vectors_included() {
     assert!(refusal(again.load().await).contains("v2Checkpoint"));
 }
 
+#[tokio::test]
+async fn no_row_goes_from_a_table_that_someone_made_append_only() {
+    let lake = lake();
+    let spec = ids_spec();
+    let mut table = lake.table(&spec).await;
+    done(append(&lake, &mut table, 2, &[1, 2]).await);
+    let created = lake.store.inner.get(&Path::from(format!("delta/pipe/t/{}", commit_path(0)))).await.unwrap().bytes().await.unwrap();
+    let metadata = String::from_utf8(created.to_vec()).unwrap().lines().find(|l| l.contains("metaData")).unwrap().to_string();
+    lake.foreign("t", 2, &metadata.replace(r#""configuration":{"#, r#""configuration":{"delta.appendOnly":"true","#)).await;
+    table.load().await.unwrap();
+    let mut change = lake.change(&spec, 3, vec![]);
+    change.delete.insert(table.live_files().await.unwrap()[0].path.clone(), [0u64].into_iter().collect());
+    assert!(refusal(table.commit(change).await).contains("delta.appendOnly"));
+    done(append(&lake, &mut table, 3, &[3]).await);
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn three_hundred_commits_leave_a_short_log() {
     let temporary = tempfile::tempdir().unwrap();
