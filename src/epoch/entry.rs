@@ -143,8 +143,8 @@ pub struct SourcePlan {
     pub starts: BTreeMap<i32, i64>,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub names: BTreeMap<i32, String>,
-    /// Declared columns, as text: all are judged, whatever the tables read.
-    pub columns: Vec<String>,
+    /// All of them are judged, whatever the tables read.
+    pub columns: Vec<crate::pipeline::Column>,
     pub delay_us: i64,
     /// `None`: no watermark column.
     pub time_column: Option<String>,

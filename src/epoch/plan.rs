@@ -2,8 +2,8 @@
 
 use super::entry::{Plan, SourcePlan, SpecRecord, WindowedOrPlain};
 use super::ledger::Ledger;
-use crate::pipeline::sql::TablePlan;
-use crate::pipeline::{Emit, From, Pipeline, SourceSpec, TableDecl, TableFormatKind};
+use crate::pipeline::sql::{self, TablePlan};
+use crate::pipeline::{Emit, FileInput, Format, Input, Pipeline, SourceSpec, TableDecl, TableFormatKind, Watermark};
 use crate::source::SourceFacts;
 use crate::stage::TableSpec;
 use crate::stage::layout::assign_field_ids;
@@ -55,13 +55,6 @@ pub fn dead_schema() -> SchemaRef {
     Arc::new(Schema::new(fields))
 }
 
-/// Columns of `<table>__late`: lineage, the columns that the SQL reads, the window missed.
-pub fn late_schema(plan: &TablePlan) -> SchemaRef {
-    let mut fields = lineage();
-    fields.extend(plan.scan_schema.fields().iter().map(|f| f.as_ref().clone().with_nullable(true)));
-    Arc::new(Schema::new(fields))
-}
-
 fn ids(table: &str, schema: &Schema, previous: Option<&SpecRecord>) -> Result<SchemaRef, PlanError> {
     let layout = |why: String| PlanError::Layout { table: table.to_string(), why };
     let previous = previous.map(|p| p.spec()).transpose().map_err(layout)?;
@@ -87,16 +80,12 @@ fn source_plan(pipeline: &Pipeline, spec: &SourceSpec, facts: &SourceFacts, star
     let name = format!("{}__dead", spec.name);
     let schema = ids(&name, &dead_schema(), old.map(|o| &o.dead))?;
     let formats = formats_of(pipeline, &spec.name, plans);
-    let column = |c: &crate::pipeline::Column| match &c.from {
-        From::Path(path) if *path == [crate::pipeline::Segment::Field(c.name.clone())] => format!("{}: {:?}{}", c.name, c.ty, if c.nullable { "" } else { " not null" }),
-        from => format!("{}: {:?}{} from {from:?}", c.name, c.ty, if c.nullable { "" } else { " not null" }),
-    };
     Ok(SourcePlan {
         incarnation: facts.incarnation.clone(),
         topic: facts.topic.clone(),
         starts,
         names: facts.names.clone(),
-        columns: spec.columns.iter().map(column).collect(),
+        columns: spec.columns.clone(),
         delay_us: spec.watermark.as_ref().map_or(0, |w| w.delay_us),
         time_column: spec.watermark.as_ref().map(|w| w.column.clone()),
         dead: record(TableSpec { name, schema, key: vec![], formats, partition_by: vec![], properties: BTreeMap::new(), comment: None })?,
@@ -116,7 +105,7 @@ fn table_plan(decl: &TableDecl, plan: &TablePlan, born: u64, old: Option<&Window
     })?;
     let late = plan.window.as_ref().map(|_| {
         let name = format!("{}__late", decl.name);
-        let schema = ids(&name, &late_schema(plan), old.and_then(|o| o.late.as_ref()))?;
+        let schema = ids(&name, &plan.late_schema(), old.and_then(|o| o.late.as_ref()))?;
         record(TableSpec { name, schema, key: vec![], formats: decl.formats.clone(), partition_by: vec![], properties: BTreeMap::new(), comment: None })
     });
     Ok(WindowedOrPlain {
@@ -236,4 +225,37 @@ fn table_change(name: &str, before: &WindowedOrPlain, after: &WindowedOrPlain) -
         return Ok(format!("table {name}: allowed lateness changes from {} s to {} s", before.allowed_lateness_us / 1_000_000, after.allowed_lateness_us / 1_000_000));
     }
     Ok(format!("table {name}: its SQL, comment, properties or way of emission change; its rows keep their form"))
+}
+
+/// Plans the tables of a plan entry again: what the fold runs on, whatever the pipeline file says by now.
+pub fn compile(plan: &Plan) -> Result<BTreeMap<String, Arc<TablePlan>>, PlanError> {
+    let source = |(name, s): (&String, &SourcePlan)| SourceSpec {
+        name: name.clone(),
+        // Planning looks at the columns and the watermark column only.
+        input: Input::File(FileInput { path: String::new() }),
+        format: Format::Json,
+        columns: s.columns.clone(),
+        watermark: s.time_column.clone().map(|column| Watermark { column, delay_us: s.delay_us, idle_after_us: None, max_ahead_us: 0 }),
+        max_record_bytes: 0,
+        max_depth: 0,
+    };
+    let sources: Vec<SourceSpec> = plan.sources.iter().map(source).collect();
+    let mut compiled = BTreeMap::new();
+    for (name, table) in &plan.tables {
+        let decl = TableDecl {
+            name: name.clone(),
+            sql: table.sql.clone(),
+            key: (!table.table.key.is_empty()).then(|| table.table.key.clone()),
+            allowed_lateness_us: table.allowed_lateness_us,
+            emit: if table.emit_on_update { Emit::OnUpdate } else { Emit::OnClose },
+            formats: table.table.formats.clone(),
+            partition_by: table.table.partition_by.clone(),
+            properties: table.table.properties.clone(),
+            comment: table.table.comment.clone(),
+            sql_at: (1, 1),
+        };
+        let planned = sql::plan(&decl, &sources).map_err(|e| PlanError::Layout { table: name.clone(), why: format!("the log's SQL cannot be planned by this version: {e}") })?;
+        compiled.insert(name.clone(), Arc::new(planned));
+    }
+    Ok(compiled)
 }

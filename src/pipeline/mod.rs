@@ -145,7 +145,7 @@ pub enum Format {
 }
 
 /// A declared column of a source.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct Column {
     pub name: String,
     pub ty: ColumnType,
@@ -154,7 +154,7 @@ pub struct Column {
 }
 
 /// Where a column's value is found.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
 pub enum From {
     /// A path from the record's root; empty is the record itself (`$`).
     Path(Vec<Segment>),
@@ -167,14 +167,14 @@ pub enum From {
     Headers,
 }
 
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
 pub enum Segment {
     Field(String),
     Index(usize),
 }
 
 /// The declared type of a column. [`ColumnType::arrow`] is its Arrow type.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
 pub enum ColumnType {
     Bool,
     Int32,
@@ -200,7 +200,7 @@ pub enum ColumnType {
     Json,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub enum EpochUnit {
     Seconds,
     Millis,

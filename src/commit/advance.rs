@@ -1,0 +1,223 @@
+//! Brings one table, in one format, from its stamp to a later entry: resolves keys, writes the
+//! emitted rows, commits, and lets the key index follow.
+
+use super::key_index::{FileKeys, KeyIndex, KeyIndexError, WindowBound};
+use super::upsert::{ChangeOp, KeyedChange, resolve};
+use super::{Base, CommitError, Committed, LakeTable, Stamp, TableChange};
+use crate::failpoint;
+use crate::observe::{Metrics, cpu, thread_cpu_ns};
+use crate::pipeline::TableFormatKind;
+use crate::pipeline::sql::Tumble;
+use crate::stage::parquet::ParquetStager;
+use crate::stage::partition::PartitionSplitter;
+use crate::stage::rows::RowBatches;
+use crate::stage::{DataFile, TableSpec};
+use crate::worker::tables::Pending;
+use arrow::array::AsArray;
+use arrow::datatypes::TimestampMicrosecondType;
+use arrow::record_batch::RecordBatch;
+use object_store::path::Path;
+use object_store::{ObjectStore, ObjectStoreExt};
+use std::collections::{BTreeMap, VecDeque};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+use uuid::Uuid;
+
+/// How often a commit that lost its base to another is tried again before the turn is given up.
+const MOVES: usize = 10;
+
+/// A table in one format, as the worker holds it.
+pub struct Side {
+    kind: TableFormatKind,
+    table: Box<dyn LakeTable>,
+    base: Base,
+    index_folder: PathBuf,
+    index: Option<KeyIndex>,
+    /// The last answer was lost: look before anything else.
+    unknown: bool,
+}
+
+impl Side {
+    pub fn new(kind: TableFormatKind, table: Box<dyn LakeTable>, base: Base, index_folder: PathBuf) -> Self {
+        Self { kind, table, base, index_folder, index: None, unknown: false }
+    }
+
+    pub fn kind(&self) -> TableFormatKind {
+        self.kind
+    }
+
+    /// The entry that the table was stamped with when it was looked at last.
+    pub fn stamp(&self) -> u64 {
+        self.base.stamp.entry
+    }
+}
+
+/// One turn of the committer at one side of a table.
+pub struct Advance<'a> {
+    pub store: &'a Arc<dyn ObjectStore>,
+    pub pipeline: &'a str,
+    pub spec: &'a Arc<TableSpec>,
+    /// What the table is stamped with afterwards.
+    pub stamp: &'a Stamp,
+    /// Of a windowed table: windows that end at or before it change no more.
+    pub horizon: Option<i64>,
+    pub window: Option<&'a Tumble>,
+    /// Rows that are written now may be corrected later.
+    pub corrections: bool,
+    /// Another worker commits: see how far it is, and write nothing.
+    pub only_look: bool,
+    pub attempt: Uuid,
+    pub metrics: &'a Metrics,
+}
+
+fn index_error(e: KeyIndexError) -> CommitError {
+    CommitError::Unavailable(format!("key index: {e}"))
+}
+
+/// Advances the side to `what.stamp`, if it is not there yet.
+pub async fn advance(side: &mut Side, pending: &VecDeque<Pending>, mut what: Advance<'_>) -> Result<(), CommitError> {
+    for _ in 0..MOVES {
+        if side.unknown || what.only_look {
+            side.base = side.table.load().await?;
+            side.unknown = false;
+        }
+        let todo: Vec<&Pending> = pending.iter().filter(|p| p.seq > side.stamp() && concerns(p, side.kind)).collect();
+        if todo.is_empty() {
+            // Nothing of these entries is for this format: it does not lag.
+            if pending.back().is_some_and(|p| p.seq > side.stamp()) && !what.only_look {
+                side.base.stamp.entry = side.base.stamp.entry.max(what.stamp.entry);
+            }
+            return Ok(());
+        }
+        if what.only_look {
+            return Ok(());
+        }
+        match commit(side, &todo, &what).await? {
+            Committed::Done(_) => return Ok(()),
+            Committed::Moved => {
+                side.base = side.table.load().await?;
+                if side.base.stamp.log != what.stamp.log {
+                    return Err(CommitError::Refused(format!("table {} is stamped with another log now", what.spec.name)));
+                }
+                what.attempt = Uuid::now_v7();
+            }
+            Committed::Unknown(why) => {
+                side.unknown = true;
+                return Err(CommitError::Unavailable(format!("the commit's answer was lost ({why}); the table is looked at again")));
+            }
+        }
+    }
+    Err(CommitError::Unavailable(format!("others committed {MOVES} times in between; trying again later")))
+}
+
+fn concerns(pending: &Pending, kind: TableFormatKind) -> bool {
+    !pending.rows.is_empty() || pending.files.iter().any(|(k, _)| *k == kind)
+}
+
+/// Rows on their way into Parquet, with the key hashes of each file's rows in order.
+struct Output {
+    stager: ParquetStager,
+    splitter: PartitionSplitter,
+    keys: Vec<(Vec<Option<crate::stage::Scalar>>, FileKeys)>,
+    until: BTreeMap<String, i64>,
+}
+
+async fn commit(side: &mut Side, todo: &[&Pending], what: &Advance<'_>) -> Result<Committed, CommitError> {
+    failpoint::hit("commit-before-stage");
+    let spec = what.spec;
+    let upsert = !spec.key.is_empty();
+    let changes: Vec<KeyedChange<'_>> =
+        todo.iter().flat_map(|p| &p.rows).map(|(op, rows)| KeyedChange { op: *op, rows: rows.as_ref() as &dyn RowBatches }).collect();
+    let corrected = changes.iter().any(|c| c.op != ChangeOp::Insert);
+    // Without corrections, now or later, nobody ever looks a key up.
+    let indexed = upsert && (corrected || what.corrections) && !changes.is_empty();
+    if indexed {
+        sync_index(side, what).await?;
+    }
+    let mut add: Vec<DataFile> = todo.iter().flat_map(|p| &p.files).filter(|(k, _)| *k == side.kind).map(|(_, f)| f.clone()).collect();
+    let mut delete = BTreeMap::new();
+    let mut fresh: Vec<(String, FileKeys, Option<i64>)> = vec![];
+    if !changes.is_empty() {
+        let stamp = side.stamp();
+        let attempt = what.attempt;
+        let mut nth = 0;
+        let name = move || {
+            nth += 1;
+            format!("emit-{stamp:020}-{attempt}-{nth}.parquet")
+        };
+        let folder = crate::worker::lane::data_folder(what.pipeline, side.kind, &spec.name);
+        let refuse = |e: String| CommitError::Refused(format!("table {}: {e}", spec.name));
+        let stager = ParquetStager::new(spec.clone(), side.kind, folder, Box::new(name)).map_err(|e| refuse(e.to_string()))?;
+        let splitter = PartitionSplitter::new(&spec.schema, spec.partition_fields(side.kind)).map_err(|e| refuse(e.to_string()))?;
+        let mut out = Output { stager, splitter, keys: vec![], until: BTreeMap::new() };
+        let metrics = what.metrics;
+        match side.index.as_mut().filter(|_| indexed) {
+            Some(index) => {
+                // The files' key lists are begun before the index is borrowed for look-ups.
+                let mut begun: Vec<FileKeys> = vec![];
+                let hasher = KeyIndex::hasher(spec).map_err(index_error)?;
+                let resolved = tokio::task::block_in_place(|| {
+                    let mut files = Files { begun: &mut begun, next: 0 };
+                    let _ = &mut files;
+                    let mut sink = |batch: RecordBatch, _: &[u128]| -> Result<(), String> {
+                        let parts = out.splitter.split(&batch).map_err(|e| e.to_string())?;
+                        for (partition, rows) in parts {
+                            let hashes = hasher.hashes(&rows).map_err(|e| e.to_string())?;
+                            out.note(partition, &hashes, &rows, what)?;
+                        }
+                        cpu(&metrics.cpu.parquet, || out.stager.write(&batch)).map_err(|e| e.to_string())
+                    };
+                    resolve(&changes, index, &mut sink)
+                })
+                .map_err(|e| CommitError::Unavailable(format!("table {}: {e}", spec.name)))?;
+                delete = resolved.delete;
+            }
+            None => tokio::task::block_in_place(|| {
+                for change in &changes {
+                    for batch in change.rows.batches() {
+                        let batch = batch.map_err(CommitError::Unavailable)?;
+                        cpu(&metrics.cpu.parquet, || out.stager.write(&batch)).map_err(|e| refuse(e.to_string()))?;
+                    }
+                }
+                Ok::<_, CommitError>(())
+            })?,
+        }
+        let files = tokio::task::block_in_place(|| cpu(&metrics.cpu.parquet, || out.stager.finish())).map_err(|e| refuse(e.to_string()))?;
+        for (file, bytes) in files {
+            put(what.store, &file.path, bytes).await?;
+            if let Some(place) = out.keys.iter().position(|(p, _)| *p == file.partition) {
+                let (_, keys) = out.keys.swap_remove(place);
+                let until = out.until.get(&format!("{:?}", file.partition)).copied();
+                fresh.push((file.path.clone(), keys, until));
+            }
+            add.push(file);
+        }
+    }
+    failpoint::hit("commit-after-stage");
+    let change = TableChange { add, delete: delete.clone(), stamp: what.stamp.clone(), spec: spec.clone(), attempt: what.attempt };
+    let start = thread_cpu_ns();
+    failpoint::hit("commit-before-swap");
+    let committed = side.table.commit(change).await?;
+    what.metrics.cpu.commit.fetch_add(thread_cpu_ns().saturating_sub(start), Ordering::Relaxed);
+    failpoint::hit("commit-after-swap");
+    if let Committed::Done(report) = &committed {
+        what.metrics.commits.fetch_add(1, Ordering::Relaxed);
+        what.metrics.commit_bytes.fetch_add(report.bytes_written, Ordering::Relaxed);
+        what.metrics.commit_files_read.fetch_add(report.data_files_read, Ordering::Relaxed);
+        side.base.version.clone_from(&report.version);
+        side.base.stamp = what.stamp.clone();
+        match side.index.as_mut().filter(|_| indexed) {
+            Some(index) => {
+                index.committed(&delete, &report.rewritten, fresh, &report.version).map_err(index_error)?;
+                if let Some(horizon) = what.horizon {
+                    index.forget_before(horizon).map_err(index_error)?;
+                }
+            }
+            // It is behind now, and finds out by its version.
+            None => side.index = None,
+        }
+    }
+    Ok(committed)
+}

@@ -1,0 +1,488 @@
+//! The ingest half: cuts what the sources deliver into epochs and has each decided by the log.
+//!
+//! It holds no state of its own: every epoch starts from the log's positions, and work that became
+//! stale is dropped and read again.
+
+use super::head::{Appended, Head, HeadError};
+use super::lane::{EpochTerms, LaneCommand, LanePart};
+use super::sources::{Command, Event, SourceThread};
+use super::{Clock, WorkerError};
+use crate::epoch::entry::{Body, ByPartition, Data, Interval, Note, RunEntry, RunObject, StagedFile};
+use crate::epoch::ledger::Ledger;
+use crate::failpoint;
+use crate::observe::{Metrics, cpu};
+use crate::pipeline::Pipeline;
+use crate::source::{Position, RawBatch, SourceError, SourceFacts};
+use crate::stage::runs::{RunKind, write_runs};
+use crate::time;
+use futures::{StreamExt, TryStreamExt, stream};
+use object_store::path::Path;
+use object_store::{ObjectStore, ObjectStoreExt};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc as std_mpsc;
+use std::time::{Duration, Instant};
+use uuid::Uuid;
+
+/// Files and runs put at the same time.
+const PARALLEL_PUTS: usize = 8;
+
+pub struct Ingest {
+    pub pipeline: Arc<Pipeline>,
+    pub store: Arc<dyn ObjectStore>,
+    /// `_millpond/<pipeline>` below the lake's root.
+    pub state_folder: String,
+    pub head: Arc<Head>,
+    pub sources: Vec<SourceThread>,
+    pub lanes: Vec<std_mpsc::SyncSender<LaneCommand>>,
+    /// Bytes that the open epoch holds, by lane.
+    pub held: Vec<Arc<AtomicU64>>,
+    pub metrics: Arc<Metrics>,
+    pub clock: Arc<dyn Clock>,
+    /// Set when the tables are too far behind: nothing more is decided meanwhile.
+    pub paused: Arc<AtomicBool>,
+    pub stop: Arc<AtomicBool>,
+    /// Ends to reach, then stop: `--until-end`.
+    pub until: Option<ByPartition<i64>>,
+    pub final_note: bool,
+}
+
+/// How one source stands, as this worker sees it.
+#[derive(Default)]
+struct Reading {
+    generation: u64,
+    own: BTreeSet<i32>,
+    /// Where the next batch of a partition must start.
+    next: BTreeMap<i32, i64>,
+    /// Partitions whose end was seen at `next`.
+    at_end: BTreeSet<i32>,
+    /// Since when a partition has had no new row.
+    quiet_since: BTreeMap<i32, Instant>,
+    names: BTreeMap<i32, String>,
+}
+
+#[derive(Default)]
+struct Open {
+    attempt: Uuid,
+    began: u64,
+    data: Data,
+    leader_epochs: BTreeMap<(usize, i32), i32>,
+    records: u64,
+    raw_bytes: u64,
+}
+
+impl Ingest {
+    /// Runs until the ends are reached, the stop flag is up, or something must be told to the user.
+    pub async fn run(mut self) -> Result<(), WorkerError> {
+        let mut readings: Vec<Reading> = self.sources.iter().map(|_| Reading::default()).collect();
+        let every = Duration::from_millis(self.pipeline.epoch_every_ms);
+        // A share of the memory for what an epoch gathers; the rest is for prefetch, fold and commit.
+        let epoch_bytes = (self.pipeline.memory_bytes / 4).max(8 << 20);
+        let mut open: Option<Open> = None;
+        let mut since = Instant::now();
+        loop {
+            let stopping = self.stop.load(Ordering::Relaxed);
+            let reached = match &self.until {
+                Some(ends) => self.head.with(|l| reached(l, ends)).await,
+                None => false,
+            };
+            if stopping && let Some(work) = open.take().filter(|w| w.records > 0) {
+                self.close(work, &mut readings).await?;
+            }
+            if stopping || reached {
+                if reached && self.final_note && !stopping {
+                    self.end_input().await?;
+                }
+                return Ok(());
+            }
+            if open.is_none() {
+                open = Some(self.begin(&readings).await?);
+                since = Instant::now();
+            }
+            let Some(work) = &mut open else { continue };
+            let got = self.gather(&mut readings, work).await?;
+            if got == Gathered::Reassigned {
+                open = None;
+                continue;
+            }
+            let held: u64 = self.held.iter().map(|h| h.load(Ordering::Relaxed)).sum();
+            let full = held.max(work.raw_bytes / 2) >= epoch_bytes;
+            let all_ends = self.until.as_ref().is_some_and(|ends| would_reach(&readings, &self.sources, ends));
+            let due = since.elapsed() >= every || full || (all_ends && work.records > 0);
+            if !due || (work.records == 0 && since.elapsed() < every && !all_ends) {
+                if got == Gathered::Nothing {
+                    tokio::time::sleep(Duration::from_millis(if all_ends { 20 } else { 5 })).await;
+                }
+                if all_ends && work.records == 0 && since.elapsed() > Duration::from_millis(200) {
+                    // Others read the rest: see how far they are.
+                    self.head.refresh().await?;
+                    since = Instant::now();
+                }
+                continue;
+            }
+            if self.paused.load(Ordering::Relaxed) && work.records > 0 {
+                self.metrics.waiting("tables", "they are too far behind the log: no epoch is decided until they catch up (backlog, memory)");
+                tokio::time::sleep(Duration::from_millis(50)).await;
+                continue;
+            }
+            self.metrics.waiting_over("tables");
+            let Some(work) = open.take() else { continue };
+            if !self.close(work, &mut readings).await? {
+                self.restart(&mut readings).await;
+            }
+        }
+    }
+
+    async fn begin(&mut self, readings: &[Reading]) -> Result<Open, WorkerError> {
+        self.head.refresh().await?;
+        let ledger = self.head.ledger().await;
+        let mut work = Open { attempt: Uuid::now_v7(), began: ledger.next, ..Default::default() };
+        work.data.read_at_ms = self.clock.now_ms();
+        let mut judge_at = BTreeMap::new();
+        for (thread, reading) in self.sources.iter().zip(readings) {
+            let Some(state) = ledger.sources.get(&thread.name) else { continue };
+            let delay = ledger.plan.sources.get(&thread.name).map_or(0, |s| s.delay_us);
+            let own = reading.own.iter().map(|p| (state.partitions.get(p).and_then(|s| s.max_event_us), !reading.at_end.contains(p)));
+            let bound = time::bound(state.watermark, own, delay);
+            work.data.bounds.insert(thread.name.clone(), bound);
+            for (name, table) in ledger.plan.tables.iter().filter(|(_, t)| t.source == thread.name && t.window.is_some()) {
+                judge_at.insert(name.clone(), time::judge_below(ledger.horizons.get(name).copied().flatten(), bound, table.allowed_lateness_us));
+            }
+        }
+        let terms = EpochTerms { attempt: work.attempt, read_at_ms: work.data.read_at_ms, judge_at };
+        for lane in &self.lanes {
+            send(lane, LaneCommand::Begin(terms.clone())).await?;
+        }
+        Ok(work)
+    }
+
+    async fn gather(&mut self, readings: &mut [Reading], work: &mut Open) -> Result<Gathered, WorkerError> {
+        let mut got = Gathered::Nothing;
+        for nth in 0..self.sources.len() {
+            let Ok(event) = self.sources[nth].events.try_recv() else { continue };
+            match event {
+                Event::Batch { generation, batch } => {
+                    if generation != readings[nth].generation {
+                        continue;
+                    }
+                    self.take(nth, batch, &mut readings[nth], work).await?;
+                    got = Gathered::Some;
+                }
+                Event::Assigned(partitions) => {
+                    readings[nth].own = partitions.into_iter().collect();
+                    self.start(nth, &mut readings[nth]).await?;
+                    return Ok(Gathered::Reassigned);
+                }
+                Event::Notice(why) => self.metrics.waiting(&format!("source {}", self.sources[nth].name), &why),
+                Event::Fine => self.metrics.waiting_over(&format!("source {}", self.sources[nth].name)),
+                Event::Failed(SourceError::Unavailable(why)) => {
+                    self.metrics.waiting(&format!("source {}", self.sources[nth].name), &why);
+                    tokio::time::sleep(Duration::from_millis(500)).await;
+                    self.start(nth, &mut readings[nth]).await?;
+                    return Ok(Gathered::Reassigned);
+                }
+                Event::Failed(SourceError::Refused(why)) => return Err(WorkerError::Refused(why)),
+            }
+        }
+        Ok(got)
+    }
+
+    async fn take(&self, nth: usize, batch: RawBatch, reading: &mut Reading, work: &mut Open) -> Result<(), WorkerError> {
+        let (partition, name) = (batch.partition, &self.sources[nth].name);
+        let expected = reading.next.get(&partition).copied();
+        if expected != Some(batch.from) {
+            return Err(WorkerError::Internal(format!(
+                "source {name} partition {partition}: a batch starts at offset {}, expected {expected:?}; nothing of it was used (I1)",
+                batch.from
+            )));
+        }
+        reading.next.insert(partition, batch.to);
+        if batch.at_end {
+            reading.at_end.insert(partition);
+        } else {
+            reading.at_end.remove(&partition);
+        }
+        if batch.from == batch.to {
+            return Ok(());
+        }
+        reading.quiet_since.insert(partition, Instant::now());
+        let intervals = work.data.intervals.entry(name.clone()).or_default();
+        let interval = intervals.entry(partition).or_insert_with(|| Interval {
+            from: batch.from,
+            to: batch.from,
+            leader_epoch: -1,
+            max_event_us: None,
+            name: reading.names.get(&partition).cloned(),
+        });
+        interval.to = batch.to;
+        work.leader_epochs.insert((nth, partition), batch.leader_epoch);
+        work.records += batch.records.len() as u64;
+        work.raw_bytes += batch.bytes.len() as u64;
+        failpoint::hit("ingest-read");
+        if !batch.records.is_empty() {
+            let lane = &self.lanes[(partition as usize + nth) % self.lanes.len()];
+            send(lane, LaneCommand::Batch { source: nth, batch }).await?;
+        }
+        Ok(())
+    }
+
+    /// Reads a source's own partitions from the log's positions.
+    async fn start(&self, nth: usize, reading: &mut Reading) -> Result<(), WorkerError> {
+        let name = self.sources[nth].name.clone();
+        self.head.refresh().await?;
+        let known: BTreeMap<i32, (i64, i32)> =
+            self.head.with(|l| l.sources.get(&name).map(|s| s.partitions.iter().map(|(p, s)| (*p, (s.offset, s.leader_epoch))).collect()).unwrap_or_default()).await;
+        let mut positions = BTreeMap::new();
+        let unknown = reading.own.iter().any(|p| !known.contains_key(p));
+        let facts = if unknown { Some(self.facts(nth).await?) } else { None };
+        if let Some(facts) = &facts {
+            reading.names.clone_from(&facts.names);
+        }
+        for &partition in &reading.own {
+            // A partition that the log does not know yet starts at its beginning.
+            let begin = || facts.as_ref().and_then(|f| f.partitions.get(&partition)).map_or(0, |(begin, _)| *begin);
+            let (offset, leader_epoch) = known.get(&partition).copied().unwrap_or_else(|| (begin(), -1));
+            positions.insert(partition, Position { offset, leader_epoch });
+        }
+        reading.generation += 1;
+        reading.next = positions.iter().map(|(p, at)| (*p, at.offset)).collect();
+        reading.at_end.clear();
+        let now = Instant::now();
+        reading.quiet_since = reading.own.iter().map(|p| (*p, now)).collect();
+        self.sources[nth].send(Command::Start { generation: reading.generation, positions });
+        Ok(())
+    }
+
+    async fn facts(&self, nth: usize) -> Result<SourceFacts, WorkerError> {
+        loop {
+            match self.sources[nth].facts().await {
+                Ok(facts) => return Ok(facts),
+                Err(SourceError::Refused(why)) => return Err(WorkerError::Refused(why)),
+                Err(SourceError::Unavailable(why)) => {
+                    self.metrics.waiting(&format!("source {}", self.sources[nth].name), &why);
+                    if self.stop.load(Ordering::Relaxed) {
+                        return Err(WorkerError::Stopped);
+                    }
+                    tokio::time::sleep(Duration::from_millis(500)).await;
+                }
+            }
+        }
+    }
+
+    async fn restart(&mut self, readings: &mut [Reading]) {
+        for (nth, reading) in readings.iter_mut().enumerate() {
+            let joined = !reading.own.is_empty();
+            if joined && let Err(e) = self.start(nth, reading).await {
+                self.metrics.waiting("log", &e.to_string());
+            }
+        }
+    }
+
+    /// Closes the epoch: stages, then has it decided. `false`: it was stale, and is to be read again.
+    async fn close(&mut self, mut work: Open, readings: &mut [Reading]) -> Result<bool, WorkerError> {
+        let mut parts = vec![];
+        for lane in &self.lanes {
+            let (reply, answer) = tokio::sync::oneshot::channel();
+            send(lane, LaneCommand::Close(reply)).await?;
+            parts.push(answer);
+        }
+        let mut part = LanePart::default();
+        for answer in parts {
+            let one = answer.await.map_err(|_| WorkerError::Internal("a lane has ended".into()))?.map_err(|e| WorkerError::Internal(e.to_string()))?;
+            part.runs.extend(one.runs);
+            part.files.extend(one.files);
+            part.max_event_us.extend(one.max_event_us);
+            for (source, counts) in one.counts {
+                let sum = work.data.counts.entry(self.sources[source].name.clone()).or_default();
+                sum.records += counts.records;
+                sum.dead += counts.dead;
+                sum.bytes += counts.bytes;
+                sum.ahead += counts.ahead;
+            }
+        }
+        failpoint::hit("ingest-closed");
+        for ((source, partition), highest) in &part.max_event_us {
+            if let Some(interval) = work.data.intervals.get_mut(&self.sources[*source].name).and_then(|i| i.get_mut(partition)) {
+                interval.max_event_us = Some(*highest);
+            }
+        }
+        for ((source, partition), epoch) in &work.leader_epochs {
+            if let Some(interval) = work.data.intervals.get_mut(&self.sources[*source].name).and_then(|i| i.get_mut(partition)) {
+                interval.leader_epoch = *epoch;
+            }
+        }
+        // After the data was read and before its entry is made: still the same topic? (PROTOCOLS section 3)
+        for (nth, reading) in readings.iter().enumerate() {
+            let facts = self.facts(nth).await?;
+            self.check_incarnation(nth, &facts).await?;
+            self.claim_idle(nth, reading, &facts, &mut work).await;
+        }
+        if work.records == 0 && !self.claims_matter(&work.data).await {
+            return Ok(true);
+        }
+        self.stage(&mut work, &mut part).await?;
+        let (records, counts) = (work.records, work.data.counts.clone());
+        match self.head.append(work.attempt, work.began, Body::Data(work.data), part.runs, self.clock.now_ms()).await? {
+            Appended::Decided(_) => {
+                failpoint::hit("log-created");
+                let m = &self.metrics;
+                m.records.fetch_add(records, Ordering::Relaxed);
+                m.epochs.fetch_add(1, Ordering::Relaxed);
+                for counts in counts.values() {
+                    m.bytes.fetch_add(counts.bytes, Ordering::Relaxed);
+                    m.dead.fetch_add(counts.dead, Ordering::Relaxed);
+                    m.ahead.fetch_add(counts.ahead, Ordering::Relaxed);
+                }
+                Ok(true)
+            }
+            Appended::Stale(_) => {
+                self.metrics.stale.fetch_add(1, Ordering::Relaxed);
+                Ok(false)
+            }
+        }
+    }
+
+    async fn check_incarnation(&self, nth: usize, facts: &SourceFacts) -> Result<(), WorkerError> {
+        let name = &self.sources[nth].name;
+        let known = self.head.with(|l| l.sources.get(name).and_then(|s| s.incarnation.clone())).await;
+        match (known, &facts.incarnation) {
+            (Some(known), Some(found)) if known != *found => Err(WorkerError::Refused(format!(
+                "source {name}: topic {} is another than the log was written from (topic id {found}, expected {known}): it was deleted and made again, and its offsets mean other records; \
+                 restore the old topic, or read the new one under another source and table name",
+                facts.topic
+            ))),
+            _ => Ok(()),
+        }
+    }
+
+    /// Claims partitions idle whose end is still where the log stands, after `idle_after` without a row.
+    async fn claim_idle(&self, nth: usize, reading: &Reading, facts: &SourceFacts, work: &mut Open) {
+        let name = &self.sources[nth].name;
+        let Some(spec) = self.pipeline.sources.iter().find(|s| s.name == *name) else { return };
+        let Some(idle_after) = spec.watermark.as_ref().and_then(|w| w.idle_after_us) else { return };
+        let intervals = work.data.intervals.entry(name.clone()).or_default();
+        for &partition in &reading.own {
+            let (Some(&next), Some(quiet)) = (reading.next.get(&partition), reading.quiet_since.get(&partition)) else { continue };
+            let at_end = reading.at_end.contains(&partition) && facts.partitions.get(&partition).is_some_and(|(_, end)| *end <= next);
+            let quiet_long = quiet.elapsed() >= Duration::from_micros(idle_after as u64);
+            if at_end && quiet_long && !intervals.contains_key(&partition) {
+                intervals.insert(partition, Interval { from: next, to: next, leader_epoch: -1, max_event_us: None, name: reading.names.get(&partition).cloned() });
+            }
+        }
+        if intervals.is_empty() {
+            work.data.intervals.remove(name);
+        }
+    }
+
+    /// Would an entry of idle claims alone move a watermark?
+    async fn claims_matter(&self, data: &Data) -> bool {
+        self.head
+            .with(|l| {
+                data.intervals.iter().any(|(name, claims)| {
+                    let (Some(source), Some(plan)) = (l.sources.get(name), l.plan.sources.get(name)) else { return false };
+                    let of = |(p, s): (&i32, &crate::epoch::ledger::PartitionState)| time::PartitionTime { max_event_us: s.max_event_us, idle: claims.contains_key(p) };
+                    plan.time_column.is_some() && time::watermark(source.watermark, source.partitions.iter().map(of), plan.delay_us) > source.watermark
+                })
+            })
+            .await
+    }
+
+    async fn stage(&self, work: &mut Open, part: &mut LanePart) -> Result<(), WorkerError> {
+        let mut puts: Vec<(String, bytes::Bytes)> = vec![];
+        for (table, format, file, bytes) in part.files.drain(..) {
+            puts.push((file.path.clone(), bytes));
+            work.data.files.push(StagedFile { table, format, file });
+        }
+        if !part.runs.is_empty() {
+            let (bytes, refs) = cpu(&self.metrics.cpu.run, || write_runs(&part.runs)).map_err(|e| WorkerError::Internal(e.to_string()))?;
+            let path = format!("{}/runs/{}.run", self.state_folder, work.attempt);
+            let ledger_plan = self.head.with(|l| l.plan.clone()).await;
+            let runs = refs.into_iter().zip(&part.runs).map(|(run, made)| {
+                let window = ledger_plan.tables.get(&made.table).and_then(|t| t.window.clone());
+                let last_window_end_us = match made.kind {
+                    RunKind::Partial { window_start_us } => window.map_or(i64::MAX, |w| w.window_of(window_start_us).1),
+                    RunKind::JudgeLater => last_window_end(made),
+                };
+                RunEntry { run, last_window_end_us }
+            });
+            work.data.runs = Some(RunObject { path: path.clone(), bytes: bytes.len() as u64, runs: runs.collect() });
+            puts.push((path, bytes.into()));
+        }
+        let put = |(path, bytes): (String, bytes::Bytes)| async move {
+            let point = if path.ends_with(".run") { "stage-runs-put" } else { "stage-file-put" };
+            self.put_until_done(&path, bytes).await?;
+            failpoint::hit(point);
+            Ok::<_, WorkerError>(())
+        };
+        stream::iter(puts).map(put).buffer_unordered(PARALLEL_PUTS).try_collect::<Vec<()>>().await?;
+        failpoint::hit("stage-done");
+        Ok(())
+    }
+
+    /// Puts, for as long as the store is away (a full disk, …): names are used once, so that putting again is safe.
+    async fn put_until_done(&self, path: &str, bytes: bytes::Bytes) -> Result<(), WorkerError> {
+        let mut pause = Duration::from_millis(100);
+        loop {
+            match self.store.put(&Path::from(path), bytes.clone().into()).await {
+                Ok(_) => {
+                    self.metrics.waiting_over("store");
+                    return Ok(());
+                }
+                Err(e) => self.metrics.waiting("store", &format!("cannot write {path}: {e}")),
+            }
+            if self.stop.load(Ordering::Relaxed) {
+                return Err(WorkerError::Stopped);
+            }
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(Duration::from_secs(5));
+        }
+    }
+
+    async fn end_input(&self) -> Result<(), WorkerError> {
+        let (ends, began) = self.head.with(|l| (l.positions(), l.next)).await;
+        let note = Body::Note(Note::EndOfInput { ends });
+        match self.head.append(Uuid::now_v7(), began, note, vec![], self.clock.now_ms()).await? {
+            Appended::Decided(_) => Ok(()),
+            Appended::Stale(unfit) => Err(WorkerError::Internal(format!("the end of input was not accepted: {unfit}"))),
+        }
+    }
+}
+
+#[derive(PartialEq)]
+enum Gathered {
+    Nothing,
+    Some,
+    Reassigned,
+}
+
+/// Hands over without blocking the runtime: a lane's queue is short on purpose.
+async fn send(lane: &std_mpsc::SyncSender<LaneCommand>, mut command: LaneCommand) -> Result<(), WorkerError> {
+    loop {
+        match lane.try_send(command) {
+            Ok(()) => return Ok(()),
+            Err(std_mpsc::TrySendError::Full(back)) => command = back,
+            Err(std_mpsc::TrySendError::Disconnected(_)) => return Err(WorkerError::Internal("a lane has ended".into())),
+        }
+        tokio::time::sleep(Duration::from_micros(500)).await;
+    }
+}
+
+fn last_window_end(run: &crate::stage::runs::Run) -> i64 {
+    use arrow::array::AsArray;
+    use arrow::datatypes::TimestampMicrosecondType;
+    let ends = run.batch.column_by_name("window_end").and_then(|c| c.as_primitive_opt::<TimestampMicrosecondType>());
+    ends.and_then(arrow::compute::max).unwrap_or(i64::MAX)
+}
+
+fn reached(ledger: &Ledger, ends: &ByPartition<i64>) -> bool {
+    ends.iter().all(|(source, ends)| ends.iter().all(|(p, end)| ledger.position(source, *p).unwrap_or(0) >= *end))
+}
+
+/// Every own partition has been read to its end of then.
+fn would_reach(readings: &[Reading], sources: &[SourceThread], ends: &ByPartition<i64>) -> bool {
+    readings.iter().zip(sources).all(|(reading, thread)| {
+        let Some(ends) = ends.get(&thread.name) else { return true };
+        !reading.own.is_empty() && reading.own.iter().all(|p| reading.next.get(p).copied().unwrap_or(0) >= ends.get(p).copied().unwrap_or(0))
+    })
+}

@@ -1,0 +1,510 @@
+//! The table half: folds decided entries in order, and brings the tables up to them.
+
+use super::head::{Appended, Decided, Head};
+use super::lane::DeadRows;
+use super::{Clock, WorkerError};
+use crate::commit::advance::{Advance, Side, advance};
+use crate::commit::upsert::ChangeOp;
+use crate::commit::{CommitError, Stamp, TableFormat};
+use crate::epoch::checkpoint::{self, Checkpoint};
+use crate::epoch::entry::{Body, Entry, SpecRecord};
+use crate::epoch::ledger::{Ledger, LiveRun, Times};
+use crate::epoch::plan::compile;
+use crate::failpoint;
+use crate::fold::{EntryTimes, FoldConfig, TableFold};
+use crate::observe::{Metrics, cpu};
+use crate::pipeline::sql::TablePlan;
+use crate::pipeline::{Emit, Pipeline, TableFormatKind};
+use crate::stage::rows::RowBatches;
+use crate::stage::runs::{Run, read_run};
+use crate::stage::{DataFile, TableSpec};
+use object_store::path::Path;
+use object_store::{ObjectStore, ObjectStoreExt};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+use tokio::sync::mpsc;
+use uuid::Uuid;
+
+/// What one entry does to one table of the lake.
+pub struct Pending {
+    pub seq: u64,
+    pub files: Vec<(TableFormatKind, DataFile)>,
+    pub rows: Vec<(ChangeOp, Arc<dyn RowBatches + Send + Sync>)>,
+    pub bytes: u64,
+    /// Before the first commit that may hold it.
+    pub since: Instant,
+}
+
+pub struct LakeEntry {
+    pub spec: Arc<TableSpec>,
+    /// The declared windowed table whose windows it holds.
+    pub windowed: Option<String>,
+    pub sides: Vec<Side>,
+    pub pending: VecDeque<Pending>,
+}
+
+pub struct Tables {
+    pub pipeline: Arc<Pipeline>,
+    pub store: Arc<dyn ObjectStore>,
+    pub state_folder: String,
+    /// Local folder for spilled panes and key indexes.
+    pub scratch: PathBuf,
+    pub formats: BTreeMap<TableFormatKind, Arc<dyn TableFormat>>,
+    pub head: Arc<Head>,
+    pub metrics: Arc<Metrics>,
+    pub clock: Arc<dyn Clock>,
+    pub paused: Arc<AtomicBool>,
+    pub entries: mpsc::UnboundedReceiver<Decided>,
+    /// The log's state at the fold's position.
+    at: Ledger,
+    /// The log's state at the newest checkpoint's M, and the entries since.
+    trail: Ledger,
+    recent: VecDeque<(u64, Arc<Entry>)>,
+    plans: BTreeMap<String, Arc<TablePlan>>,
+    folds: BTreeMap<String, TableFold>,
+    lake: BTreeMap<String, LakeEntry>,
+    last_commit: Instant,
+}
+
+/// What a table half is built from.
+pub struct Parts {
+    pub pipeline: Arc<Pipeline>,
+    pub store: Arc<dyn ObjectStore>,
+    pub state_folder: String,
+    pub scratch: PathBuf,
+    pub formats: BTreeMap<TableFormatKind, Arc<dyn TableFormat>>,
+    pub head: Arc<Head>,
+    pub metrics: Arc<Metrics>,
+    pub clock: Arc<dyn Clock>,
+    pub paused: Arc<AtomicBool>,
+    pub entries: mpsc::UnboundedReceiver<Decided>,
+}
+
+fn refused(e: CommitError) -> WorkerError {
+    match e {
+        CommitError::Refused(why) => WorkerError::Refused(why),
+        CommitError::Unavailable(why) => WorkerError::Unavailable(why),
+    }
+}
+
+impl Tables {
+    /// Opens (or creates) every table, and restores the panes as of `start`. `head` is the log's
+    /// newest entry number, read after the tables' stamps would have been written.
+    pub async fn open(parts: Parts, start: Ledger) -> Result<Self, WorkerError> {
+        let plans = compile(&start.plan).map_err(|e| WorkerError::Refused(e.to_string()))?;
+        let mut tables = Self {
+            pipeline: parts.pipeline,
+            store: parts.store,
+            state_folder: parts.state_folder,
+            scratch: parts.scratch,
+            formats: parts.formats,
+            head: parts.head,
+            metrics: parts.metrics,
+            clock: parts.clock,
+            paused: parts.paused,
+            entries: parts.entries,
+            trail: start.clone(),
+            recent: VecDeque::new(),
+            at: start,
+            plans,
+            folds: BTreeMap::new(),
+            lake: BTreeMap::new(),
+            last_commit: Instant::now(),
+        };
+        let windowed: Vec<String> = tables.at.plan.tables.iter().filter(|(_, t)| t.window.is_some()).map(|(n, _)| n.clone()).collect();
+        for table in windowed {
+            let fold = tables.restored(&table).await?;
+            tables.folds.insert(table, fold);
+        }
+        tables.open_lake().await?;
+        Ok(tables)
+    }
+
+    /// Opens the tables that the plan at the fold's position asks for and that are not open yet.
+    async fn open_lake(&mut self) -> Result<(), WorkerError> {
+        let specs: Vec<(SpecRecord, u64)> = self.at.specs().into_iter().map(|(s, b)| (s.clone(), b)).collect();
+        let wanted: BTreeSet<String> = specs.iter().map(|(s, _)| s.name.clone()).collect();
+        self.lake.retain(|name, _| wanted.contains(name));
+        for (record, born) in specs {
+            let spec = record.shared().map_err(|e| WorkerError::Refused(format!("table {}: its record in the log is damaged: {e}", record.name)))?;
+            if let Some(known) = self.lake.get_mut(&record.name) {
+                known.spec = spec;
+                continue;
+            }
+            let birth = Stamp { log: self.at.log, entry: born, offsets: BTreeMap::new() };
+            let mut sides = vec![];
+            for format in &record.formats {
+                let Some(maker) = self.formats.get(format) else { continue };
+                let mut table = maker.open_or_create(spec.clone(), &birth).await.map_err(refused)?;
+                let base = table.load().await.map_err(refused)?;
+                let folder = self.scratch.join("index").join(format!("{}-{format}", record.name));
+                sides.push(Side::new(*format, table, base, folder));
+            }
+            let windowed = self.at.plan.tables.contains_key(&record.name).then(|| record.name.clone()).filter(|n| self.folds.contains_key(n));
+            self.lake.insert(record.name.clone(), LakeEntry { spec, windowed, sides, pending: VecDeque::new() });
+        }
+        Ok(())
+    }
+
+    /// The lowest entry that all tables are stamped with or past; a stamp beyond the log is refused.
+    pub fn check_stamps(&self, head: u64) -> Result<(), WorkerError> {
+        for (name, table) in &self.lake {
+            for side in &table.sides {
+                if side.stamp() >= head {
+                    return Err(WorkerError::Refused(format!(
+                        "{} table {name} holds the log's entries up to {}, and the log ends before entry {head}: the log was wiped or replaced by an older copy; restore {} from a backup",
+                        side.kind(),
+                        side.stamp(),
+                        self.state_folder
+                    )));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    async fn restored(&self, table: &str) -> Result<TableFold, WorkerError> {
+        let planned = &self.at.plan.tables[table];
+        let windowed = self.at.plan.tables.values().filter(|t| t.window.is_some()).count().max(1) as u64;
+        let emit = if planned.emit_on_update { Emit::OnUpdate } else { Emit::OnClose };
+        let config = FoldConfig { memory_bytes: (self.pipeline.memory_bytes / 4 / windowed) as usize, spill_dir: self.scratch.join("spill").join(table) };
+        let mut fold = TableFold::new(self.plans[table].clone(), emit, config).map_err(|e| WorkerError::Internal(e.to_string()))?;
+        let live: Vec<LiveRun> = self.at.runs.get(table).cloned().unwrap_or_default();
+        let mut at = 0;
+        while at < live.len() {
+            let entry = live[at].entry;
+            let mut runs = vec![];
+            let horizon_before = live[at].horizon_before;
+            while at < live.len() && live[at].entry == entry {
+                runs.push(self.fetch_run(&live[at].object, &live[at].run.run).await?);
+                at += 1;
+            }
+            let emitted = self.at.ended_at.is_some_and(|e| entry < e);
+            fold.restore(horizon_before, emitted, runs).map_err(|e| WorkerError::Internal(e.to_string()))?;
+        }
+        let source = self.at.sources.get(&planned.source);
+        fold.resume(source.and_then(|s| s.watermark), self.at.horizons.get(table).copied().flatten()).map_err(|e| WorkerError::Internal(e.to_string()))?;
+        Ok(fold)
+    }
+
+    async fn fetch_run(&self, object: &str, run: &crate::stage::runs::RunRef) -> Result<Run, WorkerError> {
+        let range = run.offset..run.offset + run.length;
+        let mut pause = Duration::from_millis(100);
+        let bytes = loop {
+            match self.store.get_range(&Path::from(object), range.clone()).await {
+                Ok(bytes) => break bytes,
+                Err(object_store::Error::NotFound { .. }) => {
+                    return Err(WorkerError::StartOver(format!("run {object} is gone: the log may have been truncated meanwhile")));
+                }
+                Err(e) => self.metrics.waiting("store", &format!("cannot read {object}: {e}")),
+            }
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(Duration::from_secs(5));
+        };
+        self.metrics.runs_read.fetch_add(1, Ordering::Relaxed);
+        read_run(&bytes, run).map_err(|e| WorkerError::Refused(format!("{object}: {e}; restore it from a backup")))
+    }
+
+    /// Folds and commits until `entries` is closed and everything in it is in the tables, or `stop`
+    /// says that the deadline has come.
+    pub async fn run(mut self, drain_until: tokio::sync::watch::Receiver<Option<Instant>>) -> Result<(), WorkerError> {
+        let every = Duration::from_millis(self.pipeline.commit_every_ms);
+        self.last_commit = Instant::now().checked_sub(every).unwrap_or_else(Instant::now);
+        loop {
+            let wait = every.saturating_sub(self.last_commit.elapsed()).max(Duration::from_millis(10));
+            let next = tokio::time::timeout(wait.min(Duration::from_millis(200)), self.entries.recv()).await;
+            match next {
+                Ok(Some(decided)) => self.fold(decided).await?,
+                Ok(None) => {
+                    self.commit_all(true).await?;
+                    if self.lake.values().all(|t| t.pending.is_empty()) {
+                        self.checkpoint_and_truncate().await?;
+                        return Ok(());
+                    }
+                    if drain_until.borrow().is_some_and(|d| Instant::now() >= d) {
+                        return Ok(());
+                    }
+                    tokio::time::sleep(Duration::from_millis(200)).await;
+                }
+                Err(_) => {}
+            }
+            self.tell_pressure();
+            if self.last_commit.elapsed() >= every || self.crowded() {
+                self.commit_all(false).await?;
+                self.checkpoint_and_truncate().await?;
+            }
+        }
+    }
+
+    fn pending_bytes(&self) -> u64 {
+        self.lake.values().flat_map(|t| &t.pending).map(|p| p.bytes).sum()
+    }
+
+    /// Emitted rows wait in memory: past this they are committed before their time.
+    fn crowded(&self) -> bool {
+        let rows: u64 = self.lake.values().flat_map(|t| &t.pending).filter(|p| !p.rows.is_empty()).map(|p| p.bytes).sum();
+        rows > self.pipeline.memory_bytes / 8 && self.last_commit.elapsed() > Duration::from_millis(200)
+    }
+
+    fn tell_pressure(&self) {
+        let bytes = self.pending_bytes();
+        let staged: u64 = self.lake.values().flat_map(|t| &t.pending).flat_map(|p| &p.files).map(|(_, f)| f.bytes).sum();
+        self.metrics.backlog_bytes.store(bytes.max(staged), Ordering::Relaxed);
+        let oldest = self.lake.values().filter_map(|t| t.pending.front()).map(|p| p.since.elapsed()).max().unwrap_or_default();
+        let rows: u64 = self.lake.values().flat_map(|t| &t.pending).filter(|p| !p.rows.is_empty()).map(|p| p.bytes).sum();
+        let limit = self.pipeline.backlog;
+        let paused = staged > limit.bytes || oldest > Duration::from_secs(limit.hours * 3600) || rows > self.pipeline.memory_bytes / 4 || self.entries.len() > 8;
+        self.paused.store(paused, Ordering::Relaxed);
+    }
+
+    fn table(&mut self, name: &str) -> Option<&mut LakeEntry> {
+        self.lake.get_mut(name)
+    }
+
+    fn pend(&mut self, table: &str, seq: u64, bytes: u64, change: impl FnOnce(&mut Pending)) {
+        let Some(entry) = self.table(table) else { return };
+        // Rows that every format holds already are not kept.
+        if entry.sides.iter().all(|s| s.stamp() >= seq) {
+            return;
+        }
+        if entry.pending.back().is_none_or(|p| p.seq != seq) {
+            entry.pending.push_back(Pending { seq, files: vec![], rows: vec![], bytes: 0, since: Instant::now() });
+        }
+        if let Some(last) = entry.pending.back_mut() {
+            last.bytes += bytes;
+            change(last);
+        }
+    }
+
+    async fn fold(&mut self, decided: Decided) -> Result<(), WorkerError> {
+        failpoint::hit("fold-before-entry");
+        let Decided { seq, entry, times, runs } = decided;
+        if matches!(entry.body, Body::Plan(_)) {
+            // No commit spans an entry that changes its table.
+            self.commit_until_clear().await?;
+        }
+        self.at.apply(&entry).map_err(|e| WorkerError::Refused(e.to_string()))?;
+        match &entry.body {
+            Body::Data(data) => {
+                for file in &data.files {
+                    self.pend(&file.table, seq, file.file.bytes, |p| p.files.push((file.format, file.file.clone())));
+                }
+                let runs = match (runs, &data.runs) {
+                    (Some(runs), _) => runs,
+                    (None, None) => vec![],
+                    (None, Some(object)) => {
+                        let mut read = vec![];
+                        for run in &object.runs {
+                            read.push(self.fetch_run(&object.path, &run.run).await?);
+                        }
+                        read
+                    }
+                };
+                self.fold_runs(seq, &times, runs)?;
+            }
+            Body::Plan(_) => self.change_plan().await?,
+            Body::Note(_) => self.fold_runs(seq, &times, vec![])?,
+            Body::Checkpoint(c) => self.advance_trail(c.upto)?,
+        }
+        self.recent.push_back((seq, entry));
+        failpoint::hit("fold-after-entry");
+        Ok(())
+    }
+
+    async fn commit_until_clear(&mut self) -> Result<(), WorkerError> {
+        while self.lake.values().any(|t| !t.pending.is_empty()) {
+            self.commit_all(true).await?;
+            if self.lake.values().any(|t| !t.pending.is_empty()) {
+                tokio::time::sleep(Duration::from_millis(200)).await;
+            }
+        }
+        Ok(())
+    }
+
+    async fn change_plan(&mut self) -> Result<(), WorkerError> {
+        let before = std::mem::replace(&mut self.plans, compile(&self.at.plan).map_err(|e| WorkerError::Refused(e.to_string()))?);
+        let windowed: Vec<String> = self.at.plan.tables.iter().filter(|(_, t)| t.window.is_some()).map(|(n, _)| n.clone()).collect();
+        self.folds.retain(|name, _| windowed.contains(name));
+        for table in windowed {
+            // Panes of a table that goes on are the same runs, read under the new plan.
+            let _ = before.get(&table);
+            let fold = self.restored(&table).await?;
+            self.folds.insert(table, fold);
+        }
+        self.open_lake().await
+    }
+
+    fn fold_runs(&mut self, seq: u64, times: &BTreeMap<String, Times>, runs: Vec<Run>) -> Result<(), WorkerError> {
+        let mut by_table: BTreeMap<String, Vec<Run>> = BTreeMap::new();
+        for run in runs {
+            by_table.entry(run.table.clone()).or_default().push(run);
+        }
+        let names: Vec<String> = self.folds.keys().cloned().collect();
+        let mut open_windows = 0;
+        for name in names {
+            let Some(t) = times.get(&name) else { continue };
+            let at = EntryTimes {
+                horizon_before: t.horizon_before,
+                watermark_before: t.watermark_before,
+                watermark_after: t.watermark_after,
+                horizon_after: t.horizon_after,
+                emit_all: t.emit_all,
+            };
+            let runs = by_table.remove(&name).unwrap_or_default();
+            let Some(fold) = self.folds.get_mut(&name) else { continue };
+            let metrics = self.metrics.clone();
+            let changes = tokio::task::block_in_place(|| cpu(&metrics.cpu.fold, || fold.apply(&at, runs))).map_err(|e| WorkerError::Internal(format!("table {name}: {e}")))?;
+            open_windows += fold.open_windows() as u64;
+            for change in changes.rows {
+                let bytes = change.rows.bytes() as u64;
+                let rows: Arc<dyn RowBatches + Send + Sync> = Arc::new(change.rows);
+                self.pend(&name, seq, bytes, |p| p.rows.push((change.op, rows)));
+            }
+            if !changes.late.is_empty() {
+                let late: usize = changes.late.iter().map(|b| b.num_rows()).sum();
+                let bytes = changes.late.iter().map(|b| b.get_array_memory_size() as u64).sum();
+                self.metrics.late.fetch_add(late as u64, Ordering::Relaxed);
+                self.pend(&format!("{name}__late"), seq, bytes, |p| p.rows.push((ChangeOp::Insert, Arc::new(changes.late))));
+            }
+            if !changes.dead.is_empty() {
+                self.metrics.overflow.fetch_add(changes.dead.len() as u64, Ordering::Relaxed);
+                let mut rows = DeadRows::default();
+                for dead in &changes.dead {
+                    rows.push_emitted(&dead.to_string(), &name);
+                }
+                let source = self.at.plan.tables.get(&name).map(|t| t.source.clone()).unwrap_or_default();
+                if let Some(batch) = rows.finish().map_err(|e| WorkerError::Internal(e.to_string()))? {
+                    self.pend(&format!("{source}__dead"), seq, batch.get_array_memory_size() as u64, |p| p.rows.push((ChangeOp::Insert, Arc::new(vec![batch]))));
+                }
+            }
+        }
+        self.metrics.open_windows.store(open_windows, Ordering::Relaxed);
+        for (name, source) in &self.at.sources {
+            let held = source.partitions.iter().min_by_key(|(_, p)| p.max_event_us).map(|(p, s)| match s.max_event_us {
+                Some(_) => format!("partition {p}"),
+                None => format!("partition {p}, which has no row yet"),
+            });
+            self.metrics.set_watermark(name, source.watermark, held.unwrap_or_default());
+        }
+        Ok(())
+    }
+
+    /// Am I the one who commits? The lowest id among the log's recent writers is; the others step in
+    /// when a table has waited twice as long as it should.
+    fn commits_now(&self, entry: &LakeEntry, every: Duration) -> bool {
+        let recent = self.at.writers.iter().filter(|(_, newest)| **newest + 50 > self.at.next).map(|(w, _)| w);
+        let lowest = recent.min().is_none_or(|w| *w >= self.head.writer);
+        lowest || entry.pending.front().is_some_and(|p| p.since.elapsed() > every * 2)
+    }
+
+    async fn commit_all(&mut self, draining: bool) -> Result<(), WorkerError> {
+        self.last_commit = Instant::now();
+        let every = Duration::from_millis(self.pipeline.commit_every_ms);
+        let names: Vec<String> = self.lake.keys().cloned().collect();
+        let upto = self.at.next - 1;
+        let stamp = Stamp { log: self.at.log, entry: upto, offsets: self.at.positions() };
+        for name in names {
+            let Some(entry) = self.lake.get(&name) else { continue };
+            if entry.pending.is_empty() {
+                continue;
+            }
+            let mine = draining || self.commits_now(entry, every);
+            let planned = entry.windowed.as_ref().and_then(|w| self.at.plan.tables.get(w));
+            let horizon = entry.windowed.as_ref().and_then(|w| self.at.horizons.get(w).copied().flatten());
+            let corrections = planned.is_some_and(|t| t.allowed_lateness_us > 0 || t.emit_on_update);
+            let window = planned.and_then(|t| t.window.clone());
+            let Some(entry) = self.lake.get_mut(&name) else { continue };
+            for nth in 0..entry.sides.len() {
+                if nth > 0 {
+                    failpoint::hit("commit-one-format");
+                }
+                let what = Advance {
+                    store: &self.store,
+                    pipeline: &self.pipeline.name,
+                    spec: &entry.spec,
+                    stamp: &stamp,
+                    horizon,
+                    window: window.as_ref(),
+                    corrections,
+                    only_look: !mine,
+                    attempt: Uuid::now_v7(),
+                    metrics: &self.metrics,
+                };
+                match advance(&mut entry.sides[nth], &entry.pending, what).await {
+                    Ok(()) => self.metrics.waiting_over(&format!("{} table {name}", entry.sides[nth].kind())),
+                    Err(CommitError::Refused(why)) => return Err(WorkerError::Refused(why)),
+                    Err(CommitError::Unavailable(why)) => self.metrics.waiting(&format!("{} table {name}", entry.sides[nth].kind()), &why),
+                }
+            }
+            let lowest = entry.sides.iter().map(|s| s.stamp()).min().unwrap_or(upto);
+            while entry.pending.front().is_some_and(|p| p.seq <= lowest) {
+                entry.pending.pop_front();
+            }
+            failpoint::hit("commit-done");
+        }
+        self.last_commit = Instant::now();
+        Ok(())
+    }
+
+    fn advance_trail(&mut self, upto: u64) -> Result<(), WorkerError> {
+        while self.recent.front().is_some_and(|(seq, _)| *seq <= upto) {
+            let Some((seq, entry)) = self.recent.pop_front() else { break };
+            if seq >= self.trail.next {
+                self.trail.apply(&entry).map_err(|e| WorkerError::Refused(e.to_string()))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The highest entry with nothing left to do for any format of any table.
+    fn lowest_stamp(&self) -> u64 {
+        let folded = self.at.next - 1;
+        self.lake.values().filter_map(|t| t.pending.front()).map(|p| p.seq.saturating_sub(1)).min().unwrap_or(folded)
+    }
+
+    async fn checkpoint_and_truncate(&mut self) -> Result<(), WorkerError> {
+        failpoint::hit("receipt");
+        let lowest = self.lowest_stamp();
+        let recent = self.at.writers.iter().filter(|(_, newest)| **newest + 50 > self.at.next).map(|(w, _)| w);
+        if recent.min().is_some_and(|w| *w < self.head.writer) {
+            return Ok(());
+        }
+        let Some(upto) = checkpoint::upto(self.at.next, lowest, self.at.checkpoint.map(|c| c.upto)) else { return Ok(()) };
+        let objects = |l: &Ledger| l.runs.values().flatten().map(|r| r.object.clone()).collect::<BTreeSet<String>>();
+        let live_before = objects(&self.trail);
+        self.advance_trail(upto)?;
+        let body = Body::Checkpoint(Checkpoint { upto, ledger: Box::new(self.trail.clone()) });
+        let began = self.at.next;
+        match self.head.append(Uuid::now_v7(), began, body, vec![], self.clock.now_ms()).await? {
+            Appended::Stale(_) => return Ok(()),
+            Appended::Decided(_) => failpoint::hit("checkpoint-decided"),
+        }
+        let live = objects(&self.trail);
+        for path in live_before.difference(&live) {
+            // What stays for want of an answer is an orphan, and found as one.
+            let _ = self.store.delete(&Path::from(path.as_str())).await;
+        }
+        let store = &self.store;
+        let remove = |entry: Entry| {
+            let object = match entry.body {
+                Body::Data(data) => data.runs.map(|r| r.path).filter(|p| !live.contains(p)),
+                _ => None,
+            };
+            async move {
+                if let Some(path) = object {
+                    let _ = store.delete(&Path::from(path)).await;
+                }
+            }
+        };
+        match self.head.log.truncate(upto, remove).await {
+            Ok(_) => Ok(()),
+            Err(e) => {
+                self.metrics.waiting("log", &e.to_string());
+                Ok(())
+            }
+        }
+    }
+}
