@@ -25,7 +25,7 @@ use self::admin::{AdminError, At};
 use self::cut::Cutter;
 use self::fetch::{FetchQueue, PartitionError};
 use self::membership::Membership;
-use super::{Position, Source, SourceError, SourceEvent, SourceFacts};
+use super::{Position, RawBatch, Source, SourceError, SourceEvent, SourceFacts};
 use crate::pipeline::{Input, SourceSpec, Start};
 
 /// Properties that the guarantees rest on, with their values; `options` must not name them.
@@ -65,6 +65,8 @@ const EVENT_INTERVAL: Duration = Duration::from_millis(50);
 const SEEK_PATIENCE: Duration = Duration::from_secs(15);
 /// A new leader may know of less than was acknowledged for a moment.
 const END_PATIENCE: Duration = Duration::from_secs(3);
+/// How often a position that the brokers hold is placed again before their refusal is believed.
+const PLACED_AGAIN: u32 = 3;
 
 /// One Kafka topic as one worker reads it.
 pub struct KafkaSource {
@@ -84,6 +86,8 @@ pub struct KafkaSource {
     paused: BTreeSet<i32>,
     /// The brokers have answered once: a login that fails from now on may pass.
     reached: bool,
+    /// How often a partition was placed again since it last delivered.
+    placed_again: BTreeMap<i32, u32>,
     /// What was last told as a notice; said again only after something went well.
     noticed: BTreeSet<String>,
     notices: VecDeque<String>,
@@ -136,6 +140,7 @@ impl KafkaSource {
             reading: false,
             paused: BTreeSet::new(),
             reached: false,
+            placed_again: BTreeMap::new(),
             noticed: BTreeSet::new(),
             notices: VecDeque::new(),
         })
@@ -386,16 +391,26 @@ impl KafkaSource {
 
     fn partition_failed(&mut self, error: &PartitionError) -> Result<(), SourceError> {
         let (partition, topic) = (error.partition, self.topic.clone());
-        let at = self.cutter.position(partition).map_or(-1, |p| p.offset);
         match error.code {
-            Code::AutoOffsetReset | Code::OffsetOutOfRange => match self.ranges(&[partition]) {
-                Ok(ranges) => match ranges.get(&partition) {
-                    Some(range) if at < range.0 || at > range.1 => Err(self.out_of_range(partition, at, *range)),
-                    _ => Err(self.truncated(partition, at, &error.text)),
-                },
-                Err(_) => Err(self.truncated(partition, at, &error.text)),
-            },
-            Code::LogTruncation => Err(self.truncated(partition, at, &error.text)),
+            // Either the position is gone, or another log was found where it points (KIP-320), or the
+            // error is about a position that librdkafka made up: a batch read counts an end event
+            // as a record, and whatever pauses a partition then goes on one offset too far. We
+            // place a partition again after every pause, but that error is still delivered.
+            Code::AutoOffsetReset | Code::OffsetOutOfRange | Code::LogTruncation => {
+                let Some(position) = self.cutter.position(partition) else { return Ok(()) };
+                let at = position.offset;
+                if let Some(range) = self.ranges(&[partition])?.get(&partition)
+                    && (at < range.0 || at > range.1)
+                {
+                    return Err(self.out_of_range(partition, at, *range));
+                }
+                let tries = self.placed_again.entry(partition).or_default();
+                *tries += 1;
+                if *tries > PLACED_AGAIN {
+                    return Err(self.truncated(partition, at, &error.text));
+                }
+                self.place(&[(partition, position)].into())
+            }
             code => self.weigh(code, &format!("partition {partition} of topic `{topic}`: {}", error.text)),
         }
     }
@@ -409,11 +424,17 @@ impl KafkaSource {
         ))
     }
 
+    fn take(&mut self) -> Option<RawBatch> {
+        let batch = self.cutter.take(&self.paused)?;
+        self.placed_again.remove(&batch.partition);
+        Some(batch)
+    }
+
     /// Reads what has come. True where anything did.
     fn read(&mut self, wait: Duration) -> Result<bool, SourceError> {
         let mut errors = Vec::new();
         let count = self.fetch.read(wait.as_millis() as i32, &mut self.cutter, &mut errors);
-        if count > errors.len() && !self.noticed.is_empty() {
+        if count > errors.len() {
             self.noticed.clear();
         }
         for error in &errors {
@@ -493,6 +514,7 @@ impl Source for KafkaSource {
             self.consumer.resume(&list).map_err(|e| SourceError::Unavailable(format!("source `{}`: {e}", self.name)))?;
         }
         self.cutter.start(&positions);
+        self.placed_again.clear();
         self.reading = true;
         Ok(())
     }
@@ -514,7 +536,7 @@ impl Source for KafkaSource {
             if let Some(text) = self.notices.pop_front() {
                 return Ok(SourceEvent::Notice(text));
             }
-            if let Some(batch) = self.cutter.take(&self.paused) {
+            if let Some(batch) = self.take() {
                 return Ok(SourceEvent::Batch(batch));
             }
             let left = deadline.saturating_duration_since(Instant::now());
@@ -531,7 +553,7 @@ impl Source for KafkaSource {
             }
             // Nothing more is there now, or the time is up: give what there is.
             self.cutter.flush();
-            if let Some(batch) = self.cutter.take(&self.paused) {
+            if let Some(batch) = self.take() {
                 return Ok(SourceEvent::Batch(batch));
             }
             if left.is_zero() {
@@ -550,6 +572,9 @@ impl Source for KafkaSource {
             self.consumer.pause(&list).map_err(|e| failed(&self.name, e))?;
         }
         if !go.is_empty() {
+            // Never from where librdkafka would go on: see `partition_failed`.
+            let positions: BTreeMap<i32, Position> = go.iter().filter_map(|p| Some((*p, self.cutter.position(*p)?))).collect();
+            self.place(&positions)?;
             let list = self.list(go.iter().map(|p| (*p, 0)))?;
             self.consumer.resume(&list).map_err(|e| failed(&self.name, e))?;
         }

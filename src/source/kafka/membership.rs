@@ -57,8 +57,18 @@ impl Membership {
 }
 
 impl ClientContext for Membership {
-    /// Everything that matters also comes as an error.
-    fn log(&self, _level: RDKafkaLogLevel, _facility: &str, _message: &str) {}
+    /// Why a connection failed is told here in full; as an error it only comes when all brokers are
+    /// down, and without the reason. Nothing else of the log is of use.
+    fn log(&self, _level: RDKafkaLogLevel, facility: &str, message: &str) {
+        if facility != "FAIL" {
+            return;
+        }
+        let mut told = self.told();
+        if message.contains("SSL handshake") || message.contains("connecting to a PLAINTEXT") {
+            told.denied = Some((RDKafkaErrorCode::SSL, message.to_string()));
+        }
+        told.last_error = Some(message.to_string());
+    }
 
     fn stats(&self, _statistics: Statistics) {}
 
@@ -71,7 +81,9 @@ impl ClientContext for Membership {
         if matches!(code, RDKafkaErrorCode::Authentication | RDKafkaErrorCode::SSL) {
             told.denied = Some((code, reason.to_string()));
         }
-        told.last_error = Some(reason.to_string());
+        if code != RDKafkaErrorCode::AllBrokersDown || told.last_error.is_none() {
+            told.last_error = Some(reason.to_string());
+        }
         if told.errors.len() == ERRORS_KEPT {
             told.errors.pop_front();
         }
