@@ -86,6 +86,8 @@ pub struct KafkaSource {
     paused: BTreeSet<i32>,
     /// The brokers have answered once: a login that fails from now on may pass.
     reached: bool,
+    /// Errors in the stream that are not dealt with yet.
+    failed: Vec<PartitionError>,
     /// How often a partition was placed again since it last delivered.
     placed_again: BTreeMap<i32, u32>,
     /// What was last told as a notice; said again only after something went well.
@@ -140,6 +142,7 @@ impl KafkaSource {
             reading: false,
             paused: BTreeSet::new(),
             reached: false,
+            failed: Vec::new(),
             placed_again: BTreeMap::new(),
             noticed: BTreeSet::new(),
             notices: VecDeque::new(),
@@ -432,13 +435,15 @@ impl KafkaSource {
 
     /// Reads what has come. True where anything did.
     fn read(&mut self, wait: Duration) -> Result<bool, SourceError> {
-        let mut errors = Vec::new();
-        let count = self.fetch.read(wait.as_millis() as i32, &mut self.cutter, &mut errors);
-        if count > errors.len() {
+        let known = self.failed.len();
+        let count = self.fetch.read(wait.as_millis() as i32, &mut self.cutter, &mut self.failed);
+        if count > self.failed.len() - known {
             self.noticed.clear();
         }
-        for error in &errors {
-            self.partition_failed(error)?;
+        // One that cannot be answered now, because the brokers are away, is answered later.
+        while let Some(error) = self.failed.last().cloned() {
+            self.partition_failed(&error)?;
+            self.failed.pop();
         }
         Ok(count > 0)
     }
@@ -507,6 +512,7 @@ impl Source for KafkaSource {
         self.reading = false;
         self.paused.clear();
         self.cutter.clear();
+        self.failed.clear();
         if !positions.is_empty() {
             self.check(&positions)?;
             self.place(&positions)?;
@@ -530,6 +536,7 @@ impl Source for KafkaSource {
             if let Some(partitions) = assigned {
                 self.reading = false;
                 self.cutter.clear();
+                self.failed.clear();
                 self.paused.clear();
                 return Ok(SourceEvent::Assigned(partitions));
             }

@@ -480,6 +480,44 @@ fn generated_events_arrive_as_generated() {
     assert_eq!(found, totals);
 }
 
+/// Not run by itself: what reading costs, on a topic of many small records.
+#[test]
+#[ignore = "a measurement: run it by name with --ignored --nocapture"]
+fn cost_of_reading() {
+    let broker = Broker::start();
+    broker.create_topic("cost", 4);
+    produce_events(&broker.address(), "cost", 4, 2_000_000, 1_000_000, 42, TimeText::Rfc3339).unwrap();
+    let mut source = source(broker, "cost");
+    source.join().unwrap();
+    let cpu = || {
+        // SAFETY: plain data, filled by the call.
+        let used = unsafe {
+            let mut used: libc::rusage = std::mem::zeroed();
+            libc::getrusage(libc::RUSAGE_SELF, &mut used);
+            used
+        };
+        (used.ru_utime.tv_sec + used.ru_stime.tv_sec) as f64 + (used.ru_utime.tv_usec + used.ru_stime.tv_usec) as f64 / 1e6
+    };
+    let (mut rows, mut batches, mut ends) = (0, 0, 0);
+    let (mut started, mut before) = (Instant::now(), cpu());
+    while ends < 4 {
+        match source.poll(Duration::from_millis(100)).unwrap() {
+            SourceEvent::Assigned(p) => {
+                (started, before) = (Instant::now(), cpu());
+                source.start(&p.into_iter().map(|p| (p, Position { offset: 0, leader_epoch: -1 })).collect()).unwrap();
+            }
+            SourceEvent::Batch(b) => {
+                rows += b.records.len();
+                batches += 1;
+                ends += usize::from(b.at_end);
+            }
+            _ => {}
+        }
+    }
+    println!("{rows} rows, {batches} batches, {:.2} s, {:.3} CPU-s/M", started.elapsed().as_secs_f64(), (cpu() - before) / rows as f64 * 1e6);
+    assert_eq!(rows, 2_000_000);
+}
+
 /// The sums that the data's definition names for 10 M events, seed 42, 1 M keys.
 #[test]
 fn the_generator_keeps_to_its_definition() {

@@ -13,6 +13,7 @@ use rdkafka::error::RDKafkaErrorCode;
 use super::cut::{BATCH_BYTES, BATCH_RECORDS, Cutter, Fetched};
 
 /// An error that librdkafka delivered in a partition's place in the stream.
+#[derive(Clone)]
 pub(super) struct PartitionError {
     pub partition: i32,
     pub code: RDKafkaErrorCode,
