@@ -4,6 +4,9 @@
 //! it was given, is told where to read them, and delivers batches whose intervals tile the
 //! partition without a gap (I1).
 
+pub mod file;
+pub mod kafka;
+
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::time::Duration;
@@ -94,6 +97,11 @@ pub enum SourceError {
 pub trait Source: Send {
     /// Identity, partitions and their ends now.
     fn facts(&mut self) -> Result<SourceFacts, SourceError>;
+
+    /// The identity alone, as in [`SourceFacts::incarnation`]: cheap enough to be asked once an epoch.
+    fn incarnation(&mut self) -> Result<Option<String>, SourceError> {
+        Ok(self.facts()?.incarnation)
+    }
 
     /// Where the pipeline file's `start` lies for these partitions, as offsets.
     fn start_offsets(&mut self, partitions: &[i32]) -> Result<BTreeMap<i32, i64>, SourceError>;

@@ -1,1 +1,6 @@
 //! What the tests share: real services, started and stopped here.
+
+#[path = "../../../benches/generate.rs"]
+#[allow(dead_code)]
+pub mod generate;
+pub mod kafka;

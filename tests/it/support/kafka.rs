@@ -1,0 +1,205 @@
+//! A real Kafka broker, one for all tests of a run, and what tests do to its topics.
+
+use std::net::TcpListener;
+use std::path::PathBuf;
+use std::process::Command;
+use std::sync::{Mutex, OnceLock};
+use std::time::Duration;
+
+use futures::executor::block_on;
+use rdkafka::ClientConfig;
+use rdkafka::admin::{AdminClient, AdminOptions, NewPartitions, NewTopic, TopicReplication};
+use rdkafka::client::DefaultClientContext;
+use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
+use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
+
+const SCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/infra/kafka/kafka.sh");
+const WAIT: Duration = Duration::from_secs(30);
+
+/// A broker of this test run. Tests that stop it use one of their own ([`Broker::own`]).
+pub struct Broker {
+    dir: PathBuf,
+    port: u16,
+    _keep: tempfile::TempDir,
+}
+
+/// Folders of brokers that still run, to be stopped when the process ends.
+static RUNNING: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
+
+extern "C" fn stop_all() {
+    let dirs = std::mem::take(&mut *RUNNING.lock().unwrap_or_else(|e| e.into_inner()));
+    for dir in dirs {
+        let _ = Command::new(SCRIPT).arg("stop").arg(&dir).output();
+        let _ = std::fs::remove_dir_all(&dir);
+    }
+}
+
+/// Two neighbouring ports that are free now.
+fn free_ports() -> u16 {
+    loop {
+        let first = TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let port = first.local_addr().expect("an address").port();
+        if port < 65_000 && TcpListener::bind(("127.0.0.1", port + 1)).is_ok() {
+            return port;
+        }
+    }
+}
+
+#[allow(dead_code)]
+impl Broker {
+    /// The broker that all tests of this run share; started on first use, stopped when the run ends.
+    pub fn start() -> &'static Broker {
+        static SHARED: OnceLock<Broker> = OnceLock::new();
+        SHARED.get_or_init(Broker::own)
+    }
+
+    /// A broker for one test, which may stop and start it.
+    pub fn own() -> Broker {
+        static AT_EXIT: OnceLock<()> = OnceLock::new();
+        AT_EXIT.get_or_init(|| {
+            // SAFETY: the function touches only statics that are never torn down.
+            unsafe { libc::atexit(stop_all) };
+        });
+        let keep = tempfile::Builder::new().prefix("millpond-kafka-").tempdir().expect("a temporary folder");
+        let broker = Broker { dir: keep.path().to_path_buf(), port: free_ports(), _keep: keep };
+        broker.up();
+        broker
+    }
+
+    pub fn address(&self) -> String {
+        format!("127.0.0.1:{}", self.port)
+    }
+
+    /// Starts the broker again after [`Broker::down`].
+    pub fn up(&self) {
+        let out = Command::new(SCRIPT).arg("start").arg(&self.dir).arg(self.port.to_string()).output().expect("kafka.sh runs");
+        assert!(out.status.success(), "kafka.sh start: {}{}", String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));
+        RUNNING.lock().unwrap().push(self.dir.clone());
+    }
+
+    /// Stops the broker; its data stays.
+    pub fn down(&self) {
+        let out = Command::new(SCRIPT).arg("stop").arg(&self.dir).output().expect("kafka.sh runs");
+        assert!(out.status.success(), "kafka.sh stop: {}", String::from_utf8_lossy(&out.stderr));
+        RUNNING.lock().unwrap().retain(|d| *d != self.dir);
+    }
+
+    fn config(&self) -> ClientConfig {
+        let mut config = ClientConfig::new();
+        config.set("bootstrap.servers", self.address());
+        config
+    }
+
+    fn admin(&self) -> AdminClient<DefaultClientContext> {
+        self.config().create().expect("an admin client")
+    }
+
+    pub fn create_topic(&self, name: &str, partitions: i32) {
+        self.create_topic_with(name, partitions, &[]);
+    }
+
+    pub fn create_topic_with(&self, name: &str, partitions: i32, config: &[(&str, &str)]) {
+        let mut topic = NewTopic::new(name, partitions, TopicReplication::Fixed(1));
+        for (key, value) in config {
+            topic = topic.set(key, value);
+        }
+        let answer = block_on(self.admin().create_topics([&topic], &options())).expect("create_topics");
+        answer[0].as_ref().expect("created");
+        self.wait_for_partitions(name, partitions as usize);
+    }
+
+    pub fn delete_topic(&self, name: &str) {
+        let answer = block_on(self.admin().delete_topics(&[name], &options())).expect("delete_topics");
+        answer[0].as_ref().expect("deleted");
+        self.wait_for_partitions(name, 0);
+    }
+
+    pub fn add_partitions(&self, name: &str, total: usize) {
+        let answer = block_on(self.admin().create_partitions([&NewPartitions::new(name, total)], &options())).expect("create_partitions");
+        answer[0].as_ref().expect("added");
+        self.wait_for_partitions(name, total);
+    }
+
+    /// Until the broker's metadata shows this many partitions, each with a leader (0: no topic).
+    fn wait_for_partitions(&self, name: &str, count: usize) {
+        let admin = self.admin();
+        for _ in 0..200 {
+            if let Ok(metadata) = admin.inner().fetch_metadata(Some(name), WAIT) {
+                let led = metadata.topics().iter().flat_map(|t| t.partitions()).filter(|p| p.leader() >= 0).count();
+                if led == count {
+                    return;
+                }
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        panic!("topic {name} did not come to {count} partitions");
+    }
+
+    /// Deletes the records of a partition before `offset`.
+    pub fn delete_records(&self, topic: &str, partition: i32, offset: i64) {
+        let mut list = TopicPartitionList::new();
+        list.add_partition_offset(topic, partition, Offset::Offset(offset)).unwrap();
+        let answer = block_on(self.admin().delete_records(&list, &options())).expect("delete_records");
+        answer.elements()[0].error().expect("deleted");
+    }
+
+    pub fn producer(&self) -> Producing {
+        Producing { inner: self.config().set("linger.ms", "0").create().expect("a producer") }
+    }
+
+    pub fn produce(&self, topic: &str, partition: i32, key: &str, value: &str, timestamp_ms: i64) {
+        let producer = self.producer();
+        producer.send(topic, partition, key, value, timestamp_ms);
+        producer.flush();
+    }
+
+    /// Writes `values` to one partition in a transaction, then commits or aborts it.
+    pub fn produce_in_transaction(&self, topic: &str, partition: i32, values: &[&str], commit: bool) {
+        let id = format!("tx-{}", uuid::Uuid::new_v4());
+        let inner: BaseProducer = self.config().set("transactional.id", id).create().expect("a producer");
+        inner.init_transactions(WAIT).expect("init_transactions");
+        inner.begin_transaction().expect("begin_transaction");
+        let producer = Producing { inner };
+        for value in values {
+            producer.send(topic, partition, "tx", value, 0);
+        }
+        producer.flush();
+        if commit {
+            producer.inner.commit_transaction(WAIT).expect("commit_transaction");
+        } else {
+            producer.inner.abort_transaction(WAIT).expect("abort_transaction");
+        }
+    }
+}
+
+impl Drop for Broker {
+    fn drop(&mut self) {
+        let _ = Command::new(SCRIPT).arg("stop").arg(&self.dir).output();
+        RUNNING.lock().unwrap_or_else(|e| e.into_inner()).retain(|d| *d != self.dir);
+    }
+}
+
+fn options() -> AdminOptions {
+    AdminOptions::new().operation_timeout(Some(WAIT)).request_timeout(Some(WAIT))
+}
+
+/// A producer for many records.
+pub struct Producing {
+    inner: BaseProducer,
+}
+
+#[allow(dead_code)]
+impl Producing {
+    /// `timestamp_ms` 0: now.
+    pub fn send(&self, topic: &str, partition: i32, key: &str, value: &str, timestamp_ms: i64) {
+        let mut record = BaseRecord::to(topic).partition(partition).key(key).payload(value);
+        if timestamp_ms > 0 {
+            record = record.timestamp(timestamp_ms);
+        }
+        self.inner.send(record).map_err(|(e, _)| e).expect("queued");
+    }
+
+    pub fn flush(&self) {
+        self.inner.flush(WAIT).expect("flushed");
+    }
+}
