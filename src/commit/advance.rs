@@ -1,6 +1,7 @@
 //! Brings one table, in one format, from its stamp to a later entry: resolves keys, writes the
 //! emitted rows, commits, and lets the key index follow.
 
+use super::key_index::hash::KeyHasher;
 use super::key_index::{FileKeys, KeyIndex, KeyIndexError, WindowBound};
 use super::upsert::{ChangeOp, KeyedChange, resolve};
 use super::{Base, CommitError, Committed, LakeTable, Stamp, TableChange};
@@ -11,7 +12,7 @@ use crate::pipeline::sql::Tumble;
 use crate::stage::parquet::ParquetStager;
 use crate::stage::partition::PartitionSplitter;
 use crate::stage::rows::RowBatches;
-use crate::stage::{DataFile, TableSpec};
+use crate::stage::{DataFile, Scalar, TableSpec};
 use crate::worker::tables::Pending;
 use arrow::array::AsArray;
 use arrow::datatypes::TimestampMicrosecondType;
@@ -22,7 +23,6 @@ use std::collections::{BTreeMap, VecDeque};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
 use uuid::Uuid;
 
 /// How often a commit that lost its base to another is tried again before the turn is given up.
@@ -116,12 +116,93 @@ fn concerns(pending: &Pending, kind: TableFormatKind) -> bool {
     !pending.rows.is_empty() || pending.files.iter().any(|(k, _)| *k == kind)
 }
 
-/// Rows on their way into Parquet, with the key hashes of each file's rows in order.
-struct Output {
-    stager: ParquetStager,
+/// The key hashes of the files that are being written, file by file, in the order of their rows.
+struct Keys {
     splitter: PartitionSplitter,
-    keys: Vec<(Vec<Option<crate::stage::Scalar>>, FileKeys)>,
-    until: BTreeMap<String, i64>,
+    hasher: KeyHasher,
+    window: Option<WindowBound>,
+    unused: Vec<FileKeys>,
+    files: Vec<FileHashes>,
+}
+
+struct FileHashes {
+    partition: Vec<Option<Scalar>>,
+    keys: FileKeys,
+    /// Latest end of a window that the file holds rows of.
+    until_us: Option<i64>,
+}
+
+/// As many files as a stager has open at most.
+const MOST_FILES: usize = 257;
+
+impl Keys {
+    fn new(index: &mut KeyIndex, spec: &TableSpec, kind: TableFormatKind, window: Option<WindowBound>) -> Result<Self, String> {
+        let partition_by = spec.partition_fields(kind);
+        let splitter = PartitionSplitter::new(&spec.schema, partition_by).map_err(|e| e.to_string())?;
+        let hasher = KeyHasher::new(&spec.schema, &spec.key).map_err(|e| e.to_string())?;
+        let most = if partition_by.is_empty() { 1 } else { MOST_FILES };
+        let unused = (0..most).map(|_| index.begin_file()).collect();
+        Ok(Self { splitter, hasher, window, unused, files: vec![] })
+    }
+
+    fn note(&mut self, batch: &RecordBatch) -> Result<(), String> {
+        for (partition, rows) in self.splitter.split(batch).map_err(|e| e.to_string())? {
+            let hashes = self.hasher.hashes(&rows).map_err(|e| e.to_string())?;
+            let ends = self.window.as_ref().and_then(|w| {
+                let column = rows.column_by_name(&w.column)?.as_primitive_opt::<TimestampMicrosecondType>()?;
+                arrow::compute::max(column).map(|latest| latest.saturating_add(w.length_us))
+            });
+            let place = match self.files.iter().position(|f| f.partition == partition) {
+                Some(place) => place,
+                None => {
+                    let keys = self.unused.pop().ok_or_else(|| format!("rows of more than {MOST_FILES} partitions in one commit"))?;
+                    self.files.push(FileHashes { partition, keys, until_us: None });
+                    self.files.len() - 1
+                }
+            };
+            let file = &mut self.files[place];
+            file.keys.push(&hashes).map_err(|e| e.to_string())?;
+            file.until_us = file.until_us.max(ends);
+        }
+        Ok(())
+    }
+}
+
+/// Which column of the table bounds its windows, for the index to forget what is closed.
+fn window_bound(what: &Advance<'_>) -> Option<WindowBound> {
+    let (window, horizon_us) = (what.window?, what.horizon?);
+    let has = |name: &str| what.spec.schema.field_with_name(name).is_ok();
+    // A window aligned to a time zone's days can be an hour or two longer than its size.
+    let longest = window.size_us.saturating_add(3 * 3_600_000_000);
+    if has("window_end") {
+        Some(WindowBound { column: "window_end".into(), length_us: 0, horizon_us })
+    } else {
+        has("window_start").then(|| WindowBound { column: "window_start".into(), length_us: longest, horizon_us })
+    }
+}
+
+/// Brings the index to the base: files of foreign commits (or of other workers) are read, no others.
+async fn sync_index(side: &mut Side, what: &Advance<'_>) -> Result<(), CommitError> {
+    let mut index = match side.index.take() {
+        Some(index) => index,
+        None => KeyIndex::open(side.index_folder.clone(), what.spec, side.kind).map_err(index_error)?,
+    };
+    if index.version() != Some(side.base.version.as_str()) {
+        let live = side.table.live_files().await?;
+        let schema = match side.kind {
+            TableFormatKind::Iceberg => what.spec.schema.clone(),
+            TableFormatKind::Delta => Arc::new(crate::read::delta_schema(&what.spec.schema)),
+        };
+        let window = window_bound(what);
+        index.sync(what.store.clone(), &live, &schema, &side.base.version, window.as_ref()).await.map_err(index_error)?;
+    }
+    side.index = Some(index);
+    Ok(())
+}
+
+async fn put(store: &Arc<dyn ObjectStore>, path: &str, bytes: bytes::Bytes) -> Result<(), CommitError> {
+    store.put(&Path::from(path), bytes.into()).await.map_err(|e| CommitError::Unavailable(format!("cannot write {path}: {e}")))?;
+    Ok(())
 }
 
 async fn commit(side: &mut Side, todo: &[&Pending], what: &Advance<'_>) -> Result<Committed, CommitError> {
@@ -150,47 +231,40 @@ async fn commit(side: &mut Side, todo: &[&Pending], what: &Advance<'_>) -> Resul
         let folder = crate::worker::lane::data_folder(what.pipeline, side.kind, &spec.name);
         let refuse = |e: String| CommitError::Refused(format!("table {}: {e}", spec.name));
         let stager = ParquetStager::new(spec.clone(), side.kind, folder, Box::new(name)).map_err(|e| refuse(e.to_string()))?;
-        let splitter = PartitionSplitter::new(&spec.schema, spec.partition_fields(side.kind)).map_err(|e| refuse(e.to_string()))?;
-        let mut out = Output { stager, splitter, keys: vec![], until: BTreeMap::new() };
         let metrics = what.metrics;
+        let mut stager = stager;
+        let mut noted = None;
         match side.index.as_mut().filter(|_| indexed) {
             Some(index) => {
-                // The files' key lists are begun before the index is borrowed for look-ups.
-                let mut begun: Vec<FileKeys> = vec![];
-                let hasher = KeyIndex::hasher(spec).map_err(index_error)?;
+                let mut keys = Keys::new(index, spec, side.kind, window_bound(what)).map_err(refuse)?;
                 let resolved = tokio::task::block_in_place(|| {
-                    let mut files = Files { begun: &mut begun, next: 0 };
-                    let _ = &mut files;
                     let mut sink = |batch: RecordBatch, _: &[u128]| -> Result<(), String> {
-                        let parts = out.splitter.split(&batch).map_err(|e| e.to_string())?;
-                        for (partition, rows) in parts {
-                            let hashes = hasher.hashes(&rows).map_err(|e| e.to_string())?;
-                            out.note(partition, &hashes, &rows, what)?;
-                        }
-                        cpu(&metrics.cpu.parquet, || out.stager.write(&batch)).map_err(|e| e.to_string())
+                        keys.note(&batch)?;
+                        cpu(&metrics.cpu.parquet, || stager.write(&batch)).map_err(|e| e.to_string())
                     };
                     resolve(&changes, index, &mut sink)
-                })
-                .map_err(|e| CommitError::Unavailable(format!("table {}: {e}", spec.name)))?;
-                delete = resolved.delete;
+                });
+                delete = resolved.map_err(|e| CommitError::Unavailable(format!("table {}: {e}", spec.name)))?.delete;
+                noted = Some(keys);
             }
             None => tokio::task::block_in_place(|| {
                 for change in &changes {
                     for batch in change.rows.batches() {
                         let batch = batch.map_err(CommitError::Unavailable)?;
-                        cpu(&metrics.cpu.parquet, || out.stager.write(&batch)).map_err(|e| refuse(e.to_string()))?;
+                        cpu(&metrics.cpu.parquet, || stager.write(&batch)).map_err(|e| refuse(e.to_string()))?;
                     }
                 }
                 Ok::<_, CommitError>(())
             })?,
         }
-        let files = tokio::task::block_in_place(|| cpu(&metrics.cpu.parquet, || out.stager.finish())).map_err(|e| refuse(e.to_string()))?;
+        let files = tokio::task::block_in_place(|| cpu(&metrics.cpu.parquet, || stager.finish())).map_err(|e| refuse(e.to_string()))?;
         for (file, bytes) in files {
             put(what.store, &file.path, bytes).await?;
-            if let Some(place) = out.keys.iter().position(|(p, _)| *p == file.partition) {
-                let (_, keys) = out.keys.swap_remove(place);
-                let until = out.until.get(&format!("{:?}", file.partition)).copied();
-                fresh.push((file.path.clone(), keys, until));
+            if let Some(keys) = &mut noted
+                && let Some(place) = keys.files.iter().position(|f| f.partition == file.partition)
+            {
+                let hashes = keys.files.swap_remove(place);
+                fresh.push((file.path.clone(), hashes.keys, hashes.until_us));
             }
             add.push(file);
         }

@@ -3,8 +3,11 @@
 //! The commit is conditional on the very base whose stamp was read (a value that is never used
 //! twice: Iceberg's metadata location, Delta's version). No client library may rebase or retry it.
 
+pub mod advance;
 pub mod delta;
 pub mod iceberg;
+pub mod key_index;
+pub mod upsert;
 
 use crate::pipeline::TableFormatKind;
 use crate::stage::{DataFile, TableSpec};

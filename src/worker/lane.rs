@@ -146,9 +146,13 @@ impl Lane {
         self.failed = None;
         for source in &mut self.sources {
             source.dead = DeadRows::default();
-            for (table, layout) in source.tables.iter_mut().zip(&source.layout.tables) {
+            let layouts = source.layout.tables.iter().zip(&source.projections);
+            for (table, (layout, columns)) in source.tables.iter_mut().zip(layouts) {
                 match table {
-                    TableLane::Windowed(partials) => *partials = Some(Partials::new(layout.plan.clone())),
+                    TableLane::Windowed(partials) => match Partials::new(layout.plan.clone(), columns.clone()) {
+                        Ok(fresh) => *partials = Some(fresh),
+                        Err(e) => self.failed = Some(lane_error(&layout.plan.table, e)),
+                    },
                     TableLane::Plain { stagers, .. } => stagers.clear(),
                 }
             }
@@ -195,14 +199,14 @@ impl Lane {
         }
         for ((table, columns), layout) in source.tables.iter_mut().zip(&source.projections).zip(&layout.tables) {
             let plan = &layout.plan;
-            let batch = decoded.batch.project(columns).map_err(|e| lane_error(&plan.table, e))?;
             let failed: Vec<(u32, String)> = match table {
                 TableLane::Windowed(partials) => {
                     let Some(partials) = partials else { continue };
                     let judge_at = self.terms.judge_at.get(&plan.table).copied().flatten();
-                    cpu(&self.metrics.cpu.partial, || partials.add(&batch, &decoded.rows, raw, name, judge_at)).map_err(|e| lane_error(&plan.table, e))?
+                    cpu(&self.metrics.cpu.partial, || partials.add(&decoded, raw, name, judge_at)).map_err(|e| lane_error(&plan.table, e))?
                 }
                 TableLane::Plain { transform, stagers } => {
+                    let batch = decoded.batch.project(columns).map_err(|e| lane_error(&plan.table, e))?;
                     let done = cpu(&self.metrics.cpu.partial, || transform.apply(&batch)).map_err(|e| lane_error(&plan.table, e))?;
                     if done.batch.num_rows() > 0 {
                         if stagers.is_empty() {
