@@ -15,6 +15,8 @@
 
 pub mod failpoint;
 
+pub mod observe;
+
 pub mod store;
 
 pub mod pipeline;
@@ -40,8 +42,6 @@ pub mod read;
 pub mod commit;
 
 pub mod maintain;
-
-pub mod observe;
 
 pub mod worker;
 

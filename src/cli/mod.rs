@@ -1,1 +1,152 @@
-//! (filled next)
+//! The command line: one file per verb; human and `--json` output come from one value.
+
+mod query;
+mod run;
+mod schema;
+mod status;
+mod validate;
+
+use crate::pipeline::sql::{self, TablePlan};
+use crate::pipeline::{self, Pipeline, Problem, SourceText};
+use crate::worker::{Clock, WorkerError};
+use clap::{Parser, Subcommand};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// Done.
+pub const OK: i32 = 0;
+/// A bug, or trouble that has no better code.
+pub const FAILED: i32 = 1;
+/// Wrong arguments (clap's own).
+pub const USAGE: i32 = 2;
+/// Something that is needed is away: the broker, the lake.
+pub const UNAVAILABLE: i32 = 69;
+/// Refused, because going on would lose or double rows.
+pub const REFUSED: i32 = 75;
+/// The pipeline file is wrong, or asks for what this version lacks.
+pub const CONFIG: i32 = 78;
+
+const EXIT_CODES: &str = "Exit codes: 0 done; 1 failed; 2 wrong arguments; 69 broker or lake not reachable; \
+75 refused, because going on would lose or double rows; 78 the pipeline file is wrong or asks for what this version lacks.";
+
+/// Carries Kafka topics into Iceberg and Delta tables, exactly once, with event-time windows.
+#[derive(Parser)]
+#[command(version, after_help = EXIT_CODES, max_term_width = 110)]
+struct Arguments {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    /// Run a pipeline until it is stopped (Ctrl-C or SIGTERM drains; a second one ends at once, nothing is lost)
+    Run(run::Arguments),
+    /// Show where a pipeline stands: positions, watermarks, windows, stamps of its tables
+    Status(status::Arguments),
+    /// Query the pipeline's tables, and its log as millpond.epochs and millpond.commits
+    Query(query::Arguments),
+    /// Check a pipeline file: every error at once, then what only a connection can tell
+    Validate(validate::Arguments),
+    /// Print a JSON Schema of the pipeline file, for an editor's completion
+    Schema,
+}
+
+/// Parses the process's arguments, does what they say, returns the exit code.
+pub fn main() -> i32 {
+    let verb = Arguments::parse().verb;
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(e) => {
+            eprintln!("error: cannot start: {e}");
+            return FAILED;
+        }
+    };
+    let code = runtime.block_on(async {
+        match verb {
+            Verb::Run(a) => run::main(a).await,
+            Verb::Status(a) => status::main(a).await,
+            Verb::Query(a) => query::main(a).await,
+            Verb::Validate(a) => validate::main(a).await,
+            Verb::Schema => schema::main(),
+        }
+    });
+    runtime.shutdown_timeout(std::time::Duration::from_secs(1));
+    code
+}
+
+/// The system's clock, which nothing but a worker's edge asks.
+pub struct SystemClock;
+
+impl Clock for SystemClock {
+    fn now_ms(&self) -> i64 {
+        chrono::Utc::now().timestamp_millis()
+    }
+}
+
+/// A pipeline file that has passed every check that needs no connection.
+struct Loaded {
+    pipeline: Arc<Pipeline>,
+    plans: Vec<Arc<TablePlan>>,
+}
+
+/// Reads a pipeline file and plans its SQL; every problem at once.
+fn load(file: &Path) -> Result<Loaded, Vec<Problem>> {
+    let cwd = std::env::current_dir().unwrap_or_else(|_| PathBuf::from("/"));
+    let env = |name: &str| std::env::var(name).ok();
+    let pipeline = pipeline::load(file, &cwd, &env).map_err(|p| p.list)?;
+    let text = SourceText::read(file).unwrap_or_else(|_| SourceText::new(&file.display().to_string(), ""));
+    let (mut plans, mut problems) = (vec![], vec![]);
+    for table in &pipeline.tables {
+        match sql::plan(table, &pipeline.sources) {
+            Ok(plan) => {
+                problems.extend(partition_problems(&text, table, &plan));
+                plans.push(Arc::new(plan));
+            }
+            Err(e) => {
+                let problem = pipeline::sql_problem(&text, table, e.at, format!("table {}: {e}", table.name));
+                problems.push(if e.unsupported { problem.unsupported() } else { problem });
+            }
+        }
+    }
+    if problems.is_empty() { Ok(Loaded { pipeline: Arc::new(pipeline), plans }) } else { Err(problems) }
+}
+
+fn partition_problems(text: &SourceText, table: &pipeline::TableDecl, plan: &TablePlan) -> Vec<Problem> {
+    let missing = table.partition_by.iter().filter(|p| plan.output.field_with_name(&p.column).is_err());
+    let each = |p: &pipeline::PartitionField| {
+        let columns: Vec<&str> = plan.output.fields().iter().map(|f| f.name().as_str()).collect();
+        pipeline::sql_problem(text, table, None, format!("table {}: partition_by names {}, which is no column of the table", table.name, p.column)).expected(format!("one of {}", columns.join(", ")))
+    };
+    missing.map(each).collect()
+}
+
+/// Prints problems, and returns the exit code for them.
+fn report(problems: &[Problem], json: bool) -> i32 {
+    if json {
+        println!("{}", serde_json::json!({ "ok": false, "problems": problems }));
+    } else {
+        for problem in problems {
+            eprintln!("{problem}");
+        }
+        eprintln!("{} problem{}", problems.len(), if problems.len() == 1 { "" } else { "s" });
+    }
+    CONFIG
+}
+
+fn code_of(e: &WorkerError) -> i32 {
+    match e {
+        WorkerError::Refused(_) => REFUSED,
+        WorkerError::Unavailable(_) => UNAVAILABLE,
+        WorkerError::StartOver(_) | WorkerError::Stopped | WorkerError::Internal(_) => FAILED,
+    }
+}
+
+/// Prints why a verb ended, and returns its exit code.
+fn fail(e: &WorkerError, json: bool) -> i32 {
+    if json {
+        println!("{}", serde_json::json!({ "ok": false, "error": e.to_string() }));
+    } else {
+        eprintln!("error: {e}");
+    }
+    code_of(e)
+}

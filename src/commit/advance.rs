@@ -13,7 +13,6 @@ use crate::stage::parquet::ParquetStager;
 use crate::stage::partition::PartitionSplitter;
 use crate::stage::rows::RowBatches;
 use crate::stage::{DataFile, Scalar, TableSpec};
-use crate::worker::tables::Pending;
 use arrow::array::AsArray;
 use arrow::datatypes::TimestampMicrosecondType;
 use arrow::record_batch::RecordBatch;
@@ -23,10 +22,21 @@ use std::collections::{BTreeMap, VecDeque};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Instant;
 use uuid::Uuid;
 
 /// How often a commit that lost its base to another is tried again before the turn is given up.
 const MOVES: usize = 10;
+
+/// What one entry does to one table of the lake.
+pub struct Pending {
+    pub seq: u64,
+    pub files: Vec<(TableFormatKind, DataFile)>,
+    pub rows: Vec<(ChangeOp, Arc<dyn RowBatches + Send + Sync>)>,
+    pub bytes: u64,
+    /// Since when it waits to be committed.
+    pub since: Instant,
+}
 
 /// A table in one format, as the worker holds it.
 pub struct Side {
@@ -228,7 +238,7 @@ async fn commit(side: &mut Side, todo: &[&Pending], what: &Advance<'_>) -> Resul
             nth += 1;
             format!("emit-{stamp:020}-{attempt}-{nth}.parquet")
         };
-        let folder = crate::worker::lane::data_folder(what.pipeline, side.kind, &spec.name);
+        let folder = crate::stage::data_folder(what.pipeline, side.kind, &spec.name);
         let refuse = |e: String| CommitError::Refused(format!("table {}: {e}", spec.name));
         let stager = ParquetStager::new(spec.clone(), side.kind, folder, Box::new(name)).map_err(|e| refuse(e.to_string()))?;
         let metrics = what.metrics;

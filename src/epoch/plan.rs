@@ -5,9 +5,10 @@ use super::ledger::Ledger;
 use crate::pipeline::sql::{self, TablePlan};
 use crate::pipeline::{Emit, FileInput, Format, Input, Pipeline, SourceSpec, TableDecl, TableFormatKind, Watermark};
 use crate::source::SourceFacts;
+use crate::stage::dead::dead_schema;
 use crate::stage::TableSpec;
 use crate::stage::layout::assign_field_ids;
-use arrow::datatypes::{DataType, Field, Schema, SchemaRef, TimeUnit};
+use arrow::datatypes::{Schema, SchemaRef};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -27,32 +28,6 @@ pub enum Fit {
     Same,
     /// To be proposed. One line for each difference, for the user.
     Change(Box<Plan>, Vec<String>),
-}
-
-fn instant() -> DataType {
-    DataType::Timestamp(TimeUnit::Microsecond, Some("UTC".into()))
-}
-
-/// Where a row came from: the first columns of late and dead-letter tables.
-fn lineage() -> Vec<Field> {
-    vec![
-        Field::new("_topic", DataType::Utf8, true),
-        Field::new("_partition", DataType::Int32, true),
-        Field::new("_offset", DataType::Int64, true),
-        Field::new("_timestamp", instant(), true),
-        Field::new("_key", DataType::Binary, true),
-        Field::new("_reason", DataType::Utf8, true),
-    ]
-}
-
-/// Columns of `<source>__dead`.
-pub fn dead_schema() -> SchemaRef {
-    let entry = Field::new("entries", DataType::Struct(vec![Field::new("key", DataType::Utf8, false), Field::new("value", DataType::Binary, true)].into()), false);
-    let mut fields = lineage();
-    fields.push(Field::new("_table", DataType::Utf8, true));
-    fields.push(Field::new("_value", DataType::Binary, true));
-    fields.push(Field::new("_headers", DataType::Map(Arc::new(entry), false), true));
-    Arc::new(Schema::new(fields))
 }
 
 fn ids(table: &str, schema: &Schema, previous: Option<&SpecRecord>) -> Result<SchemaRef, PlanError> {

@@ -3,6 +3,8 @@
 //! A staged file lies where its table will find it, under a name that is used once. Until an
 //! entry of the log names it, it belongs to nobody.
 
+pub mod dead;
+
 use crate::pipeline::{PartitionField, TableFormatKind};
 use arrow::datatypes::SchemaRef;
 use serde::{Deserialize, Serialize};
@@ -28,6 +30,14 @@ impl TableSpec {
     pub fn partition_fields(&self, format: TableFormatKind) -> &[PartitionField] {
         let identity = self.partition_by.iter().all(|p| p.transform == crate::pipeline::PartitionTransform::Identity);
         if format == TableFormatKind::Delta && !identity { &[] } else { &self.partition_by }
+    }
+}
+
+/// Path of a table's data folder, relative to the lake's root.
+pub fn data_folder(pipeline: &str, format: TableFormatKind, table: &str) -> String {
+    match format {
+        TableFormatKind::Iceberg => format!("iceberg/{pipeline}/{table}/data"),
+        TableFormatKind::Delta => format!("delta/{pipeline}/{table}"),
     }
 }
 

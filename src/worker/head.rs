@@ -51,7 +51,8 @@ pub struct Head {
 
 struct State {
     ledger: Ledger,
-    out: mpsc::UnboundedSender<Decided>,
+    /// `None` once nothing more is decided here: the table half then ends when it has caught up.
+    out: Option<mpsc::UnboundedSender<Decided>>,
     plan: u64,
 }
 
@@ -60,7 +61,7 @@ impl Head {
     /// as after a restart (tests do both).
     pub fn new(log: Log, writer: String, ledger: Ledger, out: mpsc::UnboundedSender<Decided>, metrics: Arc<Metrics>, keep_runs: bool) -> Self {
         let plan = ledger.plan_entry;
-        Self { log, writer, state: Mutex::new(State { ledger, out, plan }), metrics, keep_runs }
+        Self { log, writer, state: Mutex::new(State { ledger, out: Some(out), plan }), metrics, keep_runs }
     }
 
     /// The log as this worker knows it.
@@ -71,6 +72,11 @@ impl Head {
     /// Looks at the log's state without copying it.
     pub async fn with<T>(&self, look: impl FnOnce(&Ledger) -> T) -> T {
         look(&self.state.lock().await.ledger)
+    }
+
+    /// Nothing more will be decided by this worker: lets the table half end.
+    pub async fn close(&self) {
+        self.state.lock().await.out = None;
     }
 
     /// Reads what others have appended.
@@ -96,7 +102,9 @@ impl Head {
     fn take(&self, state: &mut State, seq: u64, entry: Entry, runs: Option<Vec<Run>>) -> Result<(), HeadError> {
         let times = state.ledger.apply(&entry).map_err(LogError::from)?;
         // The table half is gone only when the worker stops: then nobody needs the entry here.
-        let _ = state.out.send(Decided { seq, entry: Arc::new(entry), times, runs });
+        if let Some(out) = &state.out {
+            let _ = out.send(Decided { seq, entry: Arc::new(entry), times, runs });
+        }
         Ok(())
     }
 

@@ -1,9 +1,8 @@
 //! The table half: folds decided entries in order, and brings the tables up to them.
 
 use super::head::{Appended, Decided, Head};
-use super::lane::DeadRows;
 use super::{Clock, WorkerError};
-use crate::commit::advance::{Advance, Side, advance};
+use crate::commit::advance::{Advance, Pending, Side, advance};
 use crate::commit::upsert::ChangeOp;
 use crate::commit::{CommitError, Stamp, TableFormat};
 use crate::epoch::checkpoint::{self, Checkpoint};
@@ -15,9 +14,10 @@ use crate::fold::{EntryTimes, FoldConfig, TableFold};
 use crate::observe::{Metrics, cpu};
 use crate::pipeline::sql::TablePlan;
 use crate::pipeline::{Emit, Pipeline, TableFormatKind};
+use crate::stage::dead::DeadRows;
 use crate::stage::rows::RowBatches;
 use crate::stage::runs::{Run, read_run};
-use crate::stage::{DataFile, TableSpec};
+use crate::stage::TableSpec;
 use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -27,16 +27,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 use uuid::Uuid;
-
-/// What one entry does to one table of the lake.
-pub struct Pending {
-    pub seq: u64,
-    pub files: Vec<(TableFormatKind, DataFile)>,
-    pub rows: Vec<(ChangeOp, Arc<dyn RowBatches + Send + Sync>)>,
-    pub bytes: u64,
-    /// Before the first commit that may hold it.
-    pub since: Instant,
-}
 
 pub struct LakeEntry {
     pub spec: Arc<TableSpec>,

@@ -1,0 +1,93 @@
+//! `millpond run FILE`.
+
+use super::{OK, SystemClock, fail, load, report};
+use crate::observe::{Metrics, http};
+use crate::worker::{self, Clock, RunOptions, WorkerError, progress};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+use tokio::signal::unix::{SignalKind, signal};
+
+#[derive(clap::Args)]
+pub struct Arguments {
+    /// The pipeline file
+    file: PathBuf,
+    /// End when the tables hold everything that the source's partitions hold now
+    #[arg(long)]
+    until_end: bool,
+    /// Then close every open window: no more rows are expected
+    #[arg(long = "final", requires = "until_end")]
+    last: bool,
+    /// Progress and the summary as JSON, one object a line
+    #[arg(long)]
+    json: bool,
+    /// Seconds that stopping may take to bring the tables up to what was decided
+    #[arg(long, default_value_t = 30)]
+    deadline: u64,
+    /// Read own runs back from the lake instead of handing them over in memory (for tests: the result is the same)
+    #[arg(long, hide = true)]
+    reread_runs: bool,
+}
+
+pub async fn main(a: Arguments) -> i32 {
+    let loaded = match load(&a.file) {
+        Ok(loaded) => loaded,
+        Err(problems) => return report(&problems, a.json),
+    };
+    let metrics = Arc::new(Metrics::default());
+    if let Some(at) = loaded.pipeline.listen {
+        match http::serve(at, metrics.clone()).await {
+            Ok(bound) => eprintln!("metrics on http://{bound}/metrics"),
+            Err(e) => return fail(&WorkerError::Unavailable(format!("cannot listen on {at}: {e}; change observe.listen")), a.json),
+        }
+    }
+    let stop = Arc::new(AtomicBool::new(false));
+    watch_signals(stop.clone());
+    let shown = tokio::spawn(progress::show(metrics.clone(), a.json));
+    let options = RunOptions { until_end: a.until_end, last: a.last, reread_runs: a.reread_runs, deadline: Duration::from_secs(a.deadline) };
+    let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+    let start = Instant::now();
+    let done = worker::run(loaded.pipeline, loaded.plans, options, metrics.clone(), clock, stop).await;
+    shown.abort();
+    if let Err(e) = done {
+        return fail(&e, a.json);
+    }
+    let mut summary = progress::summary(&metrics);
+    let seconds = start.elapsed().as_secs_f64();
+    summary["seconds"] = seconds.into();
+    if a.json {
+        println!("{summary}");
+    } else {
+        let rows = metrics.records.load(Ordering::Relaxed);
+        let get = |name: &str| summary[name].as_u64().unwrap_or(0);
+        println!(
+            "{rows} rows in {seconds:.1} s ({:.0} rows/s), {} epochs, {} commits, {} bytes written, {} late, {} dead",
+            rows as f64 / seconds,
+            get("epochs"),
+            get("commits"),
+            get("commit_bytes"),
+            get("late"),
+            get("dead")
+        );
+    }
+    OK
+}
+
+/// The first signal drains, the second one ends the process at once: the log has all that counts.
+fn watch_signals(stop: Arc<AtomicBool>) {
+    tokio::spawn(async move {
+        let (Ok(mut interrupt), Ok(mut terminate)) = (signal(SignalKind::interrupt()), signal(SignalKind::terminate())) else { return };
+        loop {
+            tokio::select! {
+                _ = interrupt.recv() => {}
+                _ = terminate.recv() => {}
+            }
+            if stop.swap(true, Ordering::Relaxed) {
+                eprintln!("\nended at once; nothing is lost");
+                std::process::exit(130);
+            }
+            eprintln!("\nstopping: bringing the tables up to what was decided (again: end at once)");
+        }
+    });
+}

@@ -1,0 +1,120 @@
+//! `millpond validate FILE`.
+
+use super::{CONFIG, OK, SystemClock, code_of, load, report};
+use crate::epoch::plan::{self, Fit};
+use crate::pipeline::{PartitionTransform, Pipeline, TableFormatKind};
+use crate::store::probe;
+use crate::worker::{Clock, Place, WorkerError, open_source};
+use object_store::path::Path;
+use serde_json::json;
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use uuid::Uuid;
+
+#[derive(clap::Args)]
+pub struct Arguments {
+    /// The pipeline file
+    file: PathBuf,
+    /// Check only what needs no connection
+    #[arg(long)]
+    offline: bool,
+    /// One JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+pub async fn main(a: Arguments) -> i32 {
+    let loaded = match load(&a.file) {
+        Ok(loaded) => loaded,
+        Err(problems) => return report(&problems, a.json),
+    };
+    let mut notes = notes(&loaded.pipeline);
+    let mut failures: Vec<WorkerError> = vec![];
+    if !a.offline {
+        match connected(&loaded.pipeline, &loaded.plans).await {
+            Ok(more) => notes.extend(more),
+            Err(all) => failures = all,
+        }
+    }
+    if a.json {
+        let errors: Vec<String> = failures.iter().map(|e| e.to_string()).collect();
+        println!("{}", json!({ "ok": errors.is_empty(), "errors": errors, "notes": notes }));
+    } else {
+        notes.iter().for_each(|n| println!("note: {n}"));
+        failures.iter().for_each(|e| eprintln!("error: {e}"));
+        if failures.is_empty() {
+            println!("{} is right{}", a.file.display(), if a.offline { " as far as that can be told without a connection" } else { "" });
+        }
+    }
+    match failures.first() {
+        None => OK,
+        Some(WorkerError::Refused(_)) => CONFIG,
+        Some(e) => code_of(e),
+    }
+}
+
+fn notes(pipeline: &Pipeline) -> Vec<String> {
+    let mut notes = vec![];
+    for table in &pipeline.tables {
+        let only_iceberg = table.partition_by.iter().any(|p| p.transform != PartitionTransform::Identity);
+        if only_iceberg && table.formats.contains(&TableFormatKind::Delta) {
+            notes.push(format!("table {}: Delta partitions by plain columns only; its Delta table is not partitioned", table.name));
+        }
+    }
+    notes
+}
+
+async fn connected(pipeline: &Arc<Pipeline>, plans: &[Arc<crate::pipeline::sql::TablePlan>]) -> Result<Vec<String>, Vec<WorkerError>> {
+    let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+    let mut failures = vec![];
+    let (mut facts, mut starts) = (BTreeMap::new(), BTreeMap::new());
+    for spec in &pipeline.sources {
+        let asked = tokio::task::block_in_place(|| {
+            let mut source = open_source(spec, &pipeline.name, "validate")?;
+            let found = source.facts()?;
+            let partitions: Vec<i32> = found.partitions.keys().copied().collect();
+            let from = source.start_offsets(&partitions)?;
+            Ok::<_, crate::source::SourceError>((found, from))
+        });
+        match asked {
+            Ok((found, from)) => {
+                facts.insert(spec.name.clone(), found);
+                starts.insert(spec.name.clone(), from);
+            }
+            Err(e) => failures.push(e.into()),
+        }
+    }
+    let mut notes = vec![];
+    match Place::open(pipeline, &clock) {
+        Err(e) => failures.push(e),
+        Ok(place) => {
+            let folder = Path::from(format!("{}/probe", place.state_folder));
+            if let Err(e) = probe::create_if_absent(&place.store, &folder, Uuid::new_v4()).await {
+                failures.push(WorkerError::Refused(e));
+            }
+            match place.log.open().await {
+                Err(e) => failures.push(e.into()),
+                Ok(None) => notes.push("the pipeline has not run yet: its tables will be made at the first run".into()),
+                Ok(Some(reading)) if facts.len() == pipeline.sources.len() => {
+                    match plan::fit(&reading.head, pipeline, plans, &facts, &starts) {
+                        Err(e) => failures.push(e.into()),
+                        Ok(Fit::Same) => {}
+                        Ok(Fit::Change(_, what)) => notes.extend(what.into_iter().map(|w| format!("the next run changes the plan: {w}"))),
+                    }
+                    for (record, _) in reading.head.specs() {
+                        let Ok(spec) = record.shared() else { continue };
+                        for format in &record.formats {
+                            match place.formats[format].open(spec.clone()).await {
+                                Ok(_) => {}
+                                Err(e) => failures.push(WorkerError::Refused(format!("{format} table {}: {e}", record.name))),
+                            }
+                        }
+                    }
+                }
+                Ok(Some(_)) => {}
+            }
+        }
+    }
+    if failures.is_empty() { Ok(notes) } else { Err(failures) }
+}

@@ -1,0 +1,366 @@
+//! The only place that spawns tasks and threads and wires the stages.
+//!
+//! Stopping goes with the flow: the sources first, then the lanes and the log, the committer last.
+
+pub mod head;
+pub mod ingest;
+pub mod lane;
+pub mod progress;
+pub mod scratch;
+pub mod sources;
+pub mod tables;
+
+use crate::commit::TableFormat;
+use crate::commit::delta::DeltaFormat;
+use crate::commit::iceberg::{IcebergFormat, SqliteCatalog};
+use crate::epoch::entry::{Body, ByPartition, Entry, VERSION};
+use crate::epoch::log::{Log, LogError};
+use crate::epoch::plan::{self, Fit, PlanError};
+use crate::observe::Metrics;
+use crate::pipeline::sql::TablePlan;
+use crate::pipeline::{Input, Pipeline, SourceSpec, TableFormatKind};
+use crate::source::file::FileSource;
+use crate::source::kafka::KafkaSource;
+use crate::source::{Source, SourceError, SourceFacts};
+use crate::store::local::DurableLocal;
+use crate::store::probe;
+use head::{Head, HeadError};
+use ingest::Ingest;
+use lane::{Lane, SourceLayout, TableLayout};
+use object_store::ObjectStore;
+use object_store::path::Path;
+use scratch::Scratch;
+use sources::SourceThread;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc as std_mpsc;
+use std::time::{Duration, Instant};
+use tables::{Parts, Tables};
+use tokio::sync::{mpsc, watch};
+use uuid::Uuid;
+
+/// The wall clock, injected.
+pub trait Clock: Send + Sync {
+    /// Milliseconds since 1970-01-01 UTC.
+    fn now_ms(&self) -> i64;
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum WorkerError {
+    /// Going on would lose or double rows, or the pipeline file cannot be. The text names the choices.
+    #[error("{0}")]
+    Refused(String),
+    /// Something that is needed to start is away.
+    #[error("{0}")]
+    Unavailable(String),
+    /// The log went on without this worker: it begins again from the log.
+    #[error("{0}")]
+    StartOver(String),
+    #[error("stopped")]
+    Stopped,
+    #[error("{0}")]
+    Internal(String),
+}
+
+impl From<HeadError> for WorkerError {
+    fn from(e: HeadError) -> Self {
+        match e {
+            HeadError::StartOver | HeadError::Log(LogError::LeftBehind { .. }) => Self::StartOver(e.to_string()),
+            HeadError::Log(LogError::Unavailable(_)) => Self::Unavailable(e.to_string()),
+            other => Self::Refused(other.to_string()),
+        }
+    }
+}
+
+impl From<LogError> for WorkerError {
+    fn from(e: LogError) -> Self {
+        HeadError::Log(e).into()
+    }
+}
+
+impl From<SourceError> for WorkerError {
+    fn from(e: SourceError) -> Self {
+        match e {
+            SourceError::Refused(why) => Self::Refused(why),
+            SourceError::Unavailable(why) => Self::Unavailable(why),
+        }
+    }
+}
+
+impl From<PlanError> for WorkerError {
+    fn from(e: PlanError) -> Self {
+        Self::Refused(e.to_string())
+    }
+}
+
+/// How to run.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct RunOptions {
+    /// End when the log has reached the ends that the partitions have at the start.
+    pub until_end: bool,
+    /// Then emit every open window.
+    pub last: bool,
+    /// Read own runs back from the store instead of handing them over in memory.
+    pub reread_runs: bool,
+    /// How long stopping may take to bring the tables up to the log.
+    pub deadline: Duration,
+}
+
+/// Where everything of a pipeline lies, opened.
+pub struct Place {
+    pub store: Arc<dyn ObjectStore>,
+    pub log: Log,
+    /// `_millpond/<pipeline>`, relative to the lake's root.
+    pub state_folder: String,
+    pub formats: BTreeMap<TableFormatKind, Arc<dyn TableFormat>>,
+}
+
+impl Place {
+    /// Opens the lake's root (and makes it) and the catalog.
+    pub fn open(pipeline: &Pipeline, clock: &Arc<dyn Clock>) -> Result<Self, WorkerError> {
+        let root = &pipeline.lake.root;
+        let local = DurableLocal::open(root).map_err(|e| WorkerError::Unavailable(format!("cannot open lake.root {}: {e}; check the path, its permissions and free space", root.display())))?;
+        let root = local.root().to_path_buf();
+        let store: Arc<dyn ObjectStore> = Arc::new(local);
+        let url = url::Url::from_directory_path(&root).map_err(|()| WorkerError::Refused(format!("lake.root {} is no absolute path", root.display())))?;
+        let state_folder = format!("_millpond/{}", pipeline.name);
+        let log = Log::new(store.clone(), Path::from(format!("{state_folder}/log")));
+        let now = clock.clone();
+        let ids = || Arc::new(Uuid::new_v4) as Arc<dyn Fn() -> Uuid + Send + Sync>;
+        let catalog = SqliteCatalog::new(pipeline.lake.iceberg_catalog.clone(), pipeline.lake.catalog_name.clone());
+        let iceberg = IcebergFormat::new(store.clone(), url.clone(), catalog, &pipeline.name, &pipeline.lake.namespace, Arc::new({ let now = now.clone(); move || now.now_ms() }), ids());
+        let delta = DeltaFormat::new(store.clone(), url, &pipeline.name, Arc::new(move || now.now_ms()), ids());
+        let mut formats: BTreeMap<TableFormatKind, Arc<dyn TableFormat>> = BTreeMap::new();
+        formats.insert(TableFormatKind::Iceberg, Arc::new(iceberg));
+        formats.insert(TableFormatKind::Delta, Arc::new(delta));
+        Ok(Self { store, log, state_folder, formats })
+    }
+}
+
+/// Opens a source as the pipeline file names it.
+pub fn open_source(spec: &SourceSpec, pipeline: &str, worker: &str) -> Result<Box<dyn Source>, SourceError> {
+    Ok(match &spec.input {
+        Input::Kafka(_) => Box::new(KafkaSource::new(spec, pipeline, worker)?),
+        Input::File(_) => Box::new(FileSource::new(spec)?),
+    })
+}
+
+/// Asks until the answer is not "away", for `patience`.
+fn patiently<T>(patience: Duration, metrics: &Metrics, what: &str, mut ask: impl FnMut() -> Result<T, SourceError>) -> Result<T, WorkerError> {
+    let start = Instant::now();
+    loop {
+        match ask() {
+            Ok(answer) => {
+                metrics.waiting_over(what);
+                return Ok(answer);
+            }
+            Err(SourceError::Unavailable(why)) if start.elapsed() < patience => {
+                metrics.waiting(what, &why);
+                std::thread::sleep(Duration::from_millis(500));
+            }
+            Err(e) => return Err(e.into()),
+        }
+    }
+}
+
+/// Runs a worker until it is stopped, its ends are reached, or it must tell the user something.
+///
+/// A worker that slept past a truncation of the log begins again from the log.
+pub async fn run(pipeline: Arc<Pipeline>, plans: Vec<Arc<TablePlan>>, options: RunOptions, metrics: Arc<Metrics>, clock: Arc<dyn Clock>, stop: Arc<AtomicBool>) -> Result<(), WorkerError> {
+    loop {
+        match once(&pipeline, &plans, options, &metrics, &clock, &stop).await {
+            Err(WorkerError::StartOver(why)) => {
+                eprintln!("beginning again from the log: {why}");
+                tokio::time::sleep(Duration::from_millis(200)).await;
+            }
+            Err(WorkerError::Stopped) => return Ok(()),
+            other => return other,
+        }
+    }
+}
+
+async fn once(pipeline: &Arc<Pipeline>, plans: &[Arc<TablePlan>], options: RunOptions, metrics: &Arc<Metrics>, clock: &Arc<dyn Clock>, stop: &Arc<AtomicBool>) -> Result<(), WorkerError> {
+    let place = Place::open(pipeline, clock)?;
+    probe::create_if_absent(&place.store, &Path::from(format!("{}/probe", place.state_folder)), Uuid::new_v4()).await.map_err(WorkerError::Refused)?;
+    let scratch = Scratch::claim(&pipeline.lake.root.join(&place.state_folder).join("scratch")).map_err(|e| WorkerError::Unavailable(format!("cannot use the local state folder: {e}")))?;
+    let writer = format!("w{}", Uuid::now_v7().simple());
+
+    let mut sources = vec![];
+    let mut facts = BTreeMap::new();
+    for spec in &pipeline.sources {
+        let what = format!("source {}", spec.name);
+        let open = || {
+            let mut source = open_source(spec, &pipeline.name, &writer)?;
+            let facts = source.facts()?;
+            Ok((source, facts))
+        };
+        let (source, found) = tokio::task::block_in_place(|| patiently(Duration::from_secs(300), metrics, &what, open))?;
+        facts.insert(spec.name.clone(), found);
+        sources.push(source);
+    }
+    let change = settle_plan(pipeline, plans, &place, &mut sources, &facts, &writer, clock).await?;
+    let reading = place.log.open().await?.ok_or_else(|| WorkerError::Internal("the log is gone right after it was made".into()))?;
+
+    let (sender, entries) = mpsc::unbounded_channel();
+    let mut at = reading.start.clone();
+    for (seq, entry) in reading.tail {
+        let times = at.apply(&entry).map_err(LogError::from)?;
+        let _ = sender.send(head::Decided { seq, entry: Arc::new(entry), times, runs: None });
+    }
+    let paused = Arc::new(AtomicBool::new(false));
+    let head = Arc::new(Head::new(place.log.clone(), writer.clone(), reading.head, sender, metrics.clone(), !options.reread_runs));
+    let parts = Parts {
+        pipeline: pipeline.clone(),
+        store: place.store.clone(),
+        state_folder: place.state_folder.clone(),
+        scratch: scratch.path().to_path_buf(),
+        formats: place.formats.clone(),
+        head: head.clone(),
+        metrics: metrics.clone(),
+        clock: clock.clone(),
+        paused: paused.clone(),
+        entries,
+    };
+    let tables = Tables::open(parts, reading.start).await?;
+    // The stamps were read first: a stamp beyond this end of the log cannot come from it.
+    head.refresh().await?;
+    tables.check_stamps(head.with(|l| l.next).await)?;
+    if let Some(plan) = change {
+        let began = head.with(|l| l.next).await;
+        match head.append(Uuid::now_v7(), began, Body::Plan(*plan), vec![], clock.now_ms()).await? {
+            head::Appended::Decided(_) => {}
+            head::Appended::Stale(why) => return Err(WorkerError::StartOver(format!("another worker changed the plan meanwhile: {why}"))),
+        }
+    }
+    metrics.ready.store(true, Ordering::Relaxed);
+
+    let layouts = layouts(pipeline, plans, &head, &facts).await?;
+    let (lanes, held, threads) = spawn_lanes(pipeline, &layouts, metrics)?;
+    let until = options.until_end.then(|| facts.iter().map(|(n, f)| (n.clone(), f.partitions.iter().map(|(p, (_, end))| (*p, *end)).collect())).collect::<ByPartition<i64>>());
+    let mut source_threads = vec![];
+    for (source, spec) in sources.into_iter().zip(&pipeline.sources) {
+        source_threads.push(SourceThread::spawn(spec.name.clone(), source, metrics.clone()).map_err(|e| WorkerError::Internal(e.to_string()))?);
+    }
+    let ingest = Ingest {
+        pipeline: pipeline.clone(),
+        store: place.store.clone(),
+        state_folder: place.state_folder.clone(),
+        head: head.clone(),
+        sources: source_threads,
+        lanes,
+        held,
+        metrics: metrics.clone(),
+        clock: clock.clone(),
+        paused,
+        stop: stop.clone(),
+        until,
+        final_note: options.last,
+    };
+    let (drain, drain_until) = watch::channel(None);
+    let mut tables = tokio::spawn(tables.run(drain_until));
+    let mut ingest = tokio::spawn(ingest.run());
+    let first = tokio::select! {
+        done = &mut ingest => Some(flatten(done)),
+        done = &mut tables => {
+            // The table half ends first only when it must say something.
+            stop_quietly(&mut ingest).await;
+            return flatten(done).and(Err(WorkerError::Internal("the table half has ended".into())));
+        }
+    };
+    head.close().await;
+    let _ = drain.send(Some(Instant::now() + options.deadline));
+    let ingested = first.unwrap_or(Ok(()));
+    if !matches!(ingested, Ok(()) | Err(WorkerError::Stopped)) {
+        tables.abort();
+        let _ = tables.await;
+        return ingested;
+    }
+    let drained = flatten(tables.await);
+    tokio::task::block_in_place(|| threads.into_iter().for_each(|t| drop(t.join())));
+    drained
+}
+
+async fn stop_quietly(task: &mut tokio::task::JoinHandle<Result<(), WorkerError>>) {
+    task.abort();
+    let _ = task.await;
+}
+
+fn flatten(done: Result<Result<(), WorkerError>, tokio::task::JoinError>) -> Result<(), WorkerError> {
+    done.unwrap_or_else(|e| if e.is_cancelled() { Err(WorkerError::Stopped) } else { Err(WorkerError::Internal(format!("a task failed: {e}"))) })
+}
+
+/// Gives birth to the log, or compares its plan with the file's. Returns a plan to propose.
+async fn settle_plan(pipeline: &Pipeline, plans: &[Arc<TablePlan>], place: &Place, sources: &mut [Box<dyn Source>], facts: &BTreeMap<String, SourceFacts>, writer: &str, clock: &Arc<dyn Clock>) -> Result<Option<Box<crate::epoch::entry::Plan>>, WorkerError> {
+    let existing = place.log.open().await?;
+    let mut starts = BTreeMap::new();
+    for (source, spec) in sources.iter_mut().zip(&pipeline.sources) {
+        let known = existing.as_ref().is_some_and(|r| r.head.sources.contains_key(&spec.name));
+        if !known {
+            let partitions: Vec<i32> = facts[&spec.name].partitions.keys().copied().collect();
+            starts.insert(spec.name.clone(), tokio::task::block_in_place(|| source.start_offsets(&partitions))?);
+        }
+    }
+    let Some(reading) = existing else {
+        let birth = Entry {
+            version: VERSION,
+            attempt: Uuid::now_v7(),
+            log: Uuid::new_v4(),
+            writer: writer.to_string(),
+            plan: 0,
+            began: 0,
+            checkpoint: None,
+            written_at_ms: clock.now_ms(),
+            body: Body::Plan(plan::birth(pipeline, plans, facts, &starts)?),
+        };
+        place.log.give_birth(&birth).await?;
+        return Ok(None);
+    };
+    if reading.head.plan.pipeline != pipeline.name {
+        return Err(WorkerError::Refused(format!("the log in {} belongs to pipeline {}, expected {}", place.state_folder, reading.head.plan.pipeline, pipeline.name)));
+    }
+    match plan::fit(&reading.head, pipeline, plans, facts, &starts)? {
+        Fit::Same => Ok(None),
+        Fit::Change(plan, what) => {
+            for line in what {
+                eprintln!("the pipeline file changed: {line}");
+            }
+            Ok(Some(plan))
+        }
+    }
+}
+
+async fn layouts(pipeline: &Pipeline, plans: &[Arc<TablePlan>], head: &Head, facts: &BTreeMap<String, SourceFacts>) -> Result<Vec<Arc<SourceLayout>>, WorkerError> {
+    let plan = head.with(|l| l.plan.clone()).await;
+    let damaged = |e: String| WorkerError::Refused(format!("the log's plan is damaged: {e}"));
+    let mut layouts = vec![];
+    for spec in &pipeline.sources {
+        let mut tables = vec![];
+        for planned in plans.iter().filter(|p| p.source == spec.name) {
+            let record = plan.tables.get(&planned.table).ok_or_else(|| damaged(format!("no table {}", planned.table)))?;
+            tables.push(TableLayout { plan: planned.clone(), spec: record.table.shared().map_err(damaged)? });
+        }
+        let source = plan.sources.get(&spec.name).ok_or_else(|| damaged(format!("no source {}", spec.name)))?;
+        let dead = source.dead.shared().map_err(damaged)?;
+        layouts.push(Arc::new(SourceLayout { spec: spec.clone(), topic: facts[&spec.name].topic.clone(), tables, dead }));
+    }
+    Ok(layouts)
+}
+
+type Lanes = (Vec<std_mpsc::SyncSender<lane::LaneCommand>>, Vec<Arc<AtomicU64>>, Vec<std::thread::JoinHandle<()>>);
+
+fn spawn_lanes(pipeline: &Pipeline, layouts: &[Arc<SourceLayout>], metrics: &Arc<Metrics>) -> Result<Lanes, WorkerError> {
+    let internal = |e: &dyn std::fmt::Display| WorkerError::Internal(e.to_string());
+    let count = std::thread::available_parallelism().map_or(2, |n| n.get()).clamp(1, 16);
+    let (mut senders, mut held, mut threads) = (vec![], vec![], vec![]);
+    for nth in 0..count {
+        let bytes = Arc::new(AtomicU64::new(0));
+        let lane = Lane::new(pipeline.name.clone(), nth, layouts, metrics.clone(), bytes.clone()).map_err(|e| internal(&e))?;
+        let (sender, commands) = std_mpsc::sync_channel(4);
+        let thread = std::thread::Builder::new().name(format!("lane {nth}")).spawn(move || lane.run(&commands)).map_err(|e| internal(&e))?;
+        senders.push(sender);
+        held.push(bytes);
+        threads.push(thread);
+    }
+    Ok((senders, held, threads))
+}
