@@ -96,7 +96,7 @@ impl Malformed {
             Problem::Escape => "an escape that JSON knows",
             Problem::Hex => "four hexadecimal digits after \\u",
             Problem::Surrogate => return format!("lone surrogate at byte {at}: a \\u escape that names no character"),
-            Problem::Control => "control characters in strings to be escaped",
+            Problem::Control => "control characters in strings to be written as escapes",
             Problem::Quote => "'\"' at the end of the string",
             Problem::Depth => return format!("nested deeper than {max_depth} levels at byte {at}"),
         };

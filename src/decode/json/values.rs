@@ -210,6 +210,10 @@ impl Values {
                     ColumnType::Json => bytes.extend_from_slice(token.text(text).as_bytes()),
                     ColumnType::Binary => {
                         let encoded = string(text, token, &mut scratch.bytes)?;
+                        // All of the padding or none: the crate would take a part of it too.
+                        if encoded.ends_with('=') && encoded.len() % 4 != 0 {
+                            return Err(Reject::Because("not base64"));
+                        }
                         BASE64.decode_vec(encoded, bytes).map_err(|_| "not base64")?;
                     }
                     _ => match token.kind {
