@@ -1,5 +1,7 @@
 //! Raw records to Arrow columns, or to dead letters: exact or dead, never changed.
 
+pub mod json;
+
 use crate::source::RawBatch;
 use arrow::record_batch::RecordBatch;
 
