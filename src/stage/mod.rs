@@ -3,6 +3,11 @@
 //! A staged file lies where its table will find it, under a name that is used once. Until an
 //! entry of the log names it, it belongs to nobody.
 
+pub mod bounds;
+pub mod layout;
+pub mod parquet;
+pub mod partition;
+
 use crate::pipeline::{PartitionField, TableFormatKind};
 use arrow::datatypes::SchemaRef;
 use serde::{Deserialize, Serialize};
@@ -32,7 +37,7 @@ impl TableSpec {
 }
 
 /// Arrow field metadata key of the field id, as parquet's Arrow writer expects it.
-pub const FIELD_ID: &str = parquet::arrow::PARQUET_FIELD_ID_META_KEY;
+pub const FIELD_ID: &str = ::parquet::arrow::PARQUET_FIELD_ID_META_KEY;
 
 /// A Parquet file of one table in one format: durable, and known by its name alone.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
