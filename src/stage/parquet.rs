@@ -142,7 +142,8 @@ impl ParquetStager {
     /// Rows of more partitions than may be open, or columns that are not the table's. The stager is
     /// of no use afterwards.
     pub fn write(&mut self, batch: &RecordBatch) -> Result<(), StageError> {
-        let table = &self.spec.name;
+        let spec = self.spec.clone();
+        let table = &spec.name;
         if batch.num_columns() != self.spec.schema.fields().len() {
             return Err(StageError::Mismatch {
                 table: table.clone(),
