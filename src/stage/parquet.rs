@@ -241,7 +241,7 @@ fn partition_key(partition: &[Option<Scalar>]) -> String {
 }
 
 /// The Parquet schema: three-level lists, field ids, decimals by their width, uuid as such.
-pub(crate) fn parquet_schema(schema: &Schema) -> Result<SchemaDescriptor, ParquetError> {
+pub fn parquet_schema(schema: &Schema) -> Result<SchemaDescriptor, ParquetError> {
     let plain = ArrowSchemaConverter::new().with_coerce_types(true).schema_root("table").convert(schema)?;
     let mut uuids = Vec::new();
     for field in schema.fields() {
