@@ -4,6 +4,10 @@
 //! entry of the log names it, it belongs to nobody.
 
 pub mod dead;
+pub mod bounds;
+pub mod layout;
+pub mod parquet;
+pub mod partition;
 
 use crate::pipeline::{PartitionField, TableFormatKind};
 use arrow::datatypes::SchemaRef;
@@ -42,7 +46,7 @@ pub fn data_folder(pipeline: &str, format: TableFormatKind, table: &str) -> Stri
 }
 
 /// Arrow field metadata key of the field id, as parquet's Arrow writer expects it.
-pub const FIELD_ID: &str = parquet::arrow::PARQUET_FIELD_ID_META_KEY;
+pub const FIELD_ID: &str = ::parquet::arrow::PARQUET_FIELD_ID_META_KEY;
 
 /// A Parquet file of one table in one format: durable, and known by its name alone.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

@@ -6,3 +6,4 @@
 
 pub mod local;
 pub mod probe;
+pub mod iceberg_io;

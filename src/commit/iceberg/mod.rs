@@ -1,1 +1,226 @@
+//! Iceberg v2 tables: a commit is our own manifests, one snapshot, and one compare-and-swap in the
+//! catalog. The crate's own transactions are not used: they rebase, and a stale writer would succeed.
 
+pub mod catalog;
+mod deletes;
+mod propose;
+mod schema;
+mod stamp;
+mod table;
+
+pub use catalog::SqliteCatalog;
+pub use table::IcebergTable;
+
+use crate::commit::{CommitError, LakeTable, Stamp, TableFormat};
+use crate::stage::TableSpec;
+use crate::store::iceberg_io::{LakeRoot, file_io};
+use async_trait::async_trait;
+use catalog::CatalogError;
+use iceberg::TableCreation;
+use iceberg::io::FileIO;
+use iceberg::spec::{FormatVersion, TableMetadata, TableMetadataBuilder};
+use object_store::ObjectStore;
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex};
+use url::Url;
+use uuid::Uuid;
+
+/// What a commit takes from the world around it.
+#[derive(Clone)]
+pub struct Ambient {
+    /// Milliseconds since 1970-01-01 UTC.
+    pub now_ms: Arc<dyn Fn() -> i64 + Send + Sync>,
+    /// Ids that are never given twice: names of files, snapshot ids, table uuids.
+    pub new_id: Arc<dyn Fn() -> Uuid + Send + Sync>,
+}
+
+/// The Iceberg tables of one pipeline.
+pub struct IcebergFormat {
+    lake: Arc<Lake>,
+    log: Option<Uuid>,
+    expected: Mutex<BTreeMap<String, String>>,
+}
+
+/// What all tables of a pipeline share.
+pub(crate) struct Lake {
+    io: FileIO,
+    root: LakeRoot,
+    catalog: SqliteCatalog,
+    pipeline: String,
+    namespace: String,
+    ambient: Ambient,
+}
+
+/// Properties that we would have to honour and do not.
+const REFUSED_PROPERTIES: [&str; 5] =
+    ["write.data.path", "write.metadata.path", "write.object-storage.enabled", "write.metadata.compression-codec", "format-version"];
+
+/// The number of snapshots that a table keeps.
+pub(crate) const KEEP_SNAPSHOTS: &str = "millpond.keep-snapshots";
+
+/// Where a table lies, relative to the lake's root.
+pub fn table_folder(pipeline: &str, table: &str) -> String {
+    format!("iceberg/{pipeline}/{table}")
+}
+
+/// Where a table's data files lie, relative to the lake's root: what [`crate::stage::parquet::ParquetStager`] takes.
+pub fn data_folder(pipeline: &str, table: &str) -> String {
+    format!("{}/data", table_folder(pipeline, table))
+}
+
+impl IcebergFormat {
+    /// `root_url` is the absolute folder of the lake's root; the store's paths are relative to it.
+    pub fn new(store: Arc<dyn ObjectStore>, root_url: &Url, catalog: SqliteCatalog, pipeline: &str, namespace: &str, ambient: Ambient) -> Self {
+        let root = LakeRoot::new(root_url);
+        let io = file_io(store, root.clone());
+        let lake = Lake { io, root, catalog, pipeline: pipeline.to_string(), namespace: namespace.to_string(), ambient };
+        Self { lake: Arc::new(lake), log: None, expected: Mutex::default() }
+    }
+
+    /// Refuses tables stamped by another log also where [`TableFormat::open`] says no log.
+    pub fn with_log(mut self, log: Uuid) -> Self {
+        self.log = Some(log);
+        self
+    }
+
+    /// From here on the table is known to exist under this uuid: missing or made anew it is refused.
+    pub fn expect_uuid(&self, table: &str, uuid: &str) {
+        self.expected.lock().unwrap_or_else(|e| e.into_inner()).insert(table.to_string(), uuid.to_string());
+    }
+
+    fn expected(&self, table: &str) -> Option<String> {
+        self.expected.lock().unwrap_or_else(|e| e.into_inner()).get(table).cloned()
+    }
+
+    async fn opened(&self, spec: Arc<TableSpec>, log: Option<Uuid>) -> Result<Box<dyn LakeTable>, CommitError> {
+        let uuid = self.expected(&spec.name);
+        let mut table = IcebergTable::new(self.lake.clone(), spec, log, uuid);
+        table.load().await?;
+        Ok(Box::new(table))
+    }
+}
+
+#[async_trait]
+impl TableFormat for IcebergFormat {
+    async fn open_or_create(&self, spec: Arc<TableSpec>, birth: &Stamp) -> Result<Box<dyn LakeTable>, CommitError> {
+        let found = self.lake.catalog.metadata_location(&self.lake.namespace, &spec.name).await.map_err(unavailable)?;
+        if found.is_none() {
+            if let Some(uuid) = self.expected(&spec.name) {
+                return Err(table::gone(&self.lake, &spec.name, &uuid));
+            }
+            self.lake.create(&spec, birth).await?;
+        }
+        self.opened(spec, Some(birth.log)).await
+    }
+
+    async fn open(&self, spec: Arc<TableSpec>) -> Result<Option<Box<dyn LakeTable>>, CommitError> {
+        let found = self.lake.catalog.metadata_location(&self.lake.namespace, &spec.name).await.map_err(unavailable)?;
+        match (found, self.expected(&spec.name)) {
+            (None, Some(uuid)) => Err(table::gone(&self.lake, &spec.name, &uuid)),
+            (None, None) => Ok(None),
+            (Some(_), _) => Ok(Some(self.opened(spec, self.log).await?)),
+        }
+    }
+}
+
+impl Lake {
+    /// The catalog's name of a table, for people.
+    fn identifier(&self, table: &str) -> String {
+        format!("{}.{table}", self.namespace)
+    }
+
+    async fn create(&self, spec: &TableSpec, birth: &Stamp) -> Result<(), CommitError> {
+        for key in REFUSED_PROPERTIES {
+            if let Some(value) = spec.properties.get(key).filter(|v| !matches!((key, v.as_str()), ("format-version", "2") | ("write.metadata.compression-codec", "none"))) {
+                return Err(CommitError::Refused(format!("table `{}` has the property {key} = `{value}`, which this version does not honour; remove it", spec.name)));
+            }
+        }
+        if let Some(key) = spec.properties.keys().find(|k| k.starts_with("millpond.") && *k != KEEP_SNAPSHOTS) {
+            return Err(CommitError::Refused(format!("table `{}` has the property {key}, but names that begin with `millpond.` are kept for the stamp; rename it", spec.name)));
+        }
+        let metadata = self.fresh_metadata(spec, birth)?;
+        let location = format!("{}/metadata/00000-{}.metadata.json", metadata.location(), (self.ambient.new_id)());
+        if location.len() > 1000 {
+            return Err(CommitError::Refused(format!("table `{}` would lie at {location}, but a SQL catalog holds locations of at most 1000 characters; shorten `lake.root`", spec.name)));
+        }
+        self.write_metadata(&metadata, &location).await?;
+        let now = self.catalog.create_table(&self.namespace, &spec.name, &location).await;
+        match now {
+            // Who lost the race opens what the other made.
+            Ok(now) if now != location => {
+                let _ = self.io.delete(&location).await;
+            }
+            Ok(_) => self.write_version_hint(&metadata, &location).await,
+            // The file stays: if the row was made after all, it names it.
+            Err(e) => return Err(unavailable(e)),
+        }
+        Ok(())
+    }
+
+    fn fresh_metadata(&self, spec: &TableSpec, birth: &Stamp) -> Result<TableMetadata, CommitError> {
+        let refused = |e: iceberg::Error| CommitError::Refused(format!("table `{}` cannot be made in Iceberg: {e}", spec.name));
+        let schema = schema::iceberg_schema(spec)?;
+        let partitioning = schema::partition_spec(spec, &schema)?;
+        let uuid = (self.ambient.new_id)();
+        let mut properties: HashMap<String, String> = spec.properties.clone().into_iter().filter(|(k, _)| !REFUSED_PROPERTIES.contains(&k.as_str())).collect();
+        properties.entry("write.parquet.compression-codec".into()).or_insert_with(|| "zstd".into());
+        properties.entry("write.metadata.previous-versions-max".into()).or_insert_with(|| "100".into());
+        properties.insert(stamp::TABLE_UUID.into(), uuid.to_string());
+        properties.extend(spec.comment.clone().map(|c| ("comment".to_string(), c)));
+        properties.extend(stamp::pairs(birth, (self.ambient.new_id)()));
+        let location = self.root.location(&table_folder(&self.pipeline, &spec.name));
+        let create = |schema, partitioning| {
+            let creation = TableCreation::builder()
+                .name(spec.name.clone())
+                .location(location.clone())
+                .schema(schema)
+                .partition_spec(partitioning)
+                .properties(properties.clone())
+                .format_version(FormatVersion::V2)
+                .build();
+            TableMetadataBuilder::from_table_creation(creation)
+        };
+        // The crate numbers the fields of a fresh table itself. Where that is not our numbering (the
+        // columns evolved before this table was made) the table starts empty and gets our schema.
+        let plain = create(schema.clone(), partitioning.clone()).map_err(refused)?.assign_uuid(uuid).build().map_err(refused)?.metadata;
+        if plain.current_schema().as_struct() == schema.as_struct() {
+            return Ok(plain);
+        }
+        let empty = iceberg::spec::Schema::builder().build().map_err(refused)?;
+        let built = create(empty, iceberg::spec::UnboundPartitionSpec::builder().build())
+            .and_then(|b| b.assign_uuid(uuid).add_current_schema(schema))
+            .and_then(|b| b.add_default_partition_spec(partitioning))
+            .and_then(|b| b.remove_schemas(&[0]))
+            .and_then(|b| b.build())
+            .map_err(refused)?;
+        Ok(built.metadata)
+    }
+
+    async fn write_metadata(&self, metadata: &TableMetadata, location: &str) -> Result<u64, CommitError> {
+        let json = serde_json::to_vec(metadata).map_err(|e| CommitError::Refused(format!("the table's metadata is no JSON: {e}")))?;
+        let bytes = json.len() as u64;
+        let output = self.io.new_output(location).map_err(storage)?;
+        output.write(json.into()).await.map_err(storage)?;
+        Ok(bytes)
+    }
+
+    /// For readers that open the table by its folder, such as DuckDB. Never read by us, so that a
+    /// failure to write it costs them a version and us nothing.
+    async fn write_version_hint(&self, metadata: &TableMetadata, location: &str) {
+        let name = location.rsplit('/').next().unwrap_or(location).trim_end_matches(".metadata.json").to_string();
+        if let Ok(output) = self.io.new_output(format!("{}/metadata/version-hint.text", metadata.location())) {
+            let _ = output.write(name.into()).await;
+        }
+    }
+}
+
+fn unavailable(e: CatalogError) -> CommitError {
+    CommitError::Unavailable(e.to_string())
+}
+
+fn storage(e: iceberg::Error) -> CommitError {
+    CommitError::Unavailable(e.to_string())
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,202 @@
+//! `millpond query FILE 'select …'`.
+
+use super::{OK, SystemClock, fail, load, report};
+use crate::commit::LakeTable;
+use crate::epoch::entry::Body;
+use crate::epoch::ledger::Ledger;
+use crate::pipeline::{Pipeline, TableFormatKind};
+use crate::read::query::{Ndjson, human_table, run};
+use crate::read::table::LakeTableProvider;
+use crate::worker::{Clock, Place, WorkerError};
+use arrow::array::{ArrayRef, Int64Array, RecordBatch, StringArray, TimestampMillisecondArray, UInt64Array};
+use datafusion::catalog::TableProvider;
+use datafusion::datasource::MemTable;
+use futures::TryStreamExt;
+use std::io::Write;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+/// Commits shown of each table in each format.
+const COMMITS: usize = 1000;
+
+#[derive(clap::Args)]
+pub struct Arguments {
+    /// The pipeline file
+    file: PathBuf,
+    /// One SQL query over the pipeline's tables (with their __late and __dead tables), millpond.epochs and millpond.commits
+    sql: String,
+    /// Which of a table's formats to read
+    #[arg(long, value_name = "iceberg|delta")]
+    format: Option<String>,
+    /// Rows as NDJSON
+    #[arg(long)]
+    json: bool,
+}
+
+pub async fn main(a: Arguments) -> i32 {
+    let loaded = match load(&a.file) {
+        Ok(loaded) => loaded,
+        Err(problems) => return report(&problems, a.json),
+    };
+    match query(&loaded.pipeline, &a).await {
+        Ok(()) => OK,
+        Err(e) => fail(&e, a.json),
+    }
+}
+
+async fn query(pipeline: &Arc<Pipeline>, a: &Arguments) -> Result<(), WorkerError> {
+    let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+    let wanted = match a.format.as_deref() {
+        None => None,
+        Some("iceberg") => Some(TableFormatKind::Iceberg),
+        Some("delta") => Some(TableFormatKind::Delta),
+        Some(other) => return Err(WorkerError::Refused(format!("--format is iceberg or delta, not {other}"))),
+    };
+    let place = Place::open(pipeline, &clock)?;
+    let reading = place.log.open().await?.ok_or_else(|| WorkerError::Refused(format!("pipeline {} has not run yet: there is nothing to query", pipeline.name)))?;
+    let mut providers: Vec<(String, Arc<dyn TableProvider>)> = vec![];
+    let mut commits = Commits::default();
+    for (record, _) in reading.head.specs() {
+        let spec = record.shared().map_err(WorkerError::Refused)?;
+        let mut shown = false;
+        for format in &record.formats {
+            let refused = |e: crate::commit::CommitError| WorkerError::Refused(format!("{format} table {}: {e}", record.name));
+            let Some(mut table) = place.formats[format].open(spec.clone()).await.map_err(refused)? else { continue };
+            table.load().await.map_err(refused)?;
+            commits.add(&record.name, *format, table.as_mut()).await.map_err(refused)?;
+            if shown || wanted.is_some_and(|w| w != *format) {
+                continue;
+            }
+            let files = table.live_files().await.map_err(refused)?;
+            providers.push((record.name.clone(), Arc::new(LakeTableProvider::new(place.store.clone(), spec.schema.clone(), files))));
+            shown = true;
+        }
+    }
+    let internal = |e: datafusion::error::DataFusionError| WorkerError::Internal(e.to_string());
+    let memory = |batch: RecordBatch| Ok::<Arc<dyn TableProvider>, WorkerError>(Arc::new(MemTable::try_new(batch.schema(), vec![vec![batch]]).map_err(internal)?));
+    providers.push(("millpond.epochs".into(), memory(epochs(&reading.start, &reading.tail)?)?));
+    providers.push(("millpond.commits".into(), memory(commits.batch()?)?));
+
+    let (schema, stream) = run(providers, &a.sql).await.map_err(|e| WorkerError::Refused(e.to_string()))?;
+    let failed = |e: &dyn std::fmt::Display| WorkerError::Internal(e.to_string());
+    if a.json {
+        let mut out = Ndjson::new(std::io::BufWriter::new(std::io::stdout().lock()));
+        let batches: Vec<RecordBatch> = stream.try_collect().await.map_err(|e| failed(&e))?;
+        for batch in &batches {
+            out.write(batch).map_err(|e| failed(&e))?;
+        }
+        let mut out = out.finish().map_err(|e| failed(&e))?;
+        out.flush().map_err(|e| failed(&e))?;
+    } else {
+        let batches: Vec<RecordBatch> = stream.try_collect().await.map_err(|e| failed(&e))?;
+        print!("{}", human_table(&schema, &batches).map_err(|e| failed(&e))?);
+    }
+    Ok(())
+}
+
+/// The entries of the log that are not truncated, one row a source partition of a data entry, one
+/// row for each other entry.
+fn epochs(_start: &Ledger, tail: &[(u64, crate::epoch::entry::Entry)]) -> Result<RecordBatch, WorkerError> {
+    #[derive(Default)]
+    struct Rows {
+        entry: Vec<u64>,
+        kind: Vec<&'static str>,
+        writer: Vec<String>,
+        written_at: Vec<i64>,
+        source: Vec<Option<String>>,
+        partition: Vec<Option<i64>>,
+        from: Vec<Option<i64>>,
+        to: Vec<Option<i64>>,
+        files: Vec<u64>,
+        runs: Vec<u64>,
+    }
+    let mut rows = Rows::default();
+    for (seq, entry) in tail {
+        let kind = match &entry.body {
+            Body::Data(_) => "data",
+            Body::Plan(_) => "plan",
+            Body::Checkpoint(_) => "checkpoint",
+            Body::Note(_) => "note",
+        };
+        let mut push = |source: Option<&String>, partition: Option<i32>, span: Option<(i64, i64)>, files: u64, runs: u64| {
+            rows.entry.push(*seq);
+            rows.kind.push(kind);
+            rows.writer.push(entry.writer.clone());
+            rows.written_at.push(entry.written_at_ms);
+            rows.source.push(source.cloned());
+            rows.partition.push(partition.map(i64::from));
+            rows.from.push(span.map(|s| s.0));
+            rows.to.push(span.map(|s| s.1));
+            rows.files.push(files);
+            rows.runs.push(runs);
+        };
+        match &entry.body {
+            Body::Data(data) if !data.intervals.is_empty() => {
+                for (source, intervals) in &data.intervals {
+                    for (partition, i) in intervals {
+                        push(Some(source), Some(*partition), Some((i.from, i.to)), data.files.len() as u64, data.runs.as_ref().map_or(0, |r| r.runs.len() as u64));
+                    }
+                }
+            }
+            _ => push(None, None, None, 0, 0),
+        }
+    }
+    let columns: Vec<(&str, ArrayRef)> = vec![
+        ("entry", Arc::new(UInt64Array::from(rows.entry))),
+        ("kind", Arc::new(StringArray::from(rows.kind))),
+        ("writer", Arc::new(StringArray::from(rows.writer))),
+        ("written_at", Arc::new(TimestampMillisecondArray::from(rows.written_at).with_timezone("UTC"))),
+        ("source", Arc::new(StringArray::from(rows.source))),
+        ("partition", Arc::new(Int64Array::from(rows.partition))),
+        ("from_offset", Arc::new(Int64Array::from(rows.from))),
+        ("to_offset", Arc::new(Int64Array::from(rows.to))),
+        ("files", Arc::new(UInt64Array::from(rows.files))),
+        ("runs", Arc::new(UInt64Array::from(rows.runs))),
+    ];
+    RecordBatch::try_from_iter_with_nullable(columns.into_iter().map(|(n, c)| (n, c, true))).map_err(|e| WorkerError::Internal(e.to_string()))
+}
+
+#[derive(Default)]
+struct Commits {
+    table: Vec<String>,
+    format: Vec<String>,
+    snapshot: Vec<String>,
+    committed_at: Vec<i64>,
+    entry: Vec<Option<u64>>,
+    operation: Vec<String>,
+    files: Vec<u64>,
+    added: Vec<u64>,
+    deleted: Vec<u64>,
+}
+
+impl Commits {
+    async fn add(&mut self, name: &str, format: TableFormatKind, table: &mut dyn LakeTable) -> Result<(), crate::commit::CommitError> {
+        for row in table.history(COMMITS).await? {
+            self.table.push(name.to_string());
+            self.format.push(format.to_string());
+            self.snapshot.push(row.snapshot);
+            self.committed_at.push(row.committed_at_ms);
+            self.entry.push(row.entry);
+            self.operation.push(row.operation);
+            self.files.push(row.added_files);
+            self.added.push(row.added_records);
+            self.deleted.push(row.deleted_records);
+        }
+        Ok(())
+    }
+
+    fn batch(self) -> Result<RecordBatch, WorkerError> {
+        let columns: Vec<(&str, ArrayRef)> = vec![
+            ("table_name", Arc::new(StringArray::from(self.table))),
+            ("format", Arc::new(StringArray::from(self.format))),
+            ("snapshot", Arc::new(StringArray::from(self.snapshot))),
+            ("committed_at", Arc::new(TimestampMillisecondArray::from(self.committed_at).with_timezone("UTC"))),
+            ("entry", Arc::new(UInt64Array::from(self.entry))),
+            ("operation", Arc::new(StringArray::from(self.operation))),
+            ("added_files", Arc::new(UInt64Array::from(self.files))),
+            ("added_records", Arc::new(UInt64Array::from(self.added))),
+            ("deleted_records", Arc::new(UInt64Array::from(self.deleted))),
+        ];
+        RecordBatch::try_from_iter_with_nullable(columns.into_iter().map(|(n, c)| (n, c, true))).map_err(|e| WorkerError::Internal(e.to_string()))
+    }
+}
