@@ -9,6 +9,8 @@ pub mod iceberg;
 pub mod key_index;
 pub mod upsert;
 
+pub use crate::read::LiveFile;
+
 use crate::pipeline::TableFormatKind;
 use crate::stage::{DataFile, TableSpec};
 use async_trait::async_trait;
@@ -95,20 +97,6 @@ pub enum CommitError {
     /// Will pass: the catalog or the store is away. The table waits and says so.
     #[error("{0}")]
     Unavailable(String),
-}
-
-/// A data file that readers see, with the rows of it that they do not.
-#[derive(Debug, Clone)]
-pub struct LiveFile {
-    pub path: String,
-    pub bytes: u64,
-    pub records: u64,
-    pub deleted: RoaringTreemap,
-    /// Values of partition columns that the file itself does not hold (Delta), by column name; text
-    /// as Delta writes it, `None` for null.
-    pub partition_values: BTreeMap<String, Option<String>>,
-    /// Lower and upper bounds by field id, where known: for pruning.
-    pub columns: Vec<crate::stage::ColumnStats>,
 }
 
 /// One table in one format.

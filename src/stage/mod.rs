@@ -8,6 +8,7 @@ pub mod bounds;
 pub mod layout;
 pub mod parquet;
 pub mod partition;
+pub mod rows;
 
 use crate::pipeline::{PartitionField, TableFormatKind};
 use arrow::datatypes::SchemaRef;

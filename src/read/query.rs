@@ -1,0 +1,151 @@
+//! SQL over tables, and its answer as text: a table for people, NDJSON for programs.
+
+use super::adapt::{is_uuid, uuid_to_text};
+use crate::pipeline::TYPE_KEY;
+use arrow::array::{Array, ArrayAccessor, AsArray, RecordBatch};
+use arrow::datatypes::{DataType, Field, FieldRef, Schema, SchemaRef};
+use arrow::error::ArrowError;
+use arrow::json::writer::{LineDelimited, NullableEncoder, WriterBuilder};
+use arrow::json::{Encoder, EncoderFactory, EncoderOptions, Writer};
+use arrow::util::display::FormatOptions;
+use arrow::util::pretty::pretty_format_batches_with_options;
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use datafusion::catalog::{MemorySchemaProvider, TableProvider};
+use datafusion::error::DataFusionError;
+use datafusion::execution::SendableRecordBatchStream;
+use datafusion::execution::context::SQLOptions;
+use datafusion::prelude::{SessionConfig, SessionContext};
+use datafusion::sql::TableReference;
+use std::io::Write;
+use std::sync::Arc;
+
+#[derive(Debug, thiserror::Error)]
+pub enum QueryError {
+    /// The text is not a query, or names what is not there. DataFusion's words, which name the
+    /// offending part.
+    #[error("cannot run the query: {0}")]
+    Refused(String),
+    /// It started and could not go on: a file is gone, the store is away, a value does not cast.
+    #[error("the query failed: {0}")]
+    Failed(String),
+}
+
+/// Plans `sql` over `tables` and starts it. A name may have two parts (`millpond.epochs`): the
+/// first is a schema. Only queries are let through, no DDL, DML or settings.
+///
+/// Timestamps print as UTC whatever the machine's zone.
+pub async fn run(tables: Vec<(String, Arc<dyn TableProvider>)>, sql: &str) -> Result<(SchemaRef, SendableRecordBatchStream), QueryError> {
+    let refused = |e: DataFusionError| QueryError::Refused(e.strip_backtrace());
+    let context = SessionContext::new_with_config(SessionConfig::new().with_information_schema(true));
+    for (name, table) in tables {
+        let reference = match name.split_once('.') {
+            None => TableReference::bare(name),
+            Some((schema, table)) => {
+                let catalog = context.catalog("datafusion").ok_or_else(|| QueryError::Failed("the session has no default catalog".to_string()))?;
+                if catalog.schema(schema).is_none() {
+                    catalog.register_schema(schema, Arc::new(MemorySchemaProvider::new())).map_err(refused)?;
+                }
+                TableReference::partial(schema, table)
+            }
+        };
+        context.register_table(reference, table).map_err(refused)?;
+    }
+    let only_queries = SQLOptions::new().with_allow_ddl(false).with_allow_dml(false).with_allow_statements(false);
+    let frame = context.sql_with_options(sql, only_queries).await.map_err(refused)?;
+    let stream = frame.execute_stream().await.map_err(refused)?;
+    Ok((stream.schema(), stream))
+}
+
+/// `batches` as a table with borders, for a terminal. Nulls are empty cells. Ends with a line break.
+pub fn human_table(schema: &SchemaRef, batches: &[RecordBatch]) -> Result<String, QueryError> {
+    let failed = |e: ArrowError| QueryError::Failed(e.to_string());
+    let mut shown = vec![readable(&RecordBatch::new_empty(schema.clone())).map_err(failed)?];
+    for batch in batches {
+        shown.push(readable(batch).map_err(failed)?);
+    }
+    let options = FormatOptions::new().with_display_error(true);
+    let table = pretty_format_batches_with_options(&shown, &options).map_err(failed)?;
+    Ok(format!("{table}\n"))
+}
+
+/// Uuids as people write them.
+fn readable(batch: &RecordBatch) -> Result<RecordBatch, ArrowError> {
+    let mut fields = Vec::with_capacity(batch.num_columns());
+    let mut columns = Vec::with_capacity(batch.num_columns());
+    for (field, column) in batch.schema_ref().fields().iter().zip(batch.columns()) {
+        if is_uuid(field) && column.data_type() == &DataType::FixedSizeBinary(16) {
+            fields.push(Arc::new(Field::new(field.name(), DataType::Utf8, field.is_nullable())));
+            columns.push(uuid_to_text(column.as_fixed_size_binary()));
+        } else {
+            fields.push(field.clone());
+            columns.push(column.clone());
+        }
+    }
+    let options = arrow::array::RecordBatchOptions::new().with_row_count(Some(batch.num_rows()));
+    RecordBatch::try_new_with_options(Arc::new(Schema::new(fields)), columns, &options)
+}
+
+/// Writes rows as JSON objects, one a line, every column in each (null included). Integers and
+/// decimals are numbers with all their digits; NaN and infinities, which JSON lacks, are null;
+/// timestamps are RFC 3339 (an instant ends in `Z`, a local one has no offset), dates
+/// `YYYY-MM-DD`, uuids their text, binaries base64, `json` columns text.
+pub struct Ndjson<W: Write> {
+    writer: Writer<W, LineDelimited>,
+}
+
+impl<W: Write> Ndjson<W> {
+    pub fn new(out: W) -> Self {
+        Self { writer: WriterBuilder::new().with_explicit_nulls(true).with_encoder_factory(Arc::new(JsonTypes)).build(out) }
+    }
+
+    pub fn write(&mut self, batch: &RecordBatch) -> Result<(), QueryError> {
+        self.writer.write(batch).map_err(|e| QueryError::Failed(e.to_string()))
+    }
+
+    /// Returns what was written to, which it did not flush.
+    pub fn finish(mut self) -> Result<W, QueryError> {
+        self.writer.finish().map_err(|e| QueryError::Failed(e.to_string()))?;
+        Ok(self.writer.into_inner())
+    }
+}
+
+/// Where our JSON differs from Arrow's.
+#[derive(Debug)]
+struct JsonTypes;
+
+impl EncoderFactory for JsonTypes {
+    fn make_default_encoder<'a>(&self, field: &'a FieldRef, array: &'a dyn Array, _: &'a EncoderOptions) -> Result<Option<NullableEncoder<'a>>, ArrowError> {
+        let encoder: Box<dyn Encoder + 'a> = match array.data_type() {
+            DataType::FixedSizeBinary(16) if field.metadata().get(TYPE_KEY).is_some_and(|t| t == "uuid") => Box::new(Bytes { array: array.as_fixed_size_binary(), text: uuid_text }),
+            DataType::FixedSizeBinary(_) => Box::new(Bytes { array: array.as_fixed_size_binary(), text: base64_text }),
+            DataType::Binary => Box::new(Bytes { array: array.as_binary::<i32>(), text: base64_text }),
+            DataType::LargeBinary => Box::new(Bytes { array: array.as_binary::<i64>(), text: base64_text }),
+            DataType::BinaryView => Box::new(Bytes { array: array.as_binary_view(), text: base64_text }),
+            _ => return Ok(None),
+        };
+        Ok(Some(NullableEncoder::new(encoder, array.nulls().cloned())))
+    }
+}
+
+struct Bytes<A> {
+    array: A,
+    /// Needs no escapes in JSON.
+    text: fn(&[u8]) -> String,
+}
+
+impl<'a, A: ArrayAccessor<Item = &'a [u8]>> Encoder for Bytes<A> {
+    fn encode(&mut self, row: usize, out: &mut Vec<u8>) {
+        out.push(b'"');
+        out.extend_from_slice((self.text)(self.array.value(row)).as_bytes());
+        out.push(b'"');
+    }
+}
+
+fn uuid_text(bytes: &[u8]) -> String {
+    uuid::Uuid::from_slice(bytes).map_or_else(|_| base64_text(bytes), |u| u.to_string())
+}
+
+fn base64_text(bytes: &[u8]) -> String {
+    STANDARD.encode(bytes)
+}
