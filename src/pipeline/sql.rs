@@ -19,7 +19,7 @@ mod aggregate;
 mod split;
 mod statement;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod types;
 mod window;
 

@@ -3,6 +3,8 @@
 //! A staged file lies where its table will find it, under a name that is used once. Until an
 //! entry of the log names it, it belongs to nobody.
 
+pub mod runs;
+
 use crate::pipeline::{PartitionField, TableFormatKind};
 use arrow::datatypes::SchemaRef;
 use serde::{Deserialize, Serialize};

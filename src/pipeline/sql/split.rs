@@ -10,6 +10,8 @@ use datafusion::common::{DFSchema, DFSchemaRef};
 use datafusion::datasource::empty::EmptyTable;
 use datafusion::error::{DataFusionError, Result as DataFusionResult};
 use datafusion::execution::{SessionState, SessionStateBuilder};
+use datafusion::logical_expr::expr::Cast;
+use datafusion::logical_expr::expr_rewriter::NamePreserver;
 use datafusion::logical_expr::{Aggregate as LogicalAggregate, Expr, ExprSchemable, LogicalPlan, Operator, Volatility};
 use datafusion::logical_expr::simplify::SimplifyContext;
 use datafusion::optimizer::simplify_expressions::ExprSimplifier;
@@ -59,6 +61,12 @@ pub(super) fn split(decl: &TableDecl, checked: Checked<'_>) -> Result<TablePlan,
     // Planning only looks up the table registered above: nothing in it ever waits.
     let logical = planned(futures::executor::block_on(state.statement_to_plan(statement)))?;
     refuse_volatile(&logical)?;
+    if let LogicalPlan::Projection(p) = &logical
+        && let Some(e) = p.expr.iter().find(|e| !matches!(e, Expr::Alias(_) | Expr::Column(_)))
+    {
+        return Err(SqlError::new(format!("the column {} needs a name: write `… as name`", short(e))));
+    }
+    let logical = planned(floats_stay_floats(logical))?;
     let analyzed = planned(state.analyzer().execute_and_check(logical, state.config_options(), |_, _| {}))?;
 
     let mut builder = Builder { state: &state };
@@ -210,6 +218,45 @@ fn refuse_volatile(plan: &LogicalPlan) -> Result<(), SqlError> {
             "{name}() gives another answer each time it is asked, and a table must depend on its source alone; use a column of the source"
         ))),
     }
+}
+
+/// DataFusion compares a float with a decimal as `decimal(30,15)`, which loses digits and fails on NaN and large
+/// numbers. Where the two meet outside of arithmetic the decimal becomes a float instead.
+fn floats_stay_floats(plan: LogicalPlan) -> DataFusionResult<LogicalPlan> {
+    let done = plan.transform_up(|node| {
+        let Some(schema) = node.inputs().first().map(|i| i.schema().clone()) else { return Ok(Transformed::no(node)) };
+        let names = NamePreserver::new(&node);
+        let done = node.map_expressions(|e| {
+            let name = names.save(&e);
+            Ok(e.transform_up(|e| float_where_mixed(e, schema.as_ref()))?.update_data(|e| name.restore(e)))
+        })?;
+        if done.transformed { Ok(Transformed::yes(done.data.recompute_schema()?)) } else { Ok(done) }
+    });
+    done.map(|t| t.data)
+}
+
+fn float_where_mixed(e: Expr, schema: &DFSchema) -> DataFusionResult<Transformed<Expr>> {
+    let float = |e: &Expr| e.get_type(schema).is_ok_and(|t| t.is_floating());
+    let decimal = |e: &Expr| e.get_type(schema).is_ok_and(|t| t.is_decimal());
+    let to_float = |e: &mut Expr| {
+        if decimal(e) {
+            *e = Expr::Cast(Cast::new(Box::new(e.clone()), DataType::Float64));
+        }
+    };
+    let mut e = e;
+    let mut meet: Vec<&mut Expr> = match &mut e {
+        Expr::BinaryExpr(b) if b.op.supports_propagation() => vec![b.left.as_mut(), b.right.as_mut()],
+        Expr::Between(b) => vec![b.expr.as_mut(), b.low.as_mut(), b.high.as_mut()],
+        Expr::InList(l) => std::iter::once(l.expr.as_mut()).chain(&mut l.list).collect(),
+        Expr::Case(c) => c.when_then_expr.iter_mut().map(|(_, then)| then.as_mut()).chain(c.else_expr.as_deref_mut()).collect(),
+        Expr::ScalarFunction(f) => f.args.iter_mut().collect(),
+        _ => return Ok(Transformed::no(e)),
+    };
+    if !(meet.iter().any(|e| float(e)) && meet.iter().any(|e| decimal(e))) {
+        return Ok(Transformed::no(e));
+    }
+    meet.iter_mut().for_each(|e| to_float(e));
+    Ok(Transformed::yes(e))
 }
 
 fn refuse_names(output: &SchemaRef) -> Result<(), SqlError> {

@@ -124,7 +124,8 @@ fn what_cannot_be_split_is_refused_with_the_reason() {
         ("select uper(user_id) as u from events", "uper"),
         ("select user_id frm events", ""),
         ("select amount + 1 from events", "needs a name"),
-        ("select user_id, USER_ID from events", "two columns"),
+        ("select user_id, USER_ID from events", "same name"),
+        ("select user_id, cityName as \"User_ID\" from events", "two columns"),
         ("select null as z from events", "null has no type"),
         ("select 9223372036854775807 + i - i + (9223372036854775807 + 1) as z from events", "fails for every row"),
         ("insert into events values (1)", "one select"),
@@ -182,4 +183,22 @@ fn shifts_and_zones_align_windows() {
     assert_eq!(window("interval '1 hour', interval '15 minutes'").align, Align::Epoch { offset_us: 900_000_000 });
     assert_eq!(window("interval '1 hour', interval '-15 minutes'").align, Align::Epoch { offset_us: 2_700_000_000 });
     assert_eq!(window("interval '7 days', 'Europe/Berlin'").align, Align::Days { zone: chrono_tz::Europe::Berlin, days: 7 });
+}
+
+#[test]
+fn a_float_is_never_compared_as_a_decimal() {
+    for sql in [
+        "select user_id from events where x > 0.5",
+        "select case when b then x else 0.5 end as v from events",
+        "select coalesce(x, 0.0) as v from events",
+        "select user_id from events where x in (0.5, 1) and x between 0.1 and 1e300",
+        "select user_id from events where x = amount",
+    ] {
+        let p = planned(sql, None).unwrap();
+        let text = format!("{:?}", p.below);
+        assert!(!text.contains("Decimal128(30"), "{sql}: {text}");
+    }
+    let p = planned("select amount * 1.1 as v, x * 1.1 as w from events", None).unwrap();
+    assert_eq!(p.output.field(0).data_type(), &DataType::Decimal128(15, 3));
+    assert_eq!(p.output.field(1).data_type(), &DataType::Float64);
 }
