@@ -3,3 +3,339 @@
 //! ```text
 //!   source columns ─► below (filter, project: row by row) ─► aggregate ─► above (row by row) ─► table
 //! ```
+//!
+//! DataFusion resolves names and types; what comes out of it is a list of physical expressions per
+//! part, and the plan of the aggregate's state. Nothing is optimized across the parts, so that the same
+//! SQL has the same state in every version.
+//!
+//! What a user can rely on:
+//! - integer and decimal arithmetic never wraps: a row for which it would becomes a dead letter;
+//! - a number with a point is a decimal, not a float;
+//! - in a group key, and in `count(distinct …)`, all NaN are one value and -0.0 is 0.0; `min` and `max` order NaN above all
+//!   numbers;
+//! - `avg` of decimals has four more digits and is rounded half away from zero.
+
+mod aggregate;
+mod split;
+mod statement;
+#[cfg(test)]
+pub(crate) mod tests;
+mod types;
+mod window;
+
+pub use aggregate::{AggregateCall, AggregateFunction};
+pub(crate) use aggregate::{NARROW_PRECISION, WIDE};
+pub use window::{Align, Tumble};
+
+use crate::pipeline::{Emit, SourceSpec, TableDecl};
+use arrow::array::{ArrayRef, AsArray};
+use arrow::datatypes::{DataType, Field, Float32Type, Float64Type, Schema, SchemaRef, TimeUnit};
+use arrow::record_batch::RecordBatch;
+use datafusion::common::ScalarValue;
+use datafusion::error::{DataFusionError, Result as DataFusionResult};
+use datafusion::physical_expr::PhysicalExpr;
+use datafusion::sql::sqlparser::parser::ParserError;
+use std::sync::Arc;
+
+/// The column that an append-only aggregated table has after its own: `insert` or `retract`.
+pub const OP: &str = "_op";
+
+/// Why a table's SQL cannot be planned.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct SqlError {
+    pub message: String,
+    /// Line and column in the SQL text, from 1, where known.
+    pub at: Option<(usize, usize)>,
+    /// A later version may do it.
+    pub unsupported: bool,
+}
+
+/// What one table does with the rows of its source.
+#[derive(Debug)]
+pub struct TablePlan {
+    pub table: String,
+    /// The source that it reads.
+    pub source: String,
+    /// The source columns that it reads, in the order of their declaration; the watermark column is
+    /// among them when the table is windowed.
+    pub scan: Vec<String>,
+    /// Types of [`TablePlan::scan`].
+    pub scan_schema: SchemaRef,
+    /// Position in `scan` of the watermark column of a windowed table.
+    pub time: Option<usize>,
+    /// What is done to each row before it is aggregated, or before it is the table's row. The steps read the scan
+    /// columns, followed by `window_start` and `window_end` when the table is windowed.
+    pub below: Vec<Step>,
+    pub window: Option<Tumble>,
+    /// `None`: the output of `below` is the table.
+    pub aggregate: Option<Aggregate>,
+    /// What is done to each row of [`Aggregate::output`] to make it the table's row; ends in a projection.
+    pub above: Vec<Step>,
+    /// The table's columns. An append-only aggregated table has [`OP`] as its last one.
+    pub output: SchemaRef,
+    /// Output columns; empty for an append-only table.
+    pub key: Vec<String>,
+    /// Rows are replaced by key.
+    pub upsert: bool,
+}
+
+/// One row-wise step.
+#[derive(Debug, Clone)]
+pub enum Step {
+    /// Rows for which it is not true are left out.
+    Filter(Arc<dyn PhysicalExpr>),
+    Project(Vec<Projected>, SchemaRef),
+}
+
+/// A computed column.
+#[derive(Debug, Clone)]
+pub struct Projected {
+    pub expr: Arc<dyn PhysicalExpr>,
+    /// Result type where decimal arithmetic may have left more digits than it allows.
+    pub digits: Option<(u8, i8)>,
+    /// A float that is compared for equality: one NaN, one zero.
+    pub canonical: bool,
+}
+
+/// The aggregate of a windowed table.
+#[derive(Debug)]
+pub struct Aggregate {
+    /// The output of `below`: `window_start`, the group keys, then what the calls read.
+    pub input: SchemaRef,
+    /// The group key without the window's bounds: columns `1..=keys.len()` of `input`.
+    pub keys: Vec<Field>,
+    pub calls: Vec<AggregateCall>,
+    /// One window's run: the keys, then the state of each call.
+    pub run: SchemaRef,
+    /// What `above` reads: the group expressions as they stand in the SQL, then the calls.
+    pub output: SchemaRef,
+    /// What the leading columns of `output` hold.
+    pub group: Vec<GroupColumn>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum GroupColumn {
+    WindowStart,
+    WindowEnd,
+    /// Index in [`Aggregate::keys`].
+    Key(usize),
+}
+
+/// Plans a table's SQL over the declared sources.
+///
+/// # Errors
+/// The SQL does not parse, names what does not exist, or asks for what one table cannot be.
+pub fn plan(decl: &TableDecl, sources: &[SourceSpec]) -> Result<TablePlan, SqlError> {
+    let checked = statement::check(&decl.sql, sources)?;
+    split::split(decl, checked)
+}
+
+impl Projected {
+    /// The column for these rows.
+    ///
+    /// # Errors
+    /// Some row's value does not exist: a cast, an overflow, a division by zero.
+    pub fn evaluate(&self, batch: &RecordBatch) -> DataFusionResult<ArrayRef> {
+        let mut column = self.expr.evaluate(batch)?.into_array(batch.num_rows())?;
+        if let Some((precision, scale)) = self.digits {
+            let checked = column.as_primitive::<arrow::datatypes::Decimal128Type>().validate_decimal_precision(precision);
+            checked.map_err(|_| DataFusionError::Execution(format!("the result has more digits than decimal({precision},{scale}) holds")))?;
+        }
+        if self.canonical {
+            column = canonical(column);
+        }
+        Ok(column)
+    }
+}
+
+fn canonical(column: ArrayRef) -> ArrayRef {
+    match column.data_type() {
+        DataType::Float64 => {
+            let one = |v: f64| if v.is_nan() { f64::NAN } else { v + 0.0 };
+            Arc::new(column.as_primitive::<Float64Type>().unary::<_, Float64Type>(one))
+        }
+        DataType::Float32 => {
+            let one = |v: f32| if v.is_nan() { f32::NAN } else { v + 0.0 };
+            Arc::new(column.as_primitive::<Float32Type>().unary::<_, Float32Type>(one))
+        }
+        _ => column,
+    }
+}
+
+impl TablePlan {
+    /// Type of `window_start` and `window_end`: that of the watermark column.
+    pub fn window_type(&self) -> Option<&DataType> {
+        self.time.map(|i| self.scan_schema.field(i).data_type())
+    }
+
+    /// What `below` reads: the scan columns and, when windowed, `window_start` and `window_end`.
+    pub fn below_input(&self) -> SchemaRef {
+        let mut fields: Vec<Arc<Field>> = self.scan_schema.fields().to_vec();
+        fields.extend(self.window_fields());
+        Arc::new(Schema::new(fields))
+    }
+
+    fn window_fields(&self) -> Vec<Arc<Field>> {
+        let each = |t: &DataType| ["window_start", "window_end"].map(|n| Arc::new(Field::new(n, t.clone(), false))).to_vec();
+        self.window_type().map(each).unwrap_or_default()
+    }
+
+    /// A row that is judged when its entry is decided: `_topic`, `_partition`, `_offset`, `_timestamp`, `_key`, the scan
+    /// columns, `window_start`, `window_end`. Only of windowed tables.
+    pub fn judge_later_schema(&self) -> SchemaRef {
+        let mut fields: Vec<Arc<Field>> = lineage().into_iter().map(Arc::new).collect();
+        fields.extend(self.below_input().fields().iter().cloned());
+        Arc::new(Schema::new(fields))
+    }
+
+    /// The table of late rows: as [`TablePlan::judge_later_schema`], with `_reason` after `_key`.
+    pub fn late_schema(&self) -> SchemaRef {
+        let mut fields: Vec<Arc<Field>> = lineage().into_iter().map(Arc::new).collect();
+        fields.push(Arc::new(Field::new("_reason", DataType::Utf8, false)));
+        fields.extend(self.below_input().fields().iter().cloned());
+        Arc::new(Schema::new(fields))
+    }
+
+    /// The table's columns without [`OP`]: what the last step of `above` yields.
+    pub fn values_schema(&self) -> SchemaRef {
+        if self.aggregate.is_some() && !self.upsert {
+            let fields = self.output.fields();
+            Arc::new(Schema::new(fields[..fields.len() - 1].to_vec()))
+        } else {
+            self.output.clone()
+        }
+    }
+
+    /// What the table's state and content consist of, one fact a line. Two plans with the same text read each other's
+    /// runs and tables; how the SQL is written, its filters included, is not in it.
+    pub fn describe(&self) -> String {
+        use std::fmt::Write;
+        let mut text = String::from("layout 1\n");
+        let field = |f: &Field| format!("{}: {}{}", f.name(), types::describe(f.data_type()), if f.is_nullable() { "" } else { " not null" });
+        // Writing to a string does not fail.
+        let _ = writeln!(text, "source {}", self.source);
+        for f in self.scan_schema.fields() {
+            let _ = writeln!(text, "reads {}", field(f));
+        }
+        if let (Some(window), Some(time)) = (&self.window, self.time) {
+            let _ = writeln!(text, "window {window} over {}", self.scan[time]);
+        }
+        if let Some(aggregate) = &self.aggregate {
+            for f in &aggregate.keys {
+                let _ = writeln!(text, "group {}", types::describe(f.data_type()));
+            }
+            for call in &aggregate.calls {
+                let state: Vec<String> = call.state().iter().map(types::describe).collect();
+                let _ = writeln!(text, "aggregate {}({}) as {}", call.function, types::describe(&call.input), state.join(", "));
+            }
+        }
+        for f in self.output.fields() {
+            let _ = writeln!(text, "column {}", field(f));
+        }
+        let _ = writeln!(text, "key {}", if self.upsert { self.key.join(", ") } else { "none".to_string() });
+        text
+    }
+}
+
+/// Whose row it is: `_topic`, `_partition`, `_offset`, `_timestamp`, `_key`.
+pub fn lineage() -> [Field; 5] {
+    [
+        Field::new("_topic", DataType::Utf8, false),
+        Field::new("_partition", DataType::Int32, false),
+        Field::new("_offset", DataType::Int64, false),
+        Field::new("_timestamp", DataType::Timestamp(TimeUnit::Microsecond, Some("UTC".into())), true),
+        Field::new("_key", DataType::Binary, true),
+    ]
+}
+
+impl SqlError {
+    fn new(message: impl Into<String>) -> Self {
+        Self { message: message.into(), at: None, unsupported: false }
+    }
+
+    fn later(message: impl Into<String>) -> Self {
+        Self { message: message.into(), at: None, unsupported: true }
+    }
+
+    fn of_parser(e: &ParserError) -> Self {
+        let text = match e {
+            ParserError::TokenizerError(t) | ParserError::ParserError(t) => t.clone(),
+            ParserError::RecursionLimitExceeded => "the expression is nested too deeply".to_string(),
+        };
+        // The parser tells the place in its text only: "… at Line: 3, Column: 7".
+        let Some((message, place)) = text.rsplit_once(" at Line: ") else { return Self::new(lower_first(&text)) };
+        let at = place.split_once(", Column: ").and_then(|(l, c)| Some((l.trim().parse().ok()?, c.trim().parse().ok()?)));
+        Self { message: lower_first(message), at, unsupported: false }
+    }
+
+    fn of_planner(e: &DataFusionError) -> Self {
+        let at = e.diagnostic().and_then(|d| d.span).map(|s| (s.start.line as usize, s.start.column as usize));
+        let message = match e.find_root() {
+            DataFusionError::SchemaError(schema, _) => match schema.as_ref() {
+                datafusion::common::SchemaError::FieldNotFound { field, valid_fields } => {
+                    let names: Vec<&str> = valid_fields.iter().map(|c| c.name()).collect();
+                    format!("no column is named {}{}", field.name, did_you_mean(&field.name, &names))
+                }
+                other => other.to_string(),
+            },
+            DataFusionError::Plan(t) | DataFusionError::NotImplemented(t) | DataFusionError::Execution(t) => t.clone(),
+            other => other.strip_backtrace(),
+        };
+        let message = message.lines().next().unwrap_or_default().trim_end_matches('.');
+        Self { message: lower_first(message), at, unsupported: false }
+    }
+}
+
+fn lower_first(text: &str) -> String {
+    let mut chars = text.chars();
+    match chars.next() {
+        Some(c) if !text.starts_with(|c: char| c.is_uppercase()) || !chars.as_str().starts_with(|c: char| c.is_uppercase()) => {
+            c.to_lowercase().chain(chars).collect()
+        }
+        _ => text.to_string(),
+    }
+}
+
+fn nearest<'a>(word: &str, known: &[&'a str]) -> Option<&'a str> {
+    let lower = word.to_lowercase();
+    let score = |k: &&str| strsim::jaro_winkler(&lower, &k.to_lowercase());
+    known.iter().copied().max_by(|a, b| score(a).total_cmp(&score(b))).filter(|k| score(k) > 0.75)
+}
+
+fn did_you_mean(word: &str, known: &[&str]) -> String {
+    match nearest(word, known) {
+        Some(n) => format!("; did you mean {n}?"),
+        None if known.is_empty() => String::new(),
+        None => format!("; there are {}", known.join(", ")),
+    }
+}
+
+/// A literal interval in microseconds; days count 24 hours.
+fn interval_us(e: &datafusion::sql::sqlparser::ast::Expr) -> Result<i64, String> {
+    use datafusion::common::DFSchema;
+    use datafusion::logical_expr::Expr;
+    let state = split::session();
+    let planned = state.create_logical_expr(&e.to_string(), &DFSchema::empty());
+    let simple = planned.map_err(|e| SqlError::of_planner(&e).message)?;
+    match simple {
+        Expr::Literal(ScalarValue::IntervalMonthDayNano(Some(i)), _) => {
+            if i.months != 0 {
+                return Err(format!("cannot be counted in months, which differ in length; use days: found {e}"));
+            }
+            if i.nanoseconds % 1_000 != 0 {
+                return Err(format!("cannot be finer than a microsecond; found {e}"));
+            }
+            (i.days as i64).checked_mul(86_400_000_000).and_then(|d| d.checked_add(i.nanoseconds / 1_000)).ok_or_else(|| format!("is too long: {e}"))
+        }
+        _ => Err(format!("must be a literal like interval '5 minutes'; found {e}")),
+    }
+}
+
+/// A check at planning that has nothing to do with the SQL text.
+fn validate_emit(decl: &TableDecl, windowed: bool) -> Result<(), SqlError> {
+    if decl.emit == Emit::OnUpdate && !windowed {
+        return Err(SqlError::new("emit: on_update is for tables with an aggregate; rows of a plain select are never held back"));
+    }
+    Ok(())
+}

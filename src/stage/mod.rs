@@ -9,6 +9,7 @@ pub mod layout;
 pub mod parquet;
 pub mod partition;
 pub mod rows;
+pub mod runs;
 
 use crate::pipeline::{PartitionField, TableFormatKind};
 use arrow::datatypes::SchemaRef;

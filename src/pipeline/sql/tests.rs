@@ -1,0 +1,204 @@
+use super::*;
+use crate::pipeline::{Column, ColumnType, FileInput, Format, From as FieldFrom, Input, Segment, TableFormatKind, Watermark};
+
+fn column(name: &str, ty: ColumnType) -> Column {
+    Column { name: name.into(), ty, nullable: true, from: FieldFrom::Path(vec![Segment::Field(name.into())]) }
+}
+
+pub(crate) fn events() -> SourceSpec {
+    SourceSpec {
+        name: "events".into(),
+        input: Input::File(FileInput { path: "x".into() }),
+        format: Format::Json,
+        columns: vec![
+            column("user_id", ColumnType::String),
+            column("event_time", ColumnType::Timestamp(None)),
+            column("amount", ColumnType::Decimal(12, 2)),
+            column("wide", ColumnType::Decimal(38, 4)),
+            column("i", ColumnType::Int64),
+            column("n", ColumnType::Int32),
+            column("x", ColumnType::Float64),
+            column("b", ColumnType::Bool),
+            column("cityName", ColumnType::String),
+            column("id", ColumnType::Uuid),
+        ],
+        watermark: Some(Watermark { column: "event_time".into(), delay_us: 0, idle_after_us: None, max_ahead_us: 0 }),
+        max_record_bytes: 1 << 20,
+        max_depth: 64,
+    }
+}
+
+pub(crate) fn decl(sql: &str, key: Option<&[&str]>) -> TableDecl {
+    TableDecl {
+        name: "t".into(),
+        sql: sql.into(),
+        key: key.map(|k| k.iter().map(|s| s.to_string()).collect()),
+        allowed_lateness_us: 0,
+        emit: Emit::OnClose,
+        formats: vec![TableFormatKind::Iceberg],
+        partition_by: vec![],
+        properties: Default::default(),
+        comment: None,
+        sql_at: (1, 1),
+    }
+}
+
+fn planned(sql: &str, key: Option<&[&str]>) -> Result<TablePlan, SqlError> {
+    plan(&decl(sql, key), &[events()])
+}
+
+const T: &str = "tumble(events, interval '5 minutes')";
+
+#[test]
+fn the_plan_scans_what_it_reads_and_splits_at_the_aggregate() {
+    let p = planned(
+        &format!("select window_start, user_id, sum(amount) as sum_amount, count(*) as n from {T} where amount > 0 group by window_start, user_id having count(*) > 1"),
+        Some(&["window_start", "user_id"]),
+    )
+    .unwrap();
+    assert_eq!(p.scan, ["user_id", "event_time", "amount"]);
+    assert_eq!(p.time, Some(1));
+    assert_eq!(p.window.unwrap().size_us, 300_000_000);
+    assert_eq!(p.key, ["window_start", "user_id"]);
+    assert!(p.upsert);
+    let text = p.describe();
+    assert!(text.contains("aggregate sum(decimal(12,2)) as decimal(38,2)\n"), "{text}");
+    assert!(text.contains("column sum_amount: decimal(22,2)\n"), "{text}");
+    let names: Vec<&str> = p.output.fields().iter().map(|f| f.name().as_str()).collect();
+    assert_eq!(names, ["window_start", "user_id", "sum_amount", "n"]);
+    assert!(!p.output.field(0).is_nullable());
+}
+
+#[test]
+fn the_description_does_not_depend_on_how_the_sql_is_written() {
+    let a = planned(&format!("select window_start, sum(i) as s from {T} where i > 1 group by window_start"), None).unwrap();
+    let b = planned("SELECT e.window_start, SUM(e.I) s FROM TUMBLE(Events, interval '300 seconds') AS e WHERE i > 2 and i < 7 GROUP BY 1", None).unwrap();
+    assert_eq!(a.describe(), b.describe());
+    assert_eq!(b.output.fields().last().unwrap().name(), OP);
+}
+
+#[test]
+fn unquoted_names_find_columns_whatever_their_case() {
+    let p = planned("select CITYNAME, events.User_Id as u from EVENTS", None).unwrap();
+    let names: Vec<&str> = p.output.fields().iter().map(|f| f.name().as_str()).collect();
+    assert_eq!(names, ["cityName", "u"]);
+    assert_eq!(p.scan, ["user_id", "cityName"]);
+    let e = planned("select \"CITYNAME\" from events", None).unwrap_err();
+    assert!(e.message.contains("CITYNAME") && e.message.contains("did you mean cityName"), "{e}");
+    let mut source = events();
+    source.columns.push(column("CityName", ColumnType::String));
+    let e = plan(&decl("select cityname from events", None), &[source.clone()]).unwrap_err();
+    assert!(e.message.contains("may be any of"), "{e}");
+    assert!(plan(&decl("select CityName from events", None), &[source]).is_ok());
+}
+
+#[test]
+fn a_uuid_handed_through_stays_one() {
+    let p = planned("select id, upper(cityName) as c from events", None).unwrap();
+    assert_eq!(p.output.field(0).metadata().get(crate::pipeline::TYPE_KEY).map(String::as_str), Some("uuid"));
+}
+
+#[test]
+fn what_cannot_be_split_is_refused_with_the_reason() {
+    let refused: &[(&str, &str)] = &[
+        ("select count(*) as n from T group by window_start order by 1", "order by"),
+        ("select count(*) as n from T group by window_start limit 3", "limit"),
+        ("select count(*) as n from T group by window_start union all select 1", "union"),
+        ("select distinct user_id from events", "distinct"),
+        ("select n from (select count(*) as n from T group by window_start)", "subqueries"),
+        ("select user_id, count(*) as n from T group by user_id", "window_start"),
+        ("select user_id, count(*) as n from events group by user_id", "without a window"),
+        ("select window_start, sum(count(*)) over () as s from T group by window_start", "window function"),
+        ("select count(*) as n from T group by rollup(window_start, user_id)", "rollup"),
+        ("select count(*) as n from T where amount > (select avg(amount) from events) group by window_start", "subqueries"),
+        ("with e as (select * from events) select user_id from e", "with"),
+        ("select count(*) as n from tumble(events, interval '1 month') group by window_start", "months"),
+        ("select count(*) as n from tumble(events, interval '-1 day') group by window_start", "above zero"),
+        ("select count(*) as n from tumble(events, '5 minutes') group by window_start", "interval"),
+        ("select window_start, user_id from T", "without an aggregate"),
+        ("select count(*) as n from T where event_time > now() group by window_start", "now()"),
+        ("select random() as r from events", "random()"),
+        ("select uuid() as r from events", "uuid()"),
+        ("select usr_id from events", "did you mean user_id?"),
+        ("select user_id from evnts", "did you mean events?"),
+        ("select uper(user_id) as u from events", "uper"),
+        ("select user_id frm events", ""),
+        ("select amount + 1 from events", "needs a name"),
+        ("select user_id, USER_ID from events", "same name"),
+        ("select user_id, cityName as \"User_ID\" from events", "two columns"),
+        ("select null as z from events", "null has no type"),
+        ("select 9223372036854775807 + i - i + (9223372036854775807 + 1) as z from events", "fails for every row"),
+        ("insert into events values (1)", "one select"),
+        ("select 1 as a from events; select 2 as b from events", "statements"),
+        ("select window_start, sum(distinct i) as s from T group by window_start", "distinct is supported for count only"),
+        ("select window_start, sum(x order by i) as s from T group by window_start", "order by within"),
+        ("select window_start, count(*) as n from tumble(events, interval '1 hour', 'Europe/Berlin') group by window_start", "whole days"),
+        ("select window_start, count(*) as n from tumble(events, interval '1 day', 'Europe/Berlyn') group by window_start", "Europe/Berlin"),
+    ];
+    for (sql, word) in refused {
+        let sql = sql.replace(" T", &format!(" {T}"));
+        let e = planned(&sql, None).expect_err(&sql);
+        assert!(e.message.contains(word), "{sql}\n    {}", e.message);
+        assert!(!e.unsupported, "{sql}");
+    }
+    for (sql, word) in [
+        ("select count(*) as n from hop(events, interval '1 minute', interval '5 minutes') group by window_start", "hop()"),
+        ("select count(*) as n from session(events, interval '1 minute') group by window_start", "session()"),
+        ("select a.user_id from events a join events b on a.user_id = b.user_id", "joins"),
+        ("select window_start, median(x) as m from T group by window_start", "median"),
+    ] {
+        let e = planned(&sql.replace(" T", &format!(" {T}")), None).expect_err(sql);
+        assert!(e.unsupported && e.message.contains(word), "{sql}\n    {}", e.message);
+    }
+    assert!(planned("select user_id from events", Some(&["user_id"])).unwrap_err().unsupported);
+}
+
+#[test]
+fn errors_know_their_place() {
+    let e = planned("select user_id,\n  usr_id\nfrom events", None).unwrap_err();
+    assert_eq!(e.at, Some((2, 3)), "{e}");
+    let e = planned("select user_id\nfrom events\norder by user_id", None).unwrap_err();
+    assert_eq!(e.at.map(|a| a.0), Some(3), "{e}");
+    let e = planned("select user_id\nfrom evnts", None).unwrap_err();
+    assert_eq!(e.at, Some((2, 6)), "{e}");
+    let e = planned("select (user_id\nfrom events", None).unwrap_err();
+    assert_eq!(e.at.map(|a| a.0), Some(2), "{e}");
+}
+
+#[test]
+fn the_key_is_the_group_key() {
+    let sql = format!("select window_start, window_end, user_id as u, count(*) as n from {T} group by window_start, window_end, user_id");
+    assert!(planned(&sql, Some(&["window_start", "u"])).is_ok());
+    assert!(planned(&sql, Some(&["u", "window_start", "window_end"])).is_ok());
+    let e = planned(&sql, Some(&["u"])).unwrap_err();
+    assert!(e.message.contains("expected [window_start, u], found [u]"), "{e}");
+    assert!(planned(&sql, Some(&["window_start", "u", "n"])).is_err());
+    let e = planned(&format!("select window_start, count(*) as n from {T} group by window_start, user_id"), Some(&["window_start"])).unwrap_err();
+    assert!(e.message.contains("user_id is not among"), "{e}");
+}
+
+#[test]
+fn shifts_and_zones_align_windows() {
+    let window = |args: &str| planned(&format!("select window_start, count(*) as n from tumble(events, {args}) group by window_start"), None).unwrap().window.unwrap();
+    assert_eq!(window("interval '1 hour', interval '15 minutes'").align, Align::Epoch { offset_us: 900_000_000 });
+    assert_eq!(window("interval '1 hour', interval '-15 minutes'").align, Align::Epoch { offset_us: 2_700_000_000 });
+    assert_eq!(window("interval '7 days', 'Europe/Berlin'").align, Align::Days { zone: chrono_tz::Europe::Berlin, days: 7 });
+}
+
+#[test]
+fn a_float_is_never_compared_as_a_decimal() {
+    for sql in [
+        "select user_id from events where x > 0.5",
+        "select case when b then x else 0.5 end as v from events",
+        "select coalesce(x, 0.0) as v from events",
+        "select user_id from events where x in (0.5, 1) and x between 0.1 and 1e300",
+        "select user_id from events where x = amount",
+    ] {
+        let p = planned(sql, None).unwrap();
+        let text = format!("{:?}", p.below);
+        assert!(!text.contains("Decimal128(30"), "{sql}: {text}");
+    }
+    let p = planned("select amount * 1.1 as v, x * 1.1 as w from events", None).unwrap();
+    assert_eq!(p.output.field(0).data_type(), &DataType::Decimal128(15, 3));
+    assert_eq!(p.output.field(1).data_type(), &DataType::Float64);
+}
