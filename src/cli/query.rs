@@ -6,7 +6,7 @@ use crate::epoch::entry::Body;
 use crate::epoch::ledger::Ledger;
 use crate::pipeline::{Pipeline, TableFormatKind};
 use crate::read::query::{Ndjson, human_table, run};
-use crate::read::table::LakeTableProvider;
+use crate::read::LakeTableProvider;
 use crate::worker::{Clock, Place, WorkerError};
 use arrow::array::{ArrayRef, Int64Array, RecordBatch, StringArray, TimestampMillisecondArray, UInt64Array};
 use datafusion::catalog::TableProvider;
@@ -52,7 +52,7 @@ async fn query(pipeline: &Arc<Pipeline>, a: &Arguments) -> Result<(), WorkerErro
         Some("delta") => Some(TableFormatKind::Delta),
         Some(other) => return Err(WorkerError::Refused(format!("--format is iceberg or delta, not {other}"))),
     };
-    let place = Place::open(pipeline, &clock)?;
+    let place = Place::open(pipeline, &clock).await?;
     let reading = place.log.open().await?.ok_or_else(|| WorkerError::Refused(format!("pipeline {} has not run yet: there is nothing to query", pipeline.name)))?;
     let mut providers: Vec<(String, Arc<dyn TableProvider>)> = vec![];
     let mut commits = Commits::default();

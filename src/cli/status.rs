@@ -32,7 +32,7 @@ pub async fn main(a: Arguments) -> i32 {
 
 async fn status(pipeline: &Arc<Pipeline>) -> Result<Value, WorkerError> {
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
-    let place = Place::open(pipeline, &clock)?;
+    let place = Place::open(pipeline, &clock).await?;
     let Some(reading) = place.log.open().await? else {
         return Ok(json!({ "pipeline": pipeline.name, "log": null }));
     };

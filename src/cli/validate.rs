@@ -86,7 +86,7 @@ async fn connected(pipeline: &Arc<Pipeline>, plans: &[Arc<crate::pipeline::sql::
         }
     }
     let mut notes = vec![];
-    match Place::open(pipeline, &clock) {
+    match Place::open(pipeline, &clock).await {
         Err(e) => failures.push(e),
         Ok(place) => {
             let folder = Path::from(format!("{}/probe", place.state_folder));

@@ -183,3 +183,12 @@ impl RowSetBuilder {
         Ok(Some(RowSet { schema: self.schema, rows: self.rows, kept }))
     }
 }
+
+impl crate::stage::rows::RowBatches for RowSet {
+    fn batches(&self) -> Box<dyn Iterator<Item = Result<RecordBatch, String>> + '_> {
+        match RowSet::batches(self) {
+            Ok(batches) => Box::new(batches.map(|b| b.map_err(|e| e.to_string()))),
+            Err(e) => Box::new(std::iter::once(Err(e.to_string()))),
+        }
+    }
+}

@@ -5,7 +5,7 @@ use crate::epoch::entry::{Body, Entry, VERSION};
 use crate::epoch::ledger::{Ledger, Times};
 use crate::epoch::log::{Log, LogError, Proposed};
 use crate::observe::Metrics;
-use crate::stage::runs::Run;
+use crate::partial::Run;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use tokio::sync::{Mutex, mpsc};

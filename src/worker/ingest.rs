@@ -3,7 +3,7 @@
 //! It holds no state of its own: every epoch starts from the log's positions, and work that became
 //! stale is dropped and read again.
 
-use super::head::{Appended, Head, HeadError};
+use super::head::{Appended, Head};
 use super::lane::{EpochTerms, LaneCommand, LanePart};
 use super::sources::{Command, Event, SourceThread};
 use super::{Clock, WorkerError};
@@ -13,7 +13,8 @@ use crate::failpoint;
 use crate::observe::{Metrics, cpu};
 use crate::pipeline::Pipeline;
 use crate::source::{Position, RawBatch, SourceError, SourceFacts};
-use crate::stage::runs::{RunKind, write_runs};
+use crate::partial::{Run, RunKind};
+use crate::stage::runs::write_runs;
 use crate::time;
 use futures::{StreamExt, TryStreamExt, stream};
 use object_store::path::Path;
@@ -468,7 +469,7 @@ async fn send(lane: &std_mpsc::SyncSender<LaneCommand>, mut command: LaneCommand
     }
 }
 
-fn last_window_end(run: &crate::stage::runs::Run) -> i64 {
+fn last_window_end(run: &Run) -> i64 {
     use arrow::array::AsArray;
     use arrow::datatypes::TimestampMicrosecondType;
     let ends = run.batch.column_by_name("window_end").and_then(|c| c.as_primitive_opt::<TimestampMicrosecondType>());

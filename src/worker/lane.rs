@@ -12,7 +12,7 @@ use crate::source::RawBatch;
 use crate::stage::parquet::ParquetStager;
 use crate::stage::data_folder;
 use crate::stage::dead::DeadRows;
-use crate::stage::runs::Run;
+use crate::partial::Run;
 use crate::stage::{DataFile, TableSpec};
 use crate::time;
 use crate::transform::Transform;

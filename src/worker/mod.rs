@@ -12,7 +12,7 @@ pub mod tables;
 
 use crate::commit::TableFormat;
 use crate::commit::delta::DeltaFormat;
-use crate::commit::iceberg::{IcebergFormat, SqliteCatalog};
+use crate::commit::iceberg::{Ambient, IcebergFormat, SqliteCatalog};
 use crate::epoch::entry::{Body, ByPartition, Entry, VERSION};
 use crate::epoch::log::{Log, LogError};
 use crate::epoch::plan::{self, Fit, PlanError};
@@ -118,7 +118,7 @@ pub struct Place {
 
 impl Place {
     /// Opens the lake's root (and makes it) and the catalog.
-    pub fn open(pipeline: &Pipeline, clock: &Arc<dyn Clock>) -> Result<Self, WorkerError> {
+    pub async fn open(pipeline: &Pipeline, clock: &Arc<dyn Clock>) -> Result<Self, WorkerError> {
         let root = &pipeline.lake.root;
         let local = DurableLocal::open(root).map_err(|e| WorkerError::Unavailable(format!("cannot open lake.root {}: {e}; check the path, its permissions and free space", root.display())))?;
         let root = local.root().to_path_buf();
@@ -126,11 +126,17 @@ impl Place {
         let url = url::Url::from_directory_path(&root).map_err(|()| WorkerError::Refused(format!("lake.root {} is no absolute path", root.display())))?;
         let state_folder = format!("_millpond/{}", pipeline.name);
         let log = Log::new(store.clone(), Path::from(format!("{state_folder}/log")));
-        let now = clock.clone();
-        let ids = || Arc::new(Uuid::new_v4) as Arc<dyn Fn() -> Uuid + Send + Sync>;
-        let catalog = SqliteCatalog::new(pipeline.lake.iceberg_catalog.clone(), pipeline.lake.catalog_name.clone());
-        let iceberg = IcebergFormat::new(store.clone(), url.clone(), catalog, &pipeline.name, &pipeline.lake.namespace, Arc::new({ let now = now.clone(); move || now.now_ms() }), ids());
-        let delta = DeltaFormat::new(store.clone(), url, &pipeline.name, Arc::new(move || now.now_ms()), ids());
+        let catalog = SqliteCatalog::open(&pipeline.lake.iceberg_catalog, &pipeline.lake.catalog_name)
+            .await
+            .map_err(|e| WorkerError::Unavailable(format!("cannot open the Iceberg catalog {}: {e}", pipeline.lake.iceberg_catalog.display())))?;
+        let now: Arc<dyn Fn() -> i64 + Send + Sync> = Arc::new({
+            let clock = clock.clone();
+            move || clock.now_ms()
+        });
+        let ids: Arc<dyn Fn() -> Uuid + Send + Sync> = Arc::new(Uuid::new_v4);
+        let ambient = Ambient { now_ms: now.clone(), new_id: ids.clone() };
+        let iceberg = IcebergFormat::new(store.clone(), &url, catalog, &pipeline.name, &pipeline.lake.namespace, ambient);
+        let delta = DeltaFormat::new(store.clone(), url, &pipeline.name, now, ids);
         let mut formats: BTreeMap<TableFormatKind, Arc<dyn TableFormat>> = BTreeMap::new();
         formats.insert(TableFormatKind::Iceberg, Arc::new(iceberg));
         formats.insert(TableFormatKind::Delta, Arc::new(delta));
@@ -181,7 +187,7 @@ pub async fn run(pipeline: Arc<Pipeline>, plans: Vec<Arc<TablePlan>>, options: R
 }
 
 async fn once(pipeline: &Arc<Pipeline>, plans: &[Arc<TablePlan>], options: RunOptions, metrics: &Arc<Metrics>, clock: &Arc<dyn Clock>, stop: &Arc<AtomicBool>) -> Result<(), WorkerError> {
-    let place = Place::open(pipeline, clock)?;
+    let place = Place::open(pipeline, clock).await?;
     probe::create_if_absent(&place.store, &Path::from(format!("{}/probe", place.state_folder)), Uuid::new_v4()).await.map_err(WorkerError::Refused)?;
     let scratch = Scratch::claim(&pipeline.lake.root.join(&place.state_folder).join("scratch")).map_err(|e| WorkerError::Unavailable(format!("cannot use the local state folder: {e}")))?;
     let writer = format!("w{}", Uuid::now_v7().simple());

@@ -1,6 +1,7 @@
 //! The table half: folds decided entries in order, and brings the tables up to them.
 
 use super::head::{Appended, Decided, Head};
+use super::progress::instant;
 use super::{Clock, WorkerError};
 use crate::commit::advance::{Advance, Pending, Side, advance};
 use crate::commit::upsert::ChangeOp;
@@ -16,7 +17,8 @@ use crate::pipeline::sql::TablePlan;
 use crate::pipeline::{Emit, Pipeline, TableFormatKind};
 use crate::stage::dead::DeadRows;
 use crate::stage::rows::RowBatches;
-use crate::stage::runs::{Run, read_run};
+use crate::partial::Run;
+use crate::stage::runs::{RunRef, read_run};
 use crate::stage::TableSpec;
 use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt};
@@ -173,14 +175,15 @@ impl Tables {
                 at += 1;
             }
             let emitted = self.at.ended_at.is_some_and(|e| entry < e);
-            fold.restore(horizon_before, emitted, runs).map_err(|e| WorkerError::Internal(e.to_string()))?;
+            let at = EntryTimes { horizon_before, emit_all: emitted, ..Default::default() };
+            fold.restore_entry(&at, runs).map_err(|e| WorkerError::Internal(e.to_string()))?;
         }
         let source = self.at.sources.get(&planned.source);
-        fold.resume(source.and_then(|s| s.watermark), self.at.horizons.get(table).copied().flatten()).map_err(|e| WorkerError::Internal(e.to_string()))?;
+        fold.resume(source.and_then(|s| s.watermark), self.at.horizons.get(table).copied().flatten());
         Ok(fold)
     }
 
-    async fn fetch_run(&self, object: &str, run: &crate::stage::runs::RunRef) -> Result<Run, WorkerError> {
+    async fn fetch_run(&self, object: &str, run: &RunRef) -> Result<Run, WorkerError> {
         let range = run.offset..run.offset + run.length;
         let mut pause = Duration::from_millis(100);
         let bytes = loop {
@@ -347,11 +350,16 @@ impl Tables {
             let Some(fold) = self.folds.get_mut(&name) else { continue };
             let metrics = self.metrics.clone();
             let changes = tokio::task::block_in_place(|| cpu(&metrics.cpu.fold, || fold.apply(&at, runs))).map_err(|e| WorkerError::Internal(format!("table {name}: {e}")))?;
-            open_windows += fold.open_windows() as u64;
+            open_windows += fold.open_windows().len() as u64;
             for change in changes.rows {
                 let bytes = change.rows.bytes() as u64;
+                let op = match change.op {
+                    crate::fold::ChangeOp::Insert => ChangeOp::Insert,
+                    crate::fold::ChangeOp::Replace => ChangeOp::Replace,
+                    crate::fold::ChangeOp::Remove => ChangeOp::Remove,
+                };
                 let rows: Arc<dyn RowBatches + Send + Sync> = Arc::new(change.rows);
-                self.pend(&name, seq, bytes, |p| p.rows.push((change.op, rows)));
+                self.pend(&name, seq, bytes, |p| p.rows.push((op, rows)));
             }
             if !changes.late.is_empty() {
                 let late: usize = changes.late.iter().map(|b| b.num_rows()).sum();
@@ -363,7 +371,7 @@ impl Tables {
                 self.metrics.overflow.fetch_add(changes.dead.len() as u64, Ordering::Relaxed);
                 let mut rows = DeadRows::default();
                 for dead in &changes.dead {
-                    rows.push_emitted(&dead.to_string(), &name);
+                    rows.push_emitted(&format!("window {}, key {}: column {}: {}", instant(dead.window_start_us), dead.key, dead.column, dead.reason), &name);
                 }
                 let source = self.at.plan.tables.get(&name).map(|t| t.source.clone()).unwrap_or_default();
                 if let Some(batch) = rows.finish().map_err(|e| WorkerError::Internal(e.to_string()))? {

@@ -4,7 +4,8 @@ use chrono::{Datelike, NaiveDate, NaiveDateTime, Offset, TimeDelta, TimeZone};
 use chrono_tz::Tz;
 
 /// Back-to-back windows of one size. Every instant lies in exactly one of them.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(try_from = "Stored", into = "Stored")]
 pub struct Tumble {
     /// Nominal length, above 0. A window aligned to a time zone's days may be an hour or so longer or shorter.
     pub size_us: i64,
@@ -18,6 +19,42 @@ pub enum Align {
     Epoch { offset_us: i64 },
     /// At local midnights of a time zone, every `days` days counted from the local 1970-01-01.
     Days { zone: Tz, days: i32 },
+}
+
+/// How a window stands in the log.
+#[derive(serde::Serialize, serde::Deserialize)]
+struct Stored {
+    size_us: i64,
+    #[serde(default)]
+    offset_us: i64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    zone: Option<String>,
+    #[serde(default)]
+    days: i32,
+}
+
+impl From<Tumble> for Stored {
+    fn from(t: Tumble) -> Self {
+        match t.align {
+            Align::Epoch { offset_us } => Self { size_us: t.size_us, offset_us, zone: None, days: 0 },
+            Align::Days { zone, days } => Self { size_us: t.size_us, offset_us: 0, zone: Some(zone.name().to_string()), days },
+        }
+    }
+}
+
+impl TryFrom<Stored> for Tumble {
+    type Error = String;
+
+    fn try_from(s: Stored) -> Result<Self, String> {
+        let align = match s.zone {
+            None => Align::Epoch { offset_us: s.offset_us },
+            Some(name) => Align::Days { zone: name.parse().map_err(|_| format!("no time zone {name} is known"))?, days: s.days },
+        };
+        if s.size_us <= 0 || matches!(align, Align::Days { days, .. } if days <= 0) {
+            return Err(format!("a window of {} us cannot be", s.size_us));
+        }
+        Ok(Self { size_us: s.size_us, align })
+    }
 }
 
 const DAY_US: i64 = 86_400_000_000;
