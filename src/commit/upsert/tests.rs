@@ -322,7 +322,7 @@ fn open(folder: &tempfile::TempDir, spec: &TableSpec) -> KeyIndex {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 200, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 100, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn the_table_is_always_what_a_map_holds(steps in prop::collection::vec(step(), 1..30)) {
