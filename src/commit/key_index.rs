@@ -18,6 +18,8 @@ pub mod hash;
 mod journal;
 mod segment;
 mod sync;
+#[cfg(test)]
+mod tests;
 
 pub use sync::{SyncReport, WindowBound};
 
@@ -48,7 +50,7 @@ pub enum KeyIndexError {
     Key { reason: String },
     #[error("cannot use the key index at {path}: {source}")]
     Disk { path: PathBuf, source: std::io::Error },
-    /// [`KeyIndex::clear`] and [`KeyIndex::sync`] make it again.
+    /// [`KeyIndex::sync`] makes it again.
     #[error("the key index at {path} is damaged and must be made again from the table: {reason}")]
     Corrupt { path: PathBuf, reason: String },
     /// The change is not to the version that the index holds; [`KeyIndex::sync`] repairs it.
@@ -81,6 +83,8 @@ pub struct KeyIndex {
     fresh_sorted: bool,
     /// Applied and not yet durable.
     pending: Vec<Record>,
+    /// A segment was found to hold something else than was written: nothing here is to be trusted.
+    damaged: bool,
     entries_at_once: usize,
 }
 
@@ -115,9 +119,15 @@ impl KeyIndex {
                 Vec::new()
             }
         };
-        let index = Self { folder, hasher, files, segments, journal, fresh: Vec::new(), fresh_sorted: true, pending: Vec::new(), entries_at_once: ENTRIES_AT_ONCE };
+        let index = Self { folder, hasher, files, segments, journal, fresh: Vec::new(), fresh_sorted: true, pending: Vec::new(), damaged: false, entries_at_once: ENTRIES_AT_ONCE };
         index.remove_strays()?;
         Ok(index)
+    }
+
+    /// Spills early, so that small tables see what large ones do.
+    #[cfg(test)]
+    pub fn set_entries_at_once(&mut self, entries: usize) {
+        self.entries_at_once = entries;
     }
 
     /// Segments that a crash left unnamed.
@@ -143,13 +153,14 @@ impl KeyIndex {
         self.fresh.clear();
         self.fresh_sorted = true;
         self.pending.clear();
+        self.damaged = false;
         self.remove_strays()
     }
 
     /// The version of the table that the index is valid for. `None`: for none, because it is empty
-    /// or was changed since [`KeyIndex::advance_to`].
+    /// was changed since [`KeyIndex::advance_to`], or turned out to be damaged.
     pub fn version(&self) -> Option<&str> {
-        if self.pending.is_empty() && self.fresh.is_empty() { self.files.version.as_deref() } else { None }
+        if self.pending.is_empty() && !self.damaged { self.files.version.as_deref() } else { None }
     }
 
     /// Columns that [`KeyIndex::hashes`] needs, in the key's order.
@@ -163,8 +174,14 @@ impl KeyIndex {
     }
 
     /// For each key its live row; the one of the file indexed last, should there be several.
-    /// Reads the index only.
+    /// Reads the index only. After an error, [`KeyIndex::sync`] and start over.
     pub fn find(&mut self, keys: &[u128]) -> Result<Vec<Option<RowAt>>, KeyIndexError> {
+        let found = self.search(keys);
+        self.damaged |= matches!(found, Err(KeyIndexError::Corrupt { .. }));
+        found
+    }
+
+    fn search(&mut self, keys: &[u128]) -> Result<Vec<Option<RowAt>>, KeyIndexError> {
         if !self.fresh_sorted {
             self.fresh.sort_unstable();
             self.fresh_sorted = true;
@@ -268,7 +285,8 @@ impl KeyIndex {
     }
 
     /// What a commit did, in one: `rewritten` and `delete` as the commit reported and proposed
-    /// them, the files that it added; then [`KeyIndex::advance_to`].
+    /// them, the files that it added; then [`KeyIndex::advance_to`]. The commit stands whatever this
+    /// says: after an error the index is valid for no version, and [`KeyIndex::sync`] repairs it.
     pub fn committed(
         &mut self,
         delete: &BTreeMap<String, RoaringTreemap>,
@@ -294,7 +312,9 @@ impl KeyIndex {
     /// the index of the version before.
     pub fn advance_to(&mut self, version: &str) -> Result<(), KeyIndexError> {
         self.flush()?;
-        let obsolete = self.merge_tiers()?;
+        let merged = self.merge_tiers();
+        self.damaged |= matches!(merged, Err(KeyIndexError::Corrupt { .. }));
+        let obsolete = merged?;
         let (next_file, next_segment) = (self.files.next_file, self.files.next_segment);
         self.record(Record::Version { version: version.to_string(), next_file, next_segment })?;
         self.journal.append(&self.pending, &self.files)?;

@@ -4,6 +4,9 @@
 //! removed are found through the key index. Inserts of keys that nothing else in the commit
 //! touches, the bulk of every commit, stream through: they are neither looked up nor remembered.
 
+#[cfg(test)]
+mod tests;
+
 use super::key_index::{KeyIndex, KeyIndexError};
 use crate::stage::rows::RowBatches;
 use arrow::array::{BooleanArray, RecordBatch};

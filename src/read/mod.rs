@@ -7,11 +7,15 @@
 //! columns (Delta leaves them out): what comes out always has the table's own Arrow schema.
 
 mod adapt;
+#[cfg(test)]
+pub mod counting;
 mod parquet_file;
 mod prune;
 pub mod query;
 mod rows;
 mod table;
+#[cfg(test)]
+mod tests;
 
 pub use rows::{LiveRows, PositionedRows, live_rows, positioned_rows};
 pub use table::LakeTableProvider;

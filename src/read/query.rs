@@ -2,12 +2,12 @@
 
 use super::adapt::{is_uuid, uuid_to_text};
 use crate::pipeline::TYPE_KEY;
-use arrow::array::{Array, ArrayAccessor, AsArray, RecordBatch};
+use arrow::array::{Array, ArrayAccessor, AsArray, ListArray, MapArray, RecordBatch};
 use arrow::datatypes::{DataType, Field, FieldRef, Schema, SchemaRef};
 use arrow::error::ArrowError;
-use arrow::json::writer::{LineDelimited, NullableEncoder, WriterBuilder};
+use arrow::json::writer::{LineDelimited, NullableEncoder, WriterBuilder, make_encoder};
 use arrow::json::{Encoder, EncoderFactory, EncoderOptions, Writer};
-use arrow::util::display::FormatOptions;
+use arrow::util::display::{ArrayFormatter, FormatOptions};
 use arrow::util::pretty::pretty_format_batches_with_options;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -115,17 +115,77 @@ impl<W: Write> Ndjson<W> {
 struct JsonTypes;
 
 impl EncoderFactory for JsonTypes {
-    fn make_default_encoder<'a>(&self, field: &'a FieldRef, array: &'a dyn Array, _: &'a EncoderOptions) -> Result<Option<NullableEncoder<'a>>, ArrowError> {
+    fn make_default_encoder<'a>(&self, field: &'a FieldRef, array: &'a dyn Array, options: &'a EncoderOptions) -> Result<Option<NullableEncoder<'a>>, ArrowError> {
         let encoder: Box<dyn Encoder + 'a> = match array.data_type() {
             DataType::FixedSizeBinary(16) if field.metadata().get(TYPE_KEY).is_some_and(|t| t == "uuid") => Box::new(Bytes { array: array.as_fixed_size_binary(), text: uuid_text }),
             DataType::FixedSizeBinary(_) => Box::new(Bytes { array: array.as_fixed_size_binary(), text: base64_text }),
             DataType::Binary => Box::new(Bytes { array: array.as_binary::<i32>(), text: base64_text }),
             DataType::LargeBinary => Box::new(Bytes { array: array.as_binary::<i64>(), text: base64_text }),
             DataType::BinaryView => Box::new(Bytes { array: array.as_binary_view(), text: base64_text }),
+            // Arrow's own encoders of these hand the outer field down, which knows no inner uuid.
+            DataType::List(item) => {
+                let list = array.as_list::<i32>();
+                Box::new(Items { list, items: make_encoder(item, list.values(), options)? })
+            }
+            DataType::Map(_, _) => {
+                let map = array.as_map();
+                let DataType::Struct(fields) = map.entries().data_type() else { return Ok(None) };
+                let value = fields.last().unwrap_or(field);
+                Box::new(Entries { map, keys: ArrayFormatter::try_new(map.keys(), &KEYS)?, values: make_encoder(value, map.values(), options)? })
+            }
             _ => return Ok(None),
         };
         Ok(Some(NullableEncoder::new(encoder, array.nulls().cloned())))
     }
+}
+
+const KEYS: FormatOptions<'static> = FormatOptions::new();
+
+struct Items<'a> {
+    list: &'a ListArray,
+    items: NullableEncoder<'a>,
+}
+
+impl Encoder for Items<'_> {
+    fn encode(&mut self, row: usize, out: &mut Vec<u8>) {
+        let offsets = self.list.value_offsets();
+        out.push(b'[');
+        for at in offsets[row] as usize..offsets[row + 1] as usize {
+            if at > offsets[row] as usize {
+                out.push(b',');
+            }
+            encode_or_null(&mut self.items, at, out);
+        }
+        out.push(b']');
+    }
+}
+
+/// A map as an object; keys that are not text become text.
+struct Entries<'a> {
+    map: &'a MapArray,
+    keys: ArrayFormatter<'a>,
+    values: NullableEncoder<'a>,
+}
+
+impl Encoder for Entries<'_> {
+    fn encode(&mut self, row: usize, out: &mut Vec<u8>) {
+        let offsets = self.map.value_offsets();
+        out.push(b'{');
+        for at in offsets[row] as usize..offsets[row + 1] as usize {
+            if at > offsets[row] as usize {
+                out.push(b',');
+            }
+            let key = serde_json::Value::String(self.keys.value(at).to_string());
+            out.extend_from_slice(key.to_string().as_bytes());
+            out.push(b':');
+            encode_or_null(&mut self.values, at, out);
+        }
+        out.push(b'}');
+    }
+}
+
+fn encode_or_null(encoder: &mut NullableEncoder<'_>, at: usize, out: &mut Vec<u8>) {
+    if encoder.is_null(at) { out.extend_from_slice(b"null") } else { encoder.encode(at, out) }
 }
 
 struct Bytes<A> {

@@ -236,6 +236,8 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
         /// Against a plain list of which row lies where.
         #[test]
         fn any_history_is_that_of_a_list(history in prop::collection::vec((any::<bool>(), prop::collection::btree_set(0u64..40, 0..8)), 0..8)) {

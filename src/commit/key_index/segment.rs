@@ -151,6 +151,11 @@ impl Segment {
         self.entries
     }
 
+    #[cfg(test)]
+    pub fn fence_bytes(&self) -> usize {
+        self.fences.capacity() * 8
+    }
+
     /// Calls `found` with the index of a key and an entry, for every entry of every key. `keys`
     /// ascend. Each block that may hold one is read once.
     pub fn find(&self, keys: &[u128], mut found: impl FnMut(usize, Entry)) -> Result<(), KeyIndexError> {

@@ -41,10 +41,28 @@ impl KeyIndex {
     /// proves closed. `schema` is the table's, of either format.
     ///
     /// A file's content never changes under its name; deletes only grow: where they shrank (a
-    /// restore) the file is read again.
+    /// restore) the file is read again. An index that is damaged is made anew.
     pub async fn sync(
         &mut self,
         store: Arc<dyn ObjectStore>,
+        live: &[LiveFile],
+        schema: &SchemaRef,
+        version: &str,
+        window: Option<&WindowBound>,
+    ) -> Result<SyncReport, KeyIndexError> {
+        if !self.damaged {
+            match self.sync_by_difference(&store, live, schema, version, window).await {
+                Err(KeyIndexError::Corrupt { .. } | KeyIndexError::UnknownFile { .. }) => {}
+                done => return done,
+            }
+        }
+        self.clear()?;
+        self.sync_by_difference(&store, live, schema, version, window).await
+    }
+
+    async fn sync_by_difference(
+        &mut self,
+        store: &Arc<dyn ObjectStore>,
         live: &[LiveFile],
         schema: &SchemaRef,
         version: &str,
@@ -61,7 +79,7 @@ impl KeyIndex {
             match self.files.id(&file.path).and_then(|id| self.files.file(id)) {
                 Some(known) if known.closed => {}
                 Some(known) if known.deleted.is_subset(&file.deleted) => self.mark_deleted(&file.path, &file.deleted)?,
-                _ => self.index_file(&store, file, schema, window, &mut report).await?,
+                _ => self.index_file(store, file, schema, window, &mut report).await?,
             }
         }
         if let Some(window) = window {
