@@ -219,18 +219,17 @@ async fn commit(side: &mut Side, todo: &[&Pending], what: &Advance<'_>) -> Resul
     failpoint::hit("commit-before-stage");
     let spec = what.spec;
     let upsert = !spec.key.is_empty();
-    let changes: Vec<KeyedChange<'_>> =
-        todo.iter().flat_map(|p| &p.rows).map(|(op, rows)| KeyedChange { op: *op, rows: rows.as_ref() as &dyn RowBatches }).collect();
-    let corrected = changes.iter().any(|c| c.op != ChangeOp::Insert);
+    let rows: Vec<&(ChangeOp, Arc<dyn RowBatches + Send + Sync>)> = todo.iter().flat_map(|p| &p.rows).collect();
+    let corrected = rows.iter().any(|(op, _)| *op != ChangeOp::Insert);
     // Without corrections, now or later, nobody ever looks a key up.
-    let indexed = upsert && (corrected || what.corrections) && !changes.is_empty();
+    let indexed = upsert && (corrected || what.corrections) && !rows.is_empty();
     if indexed {
         sync_index(side, what).await?;
     }
     let mut add: Vec<DataFile> = todo.iter().flat_map(|p| &p.files).filter(|(k, _)| *k == side.kind).map(|(_, f)| f.clone()).collect();
     let mut delete = BTreeMap::new();
     let mut fresh: Vec<(String, FileKeys, Option<i64>)> = vec![];
-    if !changes.is_empty() {
+    if !rows.is_empty() {
         let stamp = side.stamp();
         let attempt = what.attempt;
         let mut nth = 0;
@@ -252,14 +251,15 @@ async fn commit(side: &mut Side, todo: &[&Pending], what: &Advance<'_>) -> Resul
                         keys.note(&batch)?;
                         cpu(&metrics.cpu.parquet, || stager.write(&batch)).map_err(|e| e.to_string())
                     };
+                    let changes: Vec<KeyedChange<'_>> = rows.iter().map(|(op, rows)| KeyedChange { op: *op, rows: rows.as_ref() as &dyn RowBatches }).collect();
                     resolve(&changes, index, &mut sink)
                 });
                 delete = resolved.map_err(|e| CommitError::Unavailable(format!("table {}: {e}", spec.name)))?.delete;
                 noted = Some(keys);
             }
             None => tokio::task::block_in_place(|| {
-                for change in &changes {
-                    for batch in change.rows.batches() {
+                for (_, rows) in &rows {
+                    for batch in rows.batches() {
                         let batch = batch.map_err(CommitError::Unavailable)?;
                         cpu(&metrics.cpu.parquet, || stager.write(&batch)).map_err(|e| refuse(e.to_string()))?;
                     }

@@ -18,6 +18,8 @@ const EMIT_ROWS: usize = 8192;
 pub(super) struct Pane {
     /// The window, half-open, in microseconds.
     pub window: (i64, i64),
+    /// Emitted at an end of input, before the watermark reached its end.
+    pub emitted_early: bool,
     state: State,
 }
 
@@ -50,7 +52,7 @@ impl Emission<'_> {
 
 impl Pane {
     pub(super) fn new(window: (i64, i64), aggregate: &Aggregate) -> Result<Self, DataFusionError> {
-        Ok(Self { window, state: State::Memory(Groups::new(aggregate, &aggregate.keys)?) })
+        Ok(Self { window, emitted_early: false, state: State::Memory(Groups::new(aggregate, &aggregate.keys)?) })
     }
 
     /// Adds a run, whose keys each come once.

@@ -24,7 +24,7 @@ use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
@@ -56,7 +56,8 @@ pub struct Tables {
     trail: Ledger,
     recent: VecDeque<(u64, Arc<Entry>)>,
     plans: BTreeMap<String, Arc<TablePlan>>,
-    folds: BTreeMap<String, TableFold>,
+    /// Behind a lock that nobody waits for: a fold can be sent to another thread, not shared with one.
+    folds: BTreeMap<String, Mutex<TableFold>>,
     lake: BTreeMap<String, LakeEntry>,
     last_commit: Instant,
 }
@@ -109,7 +110,7 @@ impl Tables {
         let windowed: Vec<String> = tables.at.plan.tables.iter().filter(|(_, t)| t.window.is_some()).map(|(n, _)| n.clone()).collect();
         for table in windowed {
             let fold = tables.restored(&table).await?;
-            tables.folds.insert(table, fold);
+            tables.folds.insert(table, Mutex::new(fold));
         }
         tables.open_lake().await?;
         Ok(tables)
@@ -325,7 +326,7 @@ impl Tables {
             // Panes of a table that goes on are the same runs, read under the new plan.
             let _ = before.get(&table);
             let fold = self.restored(&table).await?;
-            self.folds.insert(table, fold);
+            self.folds.insert(table, Mutex::new(fold));
         }
         self.open_lake().await
     }
@@ -347,7 +348,7 @@ impl Tables {
                 emit_all: t.emit_all,
             };
             let runs = by_table.remove(&name).unwrap_or_default();
-            let Some(fold) = self.folds.get_mut(&name) else { continue };
+            let Some(fold) = self.folds.get_mut(&name).map(|f| f.get_mut().unwrap_or_else(|e| e.into_inner())) else { continue };
             let metrics = self.metrics.clone();
             let changes = tokio::task::block_in_place(|| cpu(&metrics.cpu.fold, || fold.apply(&at, runs))).map_err(|e| WorkerError::Internal(format!("table {name}: {e}")))?;
             open_windows += fold.open_windows().len() as u64;
