@@ -1,1 +1,390 @@
-//! (filled next)
+//! The table half's heart: entries of the log in, rows of a table out.
+//!
+//! A fold is a pure function of the log's prefix. It holds one pane per window; an entry's runs are merged into
+//! the panes in the order of the log, windows that the watermark passed are emitted, windows that were
+//! emitted before and got rows are corrected, and panes that the horizon has reached are dropped (I7, I8).
+//! How much memory there was, and whether the process was ever stopped, shows in no row.
+
+mod emit;
+mod pane;
+mod rows;
+mod spill;
+#[cfg(test)]
+mod tests;
+
+pub use emit::EmitDead;
+pub use rows::RowSet;
+
+use crate::partial::{Run, RunKind, aggregate_of, cut, epoch_groups};
+use crate::pipeline::Emit;
+use crate::pipeline::sql::{Aggregate, TablePlan, Tumble};
+use crate::transform::Transform;
+use arrow::array::{ArrayRef, AsArray, StringArray, UInt32Array};
+use arrow::compute::take_record_batch;
+use arrow::datatypes::TimestampMicrosecondType;
+use arrow::record_batch::RecordBatch;
+use datafusion::error::DataFusionError;
+use emit::{Emitted, Emitter, marked, pick};
+use pane::{Emission, Pane};
+use rows::{RowSetBuilder, Scratches};
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+/// What a fold may use.
+#[derive(Debug, Clone)]
+pub struct FoldConfig {
+    /// Memory for panes and for the rows on their way out, about. What goes beyond is written to `spill_dir`.
+    pub memory_bytes: usize,
+    /// A folder of this fold's own. Files in it are removed when they are not needed any more; those that a killed
+    /// process left behind are the caller's to clear before the fold is made.
+    pub spill_dir: PathBuf,
+}
+
+/// Event time around one entry, in microseconds; `None` is before all time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct EntryTimes {
+    /// The table's horizon before the entry: rows of windows that end at or before it are late.
+    pub horizon_before: Option<i64>,
+    pub watermark_before: Option<i64>,
+    /// Windows that end at or before it are emitted.
+    pub watermark_after: Option<i64>,
+    /// Panes of windows that end at or before it are dropped.
+    pub horizon_after: Option<i64>,
+}
+
+/// What is done with the rows of a [`ChangeRows`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ChangeOp {
+    /// The key is not in the table; append-only tables have nothing else.
+    Insert,
+    /// The key is in the table.
+    Replace,
+    /// The key is in the table and has to go. The rows are those that were shown last.
+    Remove,
+}
+
+#[derive(Debug, Clone)]
+pub struct ChangeRows {
+    pub op: ChangeOp,
+    /// Rows of [`TablePlan::output`].
+    pub rows: RowSet,
+}
+
+/// What one entry does to the table. A key is in at most one of the row sets.
+#[derive(Debug, Default)]
+pub struct Changes {
+    /// In this order. Of an append-only table: retractions, then insertions.
+    pub rows: Vec<ChangeRows>,
+    /// Late rows, of [`TablePlan::late_schema`], in the order of the runs.
+    pub late: Vec<RecordBatch>,
+    /// Values that could not be emitted.
+    pub dead: Vec<EmitDead>,
+    /// Starts of the windows emitted for the first time.
+    pub closed: Vec<i64>,
+    /// Starts of the windows that were emitted before and changed.
+    pub corrected: Vec<i64>,
+}
+
+impl Changes {
+    /// Nothing is to be committed.
+    pub fn is_empty(&self) -> bool {
+        self.rows.is_empty() && self.late.is_empty() && self.dead.is_empty()
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum FoldError {
+    #[error("table {table} has no window: only windowed tables are folded")]
+    NotWindowed { table: String },
+    /// The log and the plan do not belong together.
+    #[error("a run of table {table} does not fit its plan: expected {expected}, found {found}")]
+    Schema { table: String, expected: String, found: String },
+    /// A rule of the log was broken: the row should have been staged raw.
+    #[error("table {table}: a partial aggregate of the window that ended at {window_end_us} us came when the horizon had reached {horizon_us} us")]
+    Dropped { table: String, window_end_us: i64, horizon_us: i64 },
+    /// The disk is full or failed; nothing was lost, the entry can be folded again after a restart.
+    #[error("cannot spill to {path}: {source}", path = path.display())]
+    Spill { path: PathBuf, source: std::io::Error },
+    #[error(transparent)]
+    Evaluate(#[from] DataFusionError),
+}
+
+/// One table's fold. After an error it must be made anew and restored.
+pub struct TableFold {
+    plan: Arc<TablePlan>,
+    window: Tumble,
+    emit: Emit,
+    transform: Transform,
+    emitter: Emitter,
+    panes: BTreeMap<i64, Pane>,
+    config: FoldConfig,
+    scratches: Scratches,
+}
+
+/// Rows of one entry, by what is done with them.
+struct Out {
+    retract: RowSetBuilder,
+    insert: RowSetBuilder,
+    replace: RowSetBuilder,
+    remove: RowSetBuilder,
+}
+
+impl TableFold {
+    /// # Errors
+    /// The table is not windowed.
+    pub fn new(plan: Arc<TablePlan>, emit: Emit, config: FoldConfig) -> Result<Self, FoldError> {
+        let (Some(window), Some(_)) = (plan.window, &plan.aggregate) else {
+            return Err(FoldError::NotWindowed { table: plan.table.clone() });
+        };
+        let scratches = Scratches::new(config.spill_dir.clone(), &plan.table);
+        let (transform, emitter) = (Transform::new(plan.clone()), Emitter::new(&plan));
+        Ok(Self { plan, window, emit, transform, emitter, panes: BTreeMap::new(), config, scratches })
+    }
+
+    pub fn plan(&self) -> &Arc<TablePlan> {
+        &self.plan
+    }
+
+    /// Applies one entry: its runs of this table, in the order in which the entry names them.
+    pub fn apply(&mut self, at: &EntryTimes, runs: Vec<Run>) -> Result<Changes, FoldError> {
+        let mut changes = Changes::default();
+        let deltas = self.deltas(at, runs, Some(&mut changes.late))?;
+        let limit = self.config.memory_bytes / 16;
+        let builder = || RowSetBuilder::new(self.plan.output.clone(), limit);
+        let mut out = Out { retract: builder(), insert: builder(), replace: builder(), remove: builder() };
+        for (start, batches) in deltas {
+            let end = self.window.window_of(start).1;
+            let emitted_before = reached(at.watermark_before, end);
+            if emitted_before || self.emit == Emit::OnUpdate {
+                self.correct(start, batches, &mut out, &mut changes)?;
+                if emitted_before {
+                    changes.corrected.push(start);
+                }
+            } else {
+                self.merge(start, batches)?;
+            }
+            self.keep_within_memory()?;
+        }
+        self.close(at, &mut out, &mut changes)?;
+        self.drop_panes(at.horizon_after);
+        for (op, builder) in
+            [(ChangeOp::Remove, out.remove), (ChangeOp::Insert, out.retract), (ChangeOp::Insert, out.insert), (ChangeOp::Replace, out.replace)]
+        {
+            if let Some(rows) = builder.finish()? {
+                changes.rows.push(ChangeRows { op, rows });
+            }
+        }
+        Ok(changes)
+    }
+
+    /// Rebuilds the panes from the runs that still live, in the order of the log, up to some entry. Nothing is
+    /// emitted: what was due is in the table.
+    pub fn restore(&mut self, entries: Vec<(EntryTimes, Vec<Run>)>) -> Result<(), FoldError> {
+        for (at, runs) in entries {
+            self.restore_entry(&at, runs)?;
+        }
+        Ok(())
+    }
+
+    /// As [`TableFold::restore`], one entry at a time.
+    pub fn restore_entry(&mut self, at: &EntryTimes, runs: Vec<Run>) -> Result<(), FoldError> {
+        for (start, batches) in self.deltas(at, runs, None)? {
+            self.merge(start, batches)?;
+            self.keep_within_memory()?;
+        }
+        self.drop_panes(at.horizon_after);
+        Ok(())
+    }
+
+    /// Ends a restore: the times after the last entry that the table holds. The next [`TableFold::apply`] goes on as if the
+    /// fold had never stopped.
+    pub fn resume(&mut self, _watermark: Option<i64>, horizon: Option<i64>) {
+        self.drop_panes(horizon);
+    }
+
+    /// The windows that have rows and are not dropped yet, in order: `[start, end)` in microseconds.
+    pub fn open_windows(&self) -> Vec<(i64, i64)> {
+        self.panes.values().map(|p| p.window).collect()
+    }
+
+    /// Memory held by panes, about.
+    pub fn bytes(&self) -> usize {
+        self.panes.values().map(Pane::bytes).sum()
+    }
+
+    /// Panes that are on disk.
+    pub fn spilled_windows(&self) -> usize {
+        self.panes.values().filter(|p| p.is_spilled()).count()
+    }
+
+    /// The partial runs of an entry by window, judged rows first.
+    fn deltas(&self, at: &EntryTimes, runs: Vec<Run>, mut late: Option<&mut Vec<RecordBatch>>) -> Result<BTreeMap<i64, Vec<RecordBatch>>, FoldError> {
+        let aggregate = aggregate_of(&self.plan)?;
+        let mut deltas: BTreeMap<i64, Vec<RecordBatch>> = BTreeMap::new();
+        let (partial, later): (Vec<Run>, Vec<Run>) = runs.into_iter().partition(|r| matches!(r.kind, RunKind::Partial { .. }));
+        for run in later {
+            self.fits(&run.batch, &self.plan.judge_later_schema())?;
+            for run in self.judge(at.horizon_before, run.batch, aggregate, late.as_deref_mut())? {
+                if let RunKind::Partial { window_start_us } = run.kind {
+                    deltas.entry(window_start_us).or_default().push(run.batch);
+                }
+            }
+        }
+        for run in partial {
+            self.fits(&run.batch, &aggregate.run)?;
+            let RunKind::Partial { window_start_us } = run.kind else { continue };
+            let end = self.window.window_of(window_start_us).1;
+            if let Some(horizon_us) = at.horizon_before.filter(|h| end <= *h) {
+                return Err(FoldError::Dropped { table: self.plan.table.clone(), window_end_us: end, horizon_us });
+            }
+            if run.batch.num_rows() > 0 {
+                deltas.entry(window_start_us).or_default().push(run.batch);
+            }
+        }
+        Ok(deltas)
+    }
+
+    fn fits(&self, batch: &RecordBatch, expected: &arrow::datatypes::Schema) -> Result<(), FoldError> {
+        let found = batch.schema();
+        let types = |s: &arrow::datatypes::Schema| s.fields().iter().map(|f| f.data_type().clone()).collect::<Vec<_>>();
+        if types(&found) == types(expected) {
+            return Ok(());
+        }
+        let text = |s: &arrow::datatypes::Schema| format!("{:?}", types(s));
+        Err(FoldError::Schema { table: self.plan.table.clone(), expected: text(expected), found: text(&found) })
+    }
+
+    /// Judges rows one by one; those in time become partial runs.
+    fn judge(&self, horizon: Option<i64>, rows: RecordBatch, aggregate: &Aggregate, late: Option<&mut Vec<RecordBatch>>) -> Result<Vec<Run>, FoldError> {
+        let ends = rows.column(rows.num_columns() - 1).as_primitive::<TimestampMicrosecondType>().values().clone();
+        let (over, in_time): (Vec<u32>, Vec<u32>) = (0..ends.len() as u32).partition(|i| reached(horizon, ends[*i as usize]));
+        if let (Some(late), Some(horizon), false) = (late, horizon, over.is_empty()) {
+            let part = pick(&rows, &over)?;
+            let reason = format!("its window was over for good: the horizon had reached {}", instant(horizon));
+            let mut columns: Vec<ArrayRef> = part.columns()[..5].to_vec();
+            columns.push(Arc::new(StringArray::from_iter_values(std::iter::repeat_n(reason, part.num_rows()))));
+            columns.extend(part.columns()[5..].iter().cloned());
+            late.push(RecordBatch::try_new(self.plan.late_schema(), columns).map_err(DataFusionError::from)?);
+        }
+        if in_time.is_empty() {
+            return Ok(vec![]);
+        }
+        let part = take_record_batch(&rows, &UInt32Array::from(in_time)).map_err(DataFusionError::from)?;
+        let input = RecordBatch::try_new(self.plan.below_input(), part.columns()[5..].to_vec()).map_err(DataFusionError::from)?;
+        let done = self.transform.apply(&input)?;
+        if let Some((_, why)) = done.failed.first() {
+            // It did not fail when it was staged, and expressions are immutable.
+            return Err(DataFusionError::Internal(format!("a judge-later row of table {} fails now: {why}", self.plan.table)).into());
+        }
+        let mut groups = epoch_groups(aggregate)?;
+        groups.update(aggregate, &done.batch)?;
+        Ok(cut(&self.plan, groups)?)
+    }
+
+    fn merge(&mut self, start: i64, batches: Vec<RecordBatch>) -> Result<(), FoldError> {
+        let pane = pane(&mut self.panes, start, self.window, aggregate_of(&self.plan)?)?;
+        batches.into_iter().try_for_each(|b| pane.merge(b))
+    }
+
+    /// Merges, and emits what changed.
+    fn correct(&mut self, start: i64, batches: Vec<RecordBatch>, out: &mut Out, changes: &mut Changes) -> Result<(), FoldError> {
+        let plan = self.plan.clone();
+        let aggregate = aggregate_of(&plan)?;
+        let emission = Emission { plan: &plan, aggregate, emitter: &self.emitter };
+        let ask_before = !plan.upsert || self.emitter.has_filter();
+        let pane = pane(&mut self.panes, start, self.window, aggregate)?;
+        let mut changed = pane.merge_and_emit(batches, ask_before, &emission)?;
+        changes.dead.append(&mut changed.now.dead);
+        // Which of the changed groups were to be seen before, and where their old rows are.
+        let mut old_row = vec![None; changed.existed.len()];
+        let mut next = 0;
+        for (i, existed) in changed.existed.iter().enumerate().filter(|(_, e)| **e) {
+            debug_assert!(existed);
+            if changed.before.as_ref().is_none_or(|b| b.shown[next]) {
+                old_row[i] = Some(next as u32);
+            }
+            next += 1;
+        }
+        let groups = 0..changed.existed.len();
+        let now = |keep: &dyn Fn(usize) -> bool| groups.clone().filter(|i| keep(*i)).map(|i| i as u32).collect::<Vec<_>>();
+        let shown = &changed.now.shown;
+        let scratches = &mut self.scratches;
+        if !plan.upsert {
+            if let Some(before) = &changed.before {
+                let old: Vec<u32> = old_row.iter().flatten().copied().collect();
+                out.retract.push(marked(&plan, pick(&before.rows, &old)?, "retract")?, scratches)?;
+            }
+            let fresh = now(&|i| shown[i]);
+            return out.insert.push(marked(&plan, pick(&changed.now.rows, &fresh)?, "insert")?, scratches);
+        }
+        out.insert.push(pick(&changed.now.rows, &now(&|i| shown[i] && old_row[i].is_none()))?, scratches)?;
+        out.replace.push(pick(&changed.now.rows, &now(&|i| shown[i] && old_row[i].is_some()))?, scratches)?;
+        if let Some(before) = &changed.before {
+            let gone: Vec<u32> = groups.clone().filter(|i| !shown[*i]).filter_map(|i| old_row[i]).collect();
+            out.remove.push(pick(&before.rows, &gone)?, scratches)?;
+        }
+        Ok(())
+    }
+
+    /// Emits the windows that this entry's watermark passes.
+    fn close(&mut self, at: &EntryTimes, out: &mut Out, changes: &mut Changes) -> Result<(), FoldError> {
+        let plan = self.plan.clone();
+        let emission = Emission { plan: &plan, aggregate: aggregate_of(&plan)?, emitter: &self.emitter };
+        for (start, pane) in &mut self.panes {
+            if reached(at.watermark_before, pane.window.1) || !reached(at.watermark_after, pane.window.1) {
+                continue;
+            }
+            changes.closed.push(*start);
+            if self.emit == Emit::OnUpdate {
+                continue;
+            }
+            let (dead, insert) = (&mut changes.dead, &mut out.insert);
+            pane.emit_all(&emission, &mut self.scratches, &mut |mut emitted: Emitted, scratches| {
+                dead.append(&mut emitted.dead);
+                let shown: Vec<u32> = (0..emitted.shown.len() as u32).filter(|i| emitted.shown[*i as usize]).collect();
+                let rows = pick(&emitted.rows, &shown)?;
+                insert.push(if plan.upsert { rows } else { marked(&plan, rows, "insert")? }, scratches)
+            })?;
+        }
+        Ok(())
+    }
+
+    fn drop_panes(&mut self, horizon: Option<i64>) {
+        self.panes.retain(|_, p| !reached(horizon, p.window.1));
+    }
+
+    /// Writes the biggest panes to disk until the others fit. A pane is copied while it is written, so panes get a third of
+    /// the memory.
+    fn keep_within_memory(&mut self) -> Result<(), FoldError> {
+        let aggregate = aggregate_of(&self.plan)?;
+        let limit = self.config.memory_bytes / 3;
+        let mut total: usize = self.panes.values().map(Pane::bytes).sum();
+        while total > limit {
+            let Some((size, pane)) = self.panes.values_mut().map(|p| (p.spillable_bytes(aggregate), p)).max_by_key(|(size, _)| *size) else { break };
+            if size == 0 {
+                break;
+            }
+            let before = pane.bytes();
+            pane.spill(aggregate, &mut self.scratches)?;
+            total = total - before + pane.bytes();
+        }
+        Ok(())
+    }
+}
+
+fn pane<'a>(panes: &'a mut BTreeMap<i64, Pane>, start: i64, window: Tumble, aggregate: &Aggregate) -> Result<&'a mut Pane, FoldError> {
+    Ok(match panes.entry(start) {
+        std::collections::btree_map::Entry::Occupied(e) => e.into_mut(),
+        std::collections::btree_map::Entry::Vacant(e) => e.insert(Pane::new(window.window_of(start), aggregate)?),
+    })
+}
+
+/// Whether a time has reached this instant.
+fn reached(time: Option<i64>, instant_us: i64) -> bool {
+    time.is_some_and(|t| instant_us <= t)
+}
+
+fn instant(us: i64) -> String {
+    chrono::DateTime::from_timestamp_micros(us).map_or_else(|| format!("{us} us"), |t| t.to_rfc3339_opts(chrono::SecondsFormat::AutoSi, true))
+}

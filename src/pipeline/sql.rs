@@ -105,6 +105,8 @@ pub struct Aggregate {
     pub input: SchemaRef,
     /// The group key without the window's bounds: columns `1..=keys.len()` of `input`.
     pub keys: Vec<Field>,
+    /// What users know the keys by: the output column, else the SQL of the expression.
+    pub key_names: Vec<String>,
     pub calls: Vec<AggregateCall>,
     /// One window's run: the keys, then the state of each call.
     pub run: SchemaRef,

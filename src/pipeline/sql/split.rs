@@ -396,7 +396,7 @@ impl Builder<'_> {
         below.push(Step::Project(projected, input.clone()));
         // What comes out may be null, whatever DataFusion knows of it: a value that does not fit is.
         let out: Vec<Field> = a.schema.fields().iter().enumerate().map(|(i, f)| Field::new(format!("o{i}"), f.data_type().clone(), true)).collect();
-        let aggregate = Aggregate { input, keys, calls, run: Arc::new(Schema::new(run)), output: Arc::new(Schema::new(out)), group };
+        let aggregate = Aggregate { input, key_names: vec![], keys, calls, run: Arc::new(Schema::new(run)), output: Arc::new(Schema::new(out)), group };
         Ok((below, aggregate))
     }
 
@@ -506,6 +506,10 @@ fn finish_aggregate(
             call.label = name;
         }
     }
+    aggregate.key_names = (0..a.group_expr.len())
+        .filter(|i| matches!(aggregate.group[*i], GroupColumn::Key(_)))
+        .map(|i| shown(i).unwrap_or_else(|| short(&a.group_expr[i])))
+        .collect();
     let Some(key) = &decl.key else { return Ok((aggregate, vec![])) };
     let mut wanted = vec![];
     for (i, e) in a.group_expr.iter().enumerate() {

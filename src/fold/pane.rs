@@ -1,0 +1,214 @@
+//! One window's groups: in memory, or spilled.
+
+use super::FoldError;
+use super::emit::{Emitted, Emitter};
+use super::rows::Scratches;
+use super::spill::Spilled;
+use crate::partial::accumulate::Ids;
+use crate::partial::groups::Groups;
+use crate::pipeline::sql::{Aggregate, TablePlan};
+use arrow::array::{Array, ArrayRef, UInt64Array};
+use arrow::compute::{interleave, take_arrays};
+use arrow::record_batch::RecordBatch;
+use datafusion::error::DataFusionError;
+
+/// Groups that are emitted at once.
+const EMIT_ROWS: usize = 8192;
+
+pub(super) struct Pane {
+    /// The window, half-open, in microseconds.
+    pub window: (i64, i64),
+    state: State,
+}
+
+enum State {
+    Memory(Groups),
+    Spilled(Spilled),
+}
+
+/// The groups that an entry changed.
+pub(super) struct Changed {
+    pub now: Emitted,
+    /// Whether the group was there before the entry.
+    pub existed: Vec<bool>,
+    /// The rows before the entry of the groups that existed, in their order; only when asked for.
+    pub before: Option<Emitted>,
+}
+
+/// What a pane needs to know to emit.
+pub(super) struct Emission<'a> {
+    pub plan: &'a TablePlan,
+    pub aggregate: &'a Aggregate,
+    pub emitter: &'a Emitter,
+}
+
+impl Emission<'_> {
+    fn rows(&self, window: (i64, i64), keys: &[ArrayRef], values: (Vec<ArrayRef>, Vec<Vec<usize>>), groups: usize) -> Result<Emitted, DataFusionError> {
+        self.emitter.emit(self.plan, self.aggregate, window, keys, values, groups)
+    }
+}
+
+impl Pane {
+    pub(super) fn new(window: (i64, i64), aggregate: &Aggregate) -> Result<Self, DataFusionError> {
+        Ok(Self { window, state: State::Memory(Groups::new(aggregate, &aggregate.keys)?) })
+    }
+
+    /// Adds a run, whose keys each come once.
+    pub(super) fn merge(&mut self, run: RecordBatch) -> Result<(), FoldError> {
+        match &mut self.state {
+            State::Memory(groups) => {
+                groups.merge(run.columns(), run.num_rows())?;
+            }
+            State::Spilled(spilled) => spilled.push(run),
+        }
+        Ok(())
+    }
+
+    /// Adds an entry's runs and tells what became of their groups.
+    pub(super) fn merge_and_emit(&mut self, runs: Vec<RecordBatch>, ask_before: bool, emission: &Emission<'_>) -> Result<Changed, FoldError> {
+        let aggregate = emission.aggregate;
+        let window = self.window;
+        let width = aggregate.keys.len();
+        match &mut self.state {
+            State::Memory(groups) => {
+                let known = groups.len();
+                let mut seen = vec![false; known];
+                let (mut changed, mut first_at) = (vec![], vec![]);
+                let mut ids_of = vec![];
+                for (r, run) in runs.iter().enumerate() {
+                    let mut ids = vec![];
+                    groups.keys.intern(&run.columns()[..width], run.num_rows(), &mut ids)?;
+                    seen.resize(groups.len(), false);
+                    for (row, id) in ids.iter().enumerate() {
+                        if !std::mem::replace(&mut seen[*id], true) {
+                            changed.push(*id);
+                            first_at.push((r, row));
+                        }
+                    }
+                    ids_of.push(ids);
+                }
+                let keys = keys_at(&runs, width, &first_at)?;
+                let existed: Vec<bool> = changed.iter().map(|id| *id < known).collect();
+                let before = if ask_before {
+                    let ids: Vec<usize> = changed.iter().copied().filter(|id| *id < known).collect();
+                    let at: Vec<(usize, usize)> = first_at.iter().zip(&existed).filter(|(_, e)| **e).map(|(at, _)| *at).collect();
+                    let values = groups.accumulators.values(&Ids::List(&ids))?;
+                    Some(emission.rows(window, &keys_at(&runs, width, &at)?, values, ids.len())?)
+                } else {
+                    None
+                };
+                let total = groups.len();
+                for (run, ids) in runs.iter().zip(&ids_of) {
+                    groups.accumulators.merge(&run.columns()[width..], ids, total)?;
+                }
+                let values = groups.accumulators.values(&Ids::List(&changed))?;
+                let now = emission.rows(window, &keys, values, changed.len())?;
+                Ok(Changed { now, existed, before })
+            }
+            State::Spilled(spilled) => {
+                // The changed groups alone are brought back, from their oldest state to their newest.
+                let mut touched = Groups::new(aggregate, &aggregate.keys)?;
+                let mut ids_of = vec![];
+                for run in &runs {
+                    let mut ids = vec![];
+                    touched.keys.intern(&run.columns()[..width], run.num_rows(), &mut ids)?;
+                    ids_of.push(ids);
+                }
+                let n = touched.len();
+                let keys = touched.keys.list()?;
+                let mut existed = vec![false; n];
+                for (states, ids) in spilled.lookup(&keys)? {
+                    touched.accumulators.merge(&states.columns()[width..], &ids, n)?;
+                    ids.iter().for_each(|id| existed[*id] = true);
+                }
+                // Groups without an older state need their place, too.
+                touched.accumulators.merge(&runs[0].slice(0, 0).columns()[width..], &[], n)?;
+                let before = if ask_before {
+                    let ids: Vec<usize> = (0..n).filter(|id| existed[*id]).collect();
+                    let old_keys = pick_columns(&keys, &ids)?;
+                    Some(emission.rows(window, &old_keys, touched.accumulators.values(&Ids::List(&ids))?, ids.len())?)
+                } else {
+                    None
+                };
+                for (run, ids) in runs.iter().zip(&ids_of) {
+                    touched.accumulators.merge(&run.columns()[width..], ids, n)?;
+                }
+                let now = emission.rows(window, &keys, touched.accumulators.values(&Ids::Range(0..n))?, n)?;
+                runs.into_iter().for_each(|run| spilled.push(run));
+                Ok(Changed { now, existed, before })
+            }
+        }
+    }
+
+    /// All groups as rows, a bounded number at a time.
+    pub(super) fn emit_all(
+        &mut self,
+        emission: &Emission<'_>,
+        scratches: &mut Scratches,
+        each: &mut dyn FnMut(Emitted, &mut Scratches) -> Result<(), FoldError>,
+    ) -> Result<(), FoldError> {
+        let window = self.window;
+        let emit = |groups: &mut Groups, scratches: &mut Scratches, each: &mut dyn FnMut(Emitted, &mut Scratches) -> Result<(), FoldError>| {
+            let keys = groups.keys.list()?;
+            let n = groups.len();
+            for from in (0..n).step_by(EMIT_ROWS) {
+                let to = (from + EMIT_ROWS).min(n);
+                let part: Vec<ArrayRef> = keys.iter().map(|k| k.slice(from, to - from)).collect();
+                each(emission.rows(window, &part, groups.accumulators.values(&Ids::Range(from..to))?, to - from)?, scratches)?;
+            }
+            Ok(())
+        };
+        match &mut self.state {
+            State::Memory(groups) => emit(groups, scratches, each),
+            State::Spilled(spilled) => spilled.scan(emission.aggregate, scratches, &mut |groups, scratches| emit(groups, scratches, &mut *each)),
+        }
+    }
+
+    pub(super) fn bytes(&self) -> usize {
+        match &self.state {
+            State::Memory(groups) => groups.bytes(),
+            State::Spilled(spilled) => spilled.bytes(),
+        }
+    }
+
+    pub(super) fn is_spilled(&self) -> bool {
+        matches!(self.state, State::Spilled(_))
+    }
+
+    /// Memory that [`Pane::spill`] would free.
+    pub(super) fn spillable_bytes(&self, aggregate: &Aggregate) -> usize {
+        match &self.state {
+            // Without a key there is one group, and nothing to sort by.
+            State::Memory(_) if aggregate.keys.is_empty() => 0,
+            State::Memory(groups) if groups.is_empty() => 0,
+            State::Memory(groups) => groups.bytes(),
+            State::Spilled(spilled) => spilled.unwritten_bytes(),
+        }
+    }
+
+    pub(super) fn spill(&mut self, aggregate: &Aggregate, scratches: &mut Scratches) -> Result<(), FoldError> {
+        if let State::Memory(groups) = &mut self.state {
+            let run = groups.run(&aggregate.run)?;
+            let mut spilled = Spilled::new(aggregate)?;
+            spilled.push(run);
+            self.state = State::Spilled(spilled);
+        }
+        if let State::Spilled(spilled) = &mut self.state {
+            spilled.flush(aggregate, scratches)?;
+        }
+        Ok(())
+    }
+}
+
+fn pick_columns(columns: &[ArrayRef], at: &[usize]) -> Result<Vec<ArrayRef>, DataFusionError> {
+    let at: UInt64Array = at.iter().map(|i| *i as u64).collect();
+    Ok(take_arrays(columns, &at, None)?)
+}
+
+fn keys_at(runs: &[RecordBatch], width: usize, at: &[(usize, usize)]) -> Result<Vec<ArrayRef>, DataFusionError> {
+    let column = |c: usize| {
+        let of: Vec<&dyn Array> = runs.iter().map(|r| r.column(c).as_ref()).collect();
+        Ok(interleave(&of, at)?)
+    };
+    (0..width).map(column).collect()
+}
