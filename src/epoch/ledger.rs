@@ -29,6 +29,9 @@ pub struct Ledger {
     /// The newest end-of-input note: all windows that held a row then were emitted.
     #[serde(default)]
     pub ended_at: Option<u64>,
+    /// The newest entry that brought rows.
+    #[serde(default)]
+    pub rows_at: u64,
     /// Who decided data entries lately: writer to its newest entry.
     #[serde(default)]
     pub writers: BTreeMap<String, u64>,
@@ -103,6 +106,7 @@ impl Ledger {
             attempts: BTreeMap::new(),
             condemned: BTreeSet::new(),
             ended_at: None,
+            rows_at: 0,
             writers: BTreeMap::new(),
         };
         ledger.adopt(plan);
@@ -186,6 +190,9 @@ impl Ledger {
 
     fn apply_data(&mut self, entry: &Entry, data: &Data) {
         self.writers.insert(entry.writer.clone(), self.next);
+        if data.intervals.values().flatten().any(|(_, i)| !i.claims_idle()) {
+            self.rows_at = self.next;
+        }
         let next = self.next;
         // A writer that has been silent for long is no candidate for anything any more.
         self.writers.retain(|_, newest| *newest + 1000 > next);

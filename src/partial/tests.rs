@@ -80,7 +80,7 @@ fn a_filtered_row_is_never_late_and_a_failing_one_is_dead() {
 
 #[test]
 fn arithmetic_never_wraps() {
-    for (expr, word) in [("i + i", "overflow"), ("i * 2", "overflow"), ("0 - i - 2", "overflow"), ("cast(i as int)", "can't cast"), ("wide * wide", "")] {
+    for (expr, word) in [("i + i", "overflow"), ("i * 2", "overflow"), ("-(0 - i - 1)", "overflow"), ("0 - i - 2", "overflow"), ("cast(i as int)", "can't cast"), ("wide * wide", "")] {
         let plan = planned(&format!("select window_start, max({expr}) as s from T group by window_start"), None);
         let (runs, dead) = partials(&plan, &[(None, 0, 10i128.pow(20), i64::MAX), (None, 0, 1, 1)], None);
         assert_eq!(dead.iter().map(|d| d.0).collect::<Vec<_>>(), [0], "{expr}");

@@ -279,6 +279,9 @@ impl SqlError {
                     let names: Vec<&str> = valid_fields.iter().map(|c| c.name()).collect();
                     format!("no column is named {}{}", field.name, did_you_mean(&field.name, &names))
                 }
+                datafusion::common::SchemaError::DuplicateUnqualifiedField { name } => {
+                    format!("two expressions are {name} but for a cast, which is not enough to tell them apart; change one of them, for example by adding 0")
+                }
                 other => other.to_string(),
             },
             DataFusionError::Plan(t) | DataFusionError::NotImplemented(t) | DataFusionError::Execution(t) => t.clone(),

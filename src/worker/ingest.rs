@@ -441,7 +441,10 @@ impl Ingest {
     }
 
     async fn end_input(&self) -> Result<(), WorkerError> {
-        let (ends, began) = self.head.with(|l| (l.positions(), l.next)).await;
+        let (ends, began, nothing_new) = self.head.with(|l| (l.positions(), l.next, l.ended_at.is_some_and(|e| e > l.rows_at))).await;
+        if nothing_new {
+            return Ok(());
+        }
         let note = Body::Note(Note::EndOfInput { ends });
         match self.head.append(Uuid::now_v7(), began, note, vec![], self.clock.now_ms()).await? {
             Appended::Decided(_) => Ok(()),

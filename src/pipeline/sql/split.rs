@@ -6,16 +6,16 @@ use super::{Aggregate, AggregateCall, AggregateFunction, GroupColumn, OP, Projec
 use crate::pipeline::TableDecl;
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use datafusion::common::tree_node::{Transformed, TreeNode, TreeNodeRecursion};
-use datafusion::common::{DFSchema, DFSchemaRef};
+use datafusion::common::{DFSchema, DFSchemaRef, ScalarValue};
 use datafusion::datasource::empty::EmptyTable;
 use datafusion::error::{DataFusionError, Result as DataFusionResult};
 use datafusion::execution::{SessionState, SessionStateBuilder};
-use datafusion::logical_expr::expr::Cast;
+use datafusion::logical_expr::expr::{BinaryExpr as LogicalBinary, Cast};
 use datafusion::logical_expr::expr_rewriter::NamePreserver;
 use datafusion::logical_expr::{Aggregate as LogicalAggregate, Expr, ExprSchemable, LogicalPlan, Operator, Volatility};
 use datafusion::logical_expr::simplify::SimplifyContext;
 use datafusion::optimizer::simplify_expressions::ExprSimplifier;
-use datafusion::physical_expr::expressions::{BinaryExpr, CastExpr, Column, NegativeExpr, lit};
+use datafusion::physical_expr::expressions::{BinaryExpr, CastExpr, Column};
 use datafusion::physical_expr::{PhysicalExpr, create_physical_expr};
 use datafusion::prelude::{SessionConfig, SessionContext};
 use std::collections::BTreeSet;
@@ -228,14 +228,14 @@ fn floats_stay_floats(plan: LogicalPlan) -> DataFusionResult<LogicalPlan> {
         let names = NamePreserver::new(&node);
         let done = node.map_expressions(|e| {
             let name = names.save(&e);
-            Ok(e.transform_up(|e| float_where_mixed(e, schema.as_ref()))?.update_data(|e| name.restore(e)))
+            Ok(e.transform_up(|e| exact_or_float(e, schema.as_ref()))?.update_data(|e| name.restore(e)))
         })?;
         if done.transformed { Ok(Transformed::yes(done.data.recompute_schema()?)) } else { Ok(done) }
     });
     done.map(|t| t.data)
 }
 
-fn float_where_mixed(e: Expr, schema: &DFSchema) -> DataFusionResult<Transformed<Expr>> {
+fn exact_or_float(e: Expr, schema: &DFSchema) -> DataFusionResult<Transformed<Expr>> {
     let float = |e: &Expr| e.get_type(schema).is_ok_and(|t| t.is_floating());
     let decimal = |e: &Expr| e.get_type(schema).is_ok_and(|t| t.is_decimal());
     let to_float = |e: &mut Expr| {
@@ -244,6 +244,14 @@ fn float_where_mixed(e: Expr, schema: &DFSchema) -> DataFusionResult<Transformed
         }
     };
     let mut e = e;
+    // A minus sign wraps at the smallest integer; a subtraction can be told not to.
+    if let Expr::Negative(of) = &e
+        && !matches!(of.as_ref(), Expr::Literal(..))
+        && let Ok(zero @ (DataType::Int32 | DataType::Int64)) = of.get_type(schema).map(|t| t.clone())
+    {
+        let zero = Expr::Literal(ScalarValue::new_zero(&zero)?, None);
+        return Ok(Transformed::yes(Expr::BinaryExpr(LogicalBinary::new(Box::new(zero), Operator::Minus, of.clone()))));
+    }
     let mut meet: Vec<&mut Expr> = match &mut e {
         Expr::BinaryExpr(b) if b.op.supports_propagation() => vec![b.left.as_mut(), b.right.as_mut()],
         Expr::Between(b) => vec![b.expr.as_mut(), b.low.as_mut(), b.high.as_mut()],
@@ -546,22 +554,13 @@ fn lower(e: &DataFusionError) -> String {
     crate::transform::reason(e)
 }
 
-/// DataFusion's integer `+`, `-` and `*` wrap unless told not to, and so does a minus sign.
+/// DataFusion's integer `+`, `-` and `*` wrap unless told not to.
 fn checked(e: Physical) -> DataFusionResult<Physical> {
     let done = e.transform_up(|e: Physical| {
         if let Some(b) = e.as_any().downcast_ref::<BinaryExpr>()
             && matches!(b.op(), Operator::Plus | Operator::Minus | Operator::Multiply)
         {
             let b = BinaryExpr::new(b.left().clone(), *b.op(), b.right().clone()).with_fail_on_overflow(true);
-            return Ok(Transformed::yes(Arc::new(b) as Physical));
-        }
-        // The type of an operand of a minus sign does not depend on the input's schema for a column of a known type only;
-        // a literal zero of 64 bits is right for int64, the widest that wraps.
-        if let Some(n) = e.as_any().downcast_ref::<NegativeExpr>()
-            && let Some(cast) = n.arg().as_any().downcast_ref::<CastExpr>()
-            && cast.cast_type() == &DataType::Int64
-        {
-            let b = BinaryExpr::new(lit(0i64), Operator::Minus, n.arg().clone()).with_fail_on_overflow(true);
             return Ok(Transformed::yes(Arc::new(b) as Physical));
         }
         Ok(Transformed::no(e))

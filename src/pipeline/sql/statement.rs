@@ -329,6 +329,13 @@ impl Exact<'_> {
                     _ => Ok(()),
                 }
             }
+            // A number with an exponent is a float; others with a point are decimals.
+            Expr::Value(v) if matches!(&v.value, Value::Number(n, _) if n.contains(['e', 'E'])) => {
+                let text = format!("cast('{}' as double)", v.value);
+                let parsed = Parser::new(&GenericDialect {}).try_with_sql(&text).and_then(|mut p| p.parse_expr());
+                *e = parsed.map_err(|e| SqlError::of_parser(&e))?;
+                Ok(())
+            }
             Expr::Value(v) if matches!(v.value, Value::Placeholder(_)) => refuse(format!("{} is a placeholder; write the value itself", v.value), v.span()),
             _ => Ok(()),
         }
