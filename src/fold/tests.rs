@@ -123,8 +123,8 @@ fn the_running_example() {
         assert_eq!(table.content(), want("8.00"));
         // Late, and beyond what is allowed; then the last window.
         let over = Some(620 * MINUTE);
-        let at = EntryTimes { horizon_before: Some(610 * MINUTE), watermark_before: over, watermark_after: over, horizon_after: Some(610 * MINUTE) };
-        let passed = EntryTimes { horizon_before: after.horizon_after, watermark_before: closed, watermark_after: over, horizon_after: Some(610 * MINUTE) };
+        let at = EntryTimes { horizon_before: Some(610 * MINUTE), watermark_before: over, watermark_after: over, horizon_after: Some(610 * MINUTE), emit_all: false };
+        let passed = EntryTimes { horizon_before: after.horizon_after, watermark_before: closed, watermark_after: over, horizon_after: Some(610 * MINUTE), emit_all: false };
         table.apply(&plan, &fold.apply(&passed, vec![]).unwrap());
         assert!(fold.open_windows().is_empty());
         let changes = fold.apply(&at, runs(&plan, &[late], Some(620 * MINUTE))).unwrap();
