@@ -130,6 +130,7 @@ impl Ledger {
             Body::Checkpoint(checkpoint) => {
                 self.checkpoint = Some(CheckpointRef { entry: self.next, upto: checkpoint.upto });
                 self.attempts = self.attempts.split_off(&(checkpoint.upto + 1));
+                self.take_over_runs(checkpoint);
             }
             Body::Note(Note::EndOfInput { .. }) => self.end_input(),
             Body::Note(Note::Condemned { attempts }) => self.condemned.extend(attempts),
@@ -243,6 +244,15 @@ impl Ledger {
             let watermark = self.sources.get(&table.source).and_then(|s| s.watermark);
             let before = self.horizons.get(name).copied().flatten();
             self.horizons.insert(name.clone(), time::horizon(before, watermark, table.allowed_lateness_us));
+        }
+    }
+
+    /// A checkpoint may hold merged runs in the place of those up to its M, which are deleted then.
+    fn take_over_runs(&mut self, checkpoint: &super::checkpoint::Checkpoint) {
+        for (table, runs) in &mut self.runs {
+            let mut taken = checkpoint.ledger.runs.get(table).cloned().unwrap_or_default();
+            taken.extend(runs.iter().filter(|r| r.entry > checkpoint.upto).cloned());
+            *runs = taken;
         }
     }
 

@@ -5,6 +5,7 @@
 pub mod head;
 pub mod ingest;
 pub mod lane;
+mod merge;
 pub mod progress;
 pub mod scratch;
 pub mod sources;

@@ -53,11 +53,11 @@ pub struct Tables {
     /// The log's state at the fold's position.
     at: Ledger,
     /// The log's state at the newest checkpoint's M, and the entries since.
-    trail: Ledger,
+    pub(super) trail: Ledger,
     recent: VecDeque<(u64, Arc<Entry>)>,
     plans: BTreeMap<String, Arc<TablePlan>>,
     /// Behind a lock that nobody waits for: a fold can be sent to another thread, not shared with one.
-    folds: BTreeMap<String, Mutex<TableFold>>,
+    pub(super) folds: BTreeMap<String, Mutex<TableFold>>,
     lake: BTreeMap<String, LakeEntry>,
     last_commit: Instant,
 }
@@ -184,7 +184,7 @@ impl Tables {
         Ok(fold)
     }
 
-    async fn fetch_run(&self, object: &str, run: &RunRef) -> Result<Run, WorkerError> {
+    pub(super) async fn fetch_run(&self, object: &str, run: &RunRef) -> Result<Run, WorkerError> {
         let range = run.offset..run.offset + run.length;
         let mut pause = Duration::from_millis(100);
         let bytes = loop {
@@ -301,7 +301,13 @@ impl Tables {
             }
             Body::Plan(_) => self.change_plan().await?,
             Body::Note(_) => self.fold_runs(seq, &times, vec![])?,
-            Body::Checkpoint(c) => self.advance_trail(c.upto)?,
+            Body::Checkpoint(c) => {
+                self.advance_trail(c.upto)?;
+                // Its writer may have merged runs: what they were made of goes now.
+                if self.trail.next == c.ledger.next {
+                    self.trail = (*c.ledger).clone();
+                }
+            }
         }
         self.recent.push_back((seq, entry));
         failpoint::hit("fold-after-entry");
@@ -475,6 +481,7 @@ impl Tables {
         let objects = |l: &Ledger| l.runs.values().flatten().map(|r| r.object.clone()).collect::<BTreeSet<String>>();
         let live_before = objects(&self.trail);
         self.advance_trail(upto)?;
+        self.merge_runs().await?;
         let body = Body::Checkpoint(Checkpoint { upto, ledger: Box::new(self.trail.clone()) });
         let began = self.at.next;
         match self.head.append(Uuid::now_v7(), began, body, vec![], self.clock.now_ms()).await? {
