@@ -45,13 +45,16 @@ pub struct Side {
     base: Base,
     index_folder: PathBuf,
     index: Option<KeyIndex>,
+    /// The table's horizon at its stamp, or a lower one: what ends after it can still be corrected. The
+    /// horizon of the entries that are committed next is higher, and would forget rows that they correct.
+    horizon: Option<i64>,
     /// The last answer was lost: look before anything else.
     unknown: bool,
 }
 
 impl Side {
-    pub fn new(kind: TableFormatKind, table: Box<dyn LakeTable>, base: Base, index_folder: PathBuf) -> Self {
-        Self { kind, table, base, index_folder, index: None, unknown: false }
+    pub fn new(kind: TableFormatKind, table: Box<dyn LakeTable>, base: Base, index_folder: PathBuf, horizon: Option<i64>) -> Self {
+        Self { kind, table, base, index_folder, index: None, horizon, unknown: false }
     }
 
     pub fn kind(&self) -> TableFormatKind {
@@ -203,7 +206,7 @@ async fn sync_index(side: &mut Side, what: &Advance<'_>) -> Result<(), CommitErr
             TableFormatKind::Iceberg => what.spec.schema.clone(),
             TableFormatKind::Delta => Arc::new(crate::read::delta_schema(&what.spec.schema)),
         };
-        let window = window_bound(what);
+        let window = window_bound(what).zip(side.horizon).map(|(bound, horizon_us)| WindowBound { horizon_us, ..bound });
         index.sync(what.store.clone(), &live, &schema, &side.base.version, window.as_ref()).await.map_err(index_error)?;
     }
     side.index = Some(index);
@@ -292,12 +295,13 @@ async fn commit(side: &mut Side, todo: &[&Pending], what: &Advance<'_>) -> Resul
         what.metrics.commit_files_read.fetch_add(report.data_files_read, Ordering::Relaxed);
         side.base.version.clone_from(&report.version);
         side.base.stamp = what.stamp.clone();
+        side.horizon = what.horizon;
         match side.index.as_mut().filter(|_| indexed) {
             Some(index) => {
-                index.committed(&delete, &report.rewritten, fresh, &report.version).map_err(index_error)?;
                 if let Some(horizon) = what.horizon {
                     index.forget_before(horizon).map_err(index_error)?;
                 }
+                index.committed(&delete, &report.rewritten, fresh, &report.version).map_err(index_error)?;
             }
             // It is behind now, and finds out by its version.
             None => side.index = None,

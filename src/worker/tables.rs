@@ -134,7 +134,8 @@ impl Tables {
                 let mut table = maker.open_or_create(spec.clone(), &birth).await.map_err(refused)?;
                 let base = table.load().await.map_err(refused)?;
                 let folder = self.scratch.join("index").join(format!("{}-{format}", record.name));
-                sides.push(Side::new(*format, table, base, folder));
+                let horizon = self.at.horizons.get(&record.name).copied().flatten();
+                sides.push(Side::new(*format, table, base, folder, horizon));
             }
             let windowed = self.at.plan.tables.contains_key(&record.name).then(|| record.name.clone()).filter(|n| self.folds.contains_key(n));
             self.lake.insert(record.name.clone(), LakeEntry { spec, windowed, sides, pending: VecDeque::new() });
