@@ -5,7 +5,9 @@ use crate::support::millpond::Pipeline;
 use crate::support::spending::{TRICKLE, Terms, assert_content, content, difference, expected, first_part, pipeline, produce, second_part};
 use millpond::failpoint;
 use std::collections::VecDeque;
+use std::os::unix::process::ExitStatusExt;
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 /// Runs at the same time: most of a run is waiting for the group to settle and for the disk.
@@ -50,6 +52,7 @@ fn killed_at_any_point_the_tables_are_those_of_an_undisturbed_run() {
         .map(|(nth, point)| Scenario { point, again: again[nth % again.len()], pipeline: make(&format!("k{nth}")) })
         .collect();
 
+    let killed_again = AtomicU64::new(0);
     // First hit: on a lake that is just being made.
     let mut events = first_part(0, 2400);
     produce(broker, topic, &events);
@@ -59,7 +62,8 @@ fn killed_at_any_point_the_tables_are_those_of_an_undisturbed_run() {
         s.pipeline.killed_at(&TO_END, s.point);
         if let Some(again) = s.again {
             // A recovery that has nothing left to do may never come there.
-            let _ = s.pipeline.start(&TO_END, Some(again)).wait(Duration::from_secs(120));
+            let ended = s.pipeline.start(&TO_END, Some(again)).wait(Duration::from_secs(120));
+            killed_again.fetch_add(u64::from(ended.signal() == Some(libc::SIGKILL)), Ordering::Relaxed);
         }
         s.pipeline.complete(&TO_END);
         for format in ["iceberg", "delta"] {
@@ -68,6 +72,8 @@ fn killed_at_any_point_the_tables_are_those_of_an_undisturbed_run() {
             assert_eq!(said, None, "killed at {} (first part), {format}", s.point);
         }
     });
+
+    assert!(killed_again.load(Ordering::Relaxed) > 4, "too few recoveries were killed: the test shows too little");
 
     // A later hit: on tables with a past, with corrections and rows that are too late.
     let more = second_part(events.len() as i64, 1600);
