@@ -54,3 +54,34 @@ pub fn hit(name: &'static str) {
         std::thread::sleep(std::time::Duration::from_secs(60));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+    use std::path::Path;
+
+    fn calls(folder: &Path, found: &mut Vec<String>) {
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                calls(&path, found);
+            } else if path.extension().is_some_and(|e| e == "rs") && !path.ends_with("failpoint.rs") {
+                let text = std::fs::read_to_string(&path).unwrap();
+                for (at, call) in text.match_indices("failpoint::hit(") {
+                    let name = text[at + call.len()..].strip_prefix('"').and_then(|rest| rest.split_once('"'));
+                    let (name, _) = name.unwrap_or_else(|| panic!("{}: a point without a literal name cannot be compared", path.display()));
+                    found.push(name.to_string());
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn every_listed_point_is_in_the_code_once_and_every_point_in_the_code_is_listed() {
+        let mut found = vec![];
+        calls(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src"), &mut found);
+        let names: BTreeSet<&str> = found.iter().map(String::as_str).collect();
+        assert_eq!(names, BTreeSet::from(super::ALL));
+        assert_eq!(found.len(), super::ALL.len(), "a point stands in two places: {found:?}");
+    }
+}

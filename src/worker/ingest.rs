@@ -411,9 +411,12 @@ impl Ingest {
             puts.push((path, bytes.into()));
         }
         let put = |(path, bytes): (String, bytes::Bytes)| async move {
-            let point = if path.ends_with(".run") { "stage-runs-put" } else { "stage-file-put" };
             self.put_until_done(&path, bytes).await?;
-            failpoint::hit(point);
+            if path.ends_with(".run") {
+                failpoint::hit("stage-runs-put");
+            } else {
+                failpoint::hit("stage-file-put");
+            }
             Ok::<_, WorkerError>(())
         };
         stream::iter(puts).map(put).buffer_unordered(PARALLEL_PUTS).try_collect::<Vec<()>>().await?;

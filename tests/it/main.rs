@@ -2,4 +2,7 @@
 
 mod kafka_source;
 mod iceberg_readers;
+mod kills;
+mod resources;
 mod support;
+mod two_workers;

@@ -4,3 +4,5 @@
 #[allow(dead_code)]
 pub mod generate;
 pub mod kafka;
+pub mod millpond;
+pub mod spending;

@@ -1,0 +1,202 @@
+//! What a worker needs goes away for a while: it waits, says why, and goes on.
+
+use crate::support::kafka::Broker;
+use crate::support::millpond::{Pipeline, until};
+use crate::support::spending::{Event, Terms, assert_content, expected, pipeline, produce, steady};
+use std::fs::{self, File};
+use std::io::Write;
+use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+const PATIENCE: Duration = Duration::from_secs(90);
+
+/// How many of the events the plain table must hold.
+fn large(events: &[Event]) -> usize {
+    expected(events).get("large").map_or(0, Vec::len)
+}
+
+fn in_table(pipeline: &Pipeline) -> Option<usize> {
+    let rows = pipeline.query("delta", "select count(*) as n from large").ok()?;
+    rows.first()?["n"].as_u64().map(|n| n as usize)
+}
+
+/// A file system of its own, unmounted at the end.
+struct Mounted<'a>(&'a Path);
+
+impl<'a> Mounted<'a> {
+    fn tmpfs(at: &'a Path, mib: u32) -> Option<Self> {
+        fs::create_dir_all(at).unwrap();
+        let done = Command::new("mount").args(["-t", "tmpfs", "-o", &format!("size={mib}m"), "tmpfs"]).arg(at).output().ok()?;
+        done.status.success().then_some(Self(at))
+    }
+}
+
+impl Drop for Mounted<'_> {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("-l").arg(self.0).output();
+    }
+}
+
+#[test]
+fn a_full_disk_is_waited_for() {
+    let dir = tempfile::Builder::new().prefix("millpond-full-").tempdir().unwrap();
+    let lake = dir.path().join("lake");
+    let Some(_mounted) = Mounted::tmpfs(&lake, 24) else {
+        println!("SKIPPED: a file system of limited size cannot be mounted here (needs root)");
+        return;
+    };
+    let broker = Broker::start();
+    let topic = "full_disk";
+    broker.create_topic(topic, 4);
+    let terms = Terms { epoch: "100ms", commit: "300ms", options: "" };
+    let full = pipeline(dir.path().to_path_buf(), "full", broker, topic, &terms);
+    let mut events = steady(0, 800);
+    produce(broker, topic, &events);
+    let mut worker = full.start(&["--deadline", "5"], None);
+    until(PATIENCE, "the first rows are in the table", || in_table(&full) == Some(large(&events)));
+
+    let ballast = lake.join("ballast");
+    let mut filling = File::create(&ballast).unwrap();
+    let block = vec![7u8; 4096];
+    while filling.write_all(&block).is_ok() {}
+    let more = steady(events.len() as i64, 800);
+    produce(broker, topic, &more);
+    events.extend(more);
+    worker.wait_to_be_told("waiting for", PATIENCE);
+    let told = worker.told();
+    assert!(told.to_lowercase().contains("no space") || told.to_lowercase().contains("full"), "it does not say why: {told}");
+    std::thread::sleep(Duration::from_secs(3));
+    assert!(worker.ended().is_none(), "it did not wait: {}", worker.told());
+    // Stopping does not wait for space; whatever was decided is brought to the tables by the next one.
+    worker.signal(libc::SIGTERM);
+    let status = worker.wait(Duration::from_secs(20));
+    assert!(status.success(), "stopped with {status}: {}", worker.told());
+    drop(filling);
+    fs::remove_file(&ballast).unwrap();
+    let mut worker = full.start(&["--deadline", "5"], None);
+    until(PATIENCE, "the next one goes on", || {
+        assert!(worker.ended().is_none(), "it did not go on: {}", worker.told());
+        in_table(&full) == Some(large(&events))
+    });
+
+    // Once more, and now the same worker lives to see the space come back.
+    let mut filling = File::create(&ballast).unwrap();
+    while filling.write_all(&block).is_ok() {}
+    let more = steady(events.len() as i64, 800);
+    produce(broker, topic, &more);
+    events.extend(more);
+    worker.wait_to_be_told("waiting for", PATIENCE);
+    std::thread::sleep(Duration::from_secs(3));
+    assert!(worker.ended().is_none(), "it did not wait: {}", worker.told());
+    drop(filling);
+    fs::remove_file(&ballast).unwrap();
+    until(PATIENCE, "it goes on when there is space again", || {
+        assert!(worker.ended().is_none(), "it did not go on: {}", worker.told());
+        in_table(&full) == Some(large(&events))
+    });
+    worker.signal(libc::SIGTERM);
+    let status = worker.wait(Duration::from_secs(40));
+    assert!(status.success(), "stopped with {status}: {}", worker.told());
+    full.complete(&["--until-end", "--final"]);
+    assert_content(&full, &expected(&events), "after a full disk");
+}
+
+#[test]
+fn a_broker_that_goes_away_is_waited_for() {
+    let broker = Broker::own();
+    let topic = "away";
+    broker.create_topic(topic, 4);
+    let dir = tempfile::Builder::new().prefix("millpond-away-").tempdir().unwrap();
+    let terms = Terms { epoch: "100ms", commit: "300ms", options: "" };
+    let lake = pipeline(dir.path().to_path_buf(), "away", &broker, topic, &terms);
+    let mut events = steady(0, 800);
+    produce(&broker, topic, &events);
+    let mut worker = lake.start(&["--deadline", "10"], None);
+    until(PATIENCE, "the first rows are in the table", || in_table(&lake) == Some(large(&events)));
+
+    broker.down();
+    worker.wait_to_be_told("waiting for source events", PATIENCE);
+    std::thread::sleep(Duration::from_secs(20));
+    assert!(worker.ended().is_none(), "it did not wait: {}", worker.told());
+    broker.up();
+    let more = steady(events.len() as i64, 800);
+    produce(&broker, topic, &more);
+    events.extend(more);
+    until(PATIENCE, "it goes on when the broker is back", || {
+        assert!(worker.ended().is_none(), "it did not go on: {}", worker.told());
+        in_table(&lake) == Some(large(&events))
+    });
+
+    broker.down();
+    std::thread::sleep(Duration::from_secs(2));
+    worker.signal(libc::SIGTERM);
+    let asked = Instant::now();
+    let status = worker.wait(Duration::from_secs(20));
+    assert!(status.success(), "stopped with {status}: {}", worker.told());
+    assert!(asked.elapsed() < Duration::from_secs(15), "stopping took {:?} with a deadline of 10 s", asked.elapsed());
+    // Nor is a start held up that never saw the broker.
+    let mut started = lake.start(&["--deadline", "10"], None);
+    started.wait_to_be_told("waiting for source events", PATIENCE);
+    started.signal(libc::SIGTERM);
+    let status = started.wait(Duration::from_secs(20));
+    assert!(status.success(), "stopped with {status}: {}", started.told());
+    broker.up();
+    lake.complete(&["--until-end", "--final"]);
+    assert_content(&lake, &expected(&events), "after the broker was away");
+}
+
+/// Many groups in one window that stays open: more than the memory that the file allows.
+#[test]
+fn a_million_keys_in_one_open_window() {
+    const KEYS: u64 = 1_000_000;
+    let dir = tempfile::Builder::new().prefix("millpond-keys-").tempdir().unwrap();
+    let mut rows = std::io::BufWriter::new(File::create(dir.path().join("rows.ndjson")).unwrap());
+    for n in 0..KEYS + KEYS / 4 {
+        // A quarter of the keys come twice, the second time long after the first.
+        writeln!(rows, "{{\"k\":{},\"at\":\"2026-01-31T10:00:00Z\",\"v\":{}}}", n * 7_919 % KEYS, n % 1000).unwrap();
+    }
+    rows.into_inner().unwrap().sync_all().unwrap();
+    let yaml = r#"
+pipeline: keys
+sources:
+  rows:
+    file: rows.ndjson
+    format: json
+    columns: {k: int64, at: timestamp, v: int64}
+    watermark: {column: at}
+tables:
+  by_key:
+    sql: select window_start, k, sum(v) as total, count(*) as n from tumble(rows, interval '1 day') group by window_start, k
+    key: [window_start, k]
+lake: {root: ./lake}
+memory: 64MiB
+epoch: {every: 1s}
+commit: {every: 2s}
+"#;
+    let keys = Pipeline::new(dir.path().to_path_buf(), yaml);
+    let start = Instant::now();
+    let mut run = keys.start(&["--until-end", "--final"], None);
+    let mut peak_kib = 0;
+    let status = loop {
+        peak_kib = peak_kib.max(run.peak_kib().unwrap_or(0));
+        if let Some(status) = run.ended() {
+            break status;
+        }
+        assert!(start.elapsed() < Duration::from_secs(240), "it takes too long: {}", run.told());
+        std::thread::sleep(Duration::from_millis(20));
+    };
+    assert!(status.success(), "ended with {status}: {}", run.told());
+    println!("{KEYS} keys in one open window, memory: 64MiB: peak resident set {} MiB, {:.1} s", peak_kib / 1024, start.elapsed().as_secs_f64());
+    let total: u64 = (0..KEYS + KEYS / 4).map(|n| n % 1000).sum();
+    for format in ["iceberg", "delta"] {
+        let sql = "select count(*) as rows, count(distinct k) as keys, sum(total) as total, sum(n) as n, sum(case when n = 2 then 1 else 0 end) as twice from by_key";
+        let found = keys.query(format, sql).unwrap();
+        let number = |name: &str| found[0][name].as_u64().or_else(|| found[0][name].as_str()?.parse().ok());
+        assert_eq!(number("rows"), Some(KEYS), "{format}: {found:?}");
+        assert_eq!(number("keys"), Some(KEYS), "{format}");
+        assert_eq!(number("total"), Some(total), "{format}");
+        assert_eq!(number("n"), Some(KEYS + KEYS / 4), "{format}");
+        assert_eq!(number("twice"), Some(KEYS / 4), "{format}");
+    }
+}
