@@ -13,6 +13,6 @@ pub mod log;
 pub mod plan;
 
 #[cfg(test)]
-mod protocol_tests;
+pub(crate) mod protocol_tests;
 #[cfg(test)]
 pub(crate) mod tests;

@@ -498,7 +498,7 @@ async fn send(lane: &std_mpsc::SyncSender<LaneCommand>, mut command: LaneCommand
     }
 }
 
-fn last_window_end(run: &Run) -> i64 {
+pub(super) fn last_window_end(run: &Run) -> i64 {
     use arrow::array::AsArray;
     use arrow::datatypes::TimestampMicrosecondType;
     let ends = run.batch.column_by_name("window_end").and_then(|c| c.as_primitive_opt::<TimestampMicrosecondType>());

@@ -514,3 +514,7 @@ impl Tables {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "tables_tests.rs"]
+mod tests;
