@@ -67,7 +67,7 @@ pub enum Unfit {
     OtherLog(Uuid),
     #[error("it was made under plan {made}, the newest is {newest}")]
     Plan { made: u64, newest: u64 },
-    #[error("its work began at entry {began}, below the newest checkpoint's {upto}")]
+    #[error("its work began before entry {began} was read, and the newest checkpoint holds the state as of entry {upto}")]
     BeganBelowCheckpoint { began: u64, upto: u64 },
     #[error("attempt {0} is condemned: its files may be gone")]
     Condemned(Uuid),
@@ -105,7 +105,8 @@ pub fn fits(ledger: &Ledger, entry: &Entry) -> Result<(), Unfit> {
         };
     }
     let upto = ledger.checkpoint.map(|c| c.upto);
-    if let Some(upto) = upto.filter(|&upto| entry.began < upto) {
+    // Work that began at M has not seen entry M, and nobody can see it any more (`model/`, OldWork, OldCondemnation).
+    if let Some(upto) = upto.filter(|&upto| entry.began <= upto) {
         return Err(Unfit::BeganBelowCheckpoint { began: entry.began, upto });
     }
     match &entry.body {

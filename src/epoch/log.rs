@@ -59,6 +59,9 @@ pub struct Log {
     folder: Path,
 }
 
+/// How often the end of the log is looked for again when it moves away between list and read.
+const READS: usize = 100;
+
 fn number(path: &Path) -> Option<u64> {
     path.filename()?.strip_suffix(".json")?.parse().ok()
 }
@@ -98,8 +101,13 @@ impl Log {
 
     /// The newest checkpoint that the entries at or above `from` show: the last one listed names it.
     async fn newest_checkpoint(&self, from: u64) -> Result<Option<CheckpointRef>, LogError> {
-        let Some(&last) = self.list(from).await?.last() else { return Ok(None) };
-        Ok(self.read(last).await?.and_then(|e| checkpoint_named_by(last, &e)))
+        for _ in 0..READS {
+            let Some(&last) = self.list(from).await?.last() else { return Ok(None) };
+            // Gone between list and read: the log was truncated past it, and its new end says how far.
+            let Some(entry) = self.read(last).await? else { continue };
+            return Ok(checkpoint_named_by(last, &entry));
+        }
+        Err(LogError::Unavailable(format!("the last entry listed in {} cannot be read, {READS} times over", self.folder)))
     }
 
     /// Reads the log from its newest checkpoint. `None`: there is no log yet.
@@ -130,7 +138,10 @@ impl Log {
                 (Ledger::born(&birth)?, 1)
             }
             Some(at) => match self.read(at.entry).await?.ok_or_else(|| missing(at.entry))?.body {
-                Body::Checkpoint(c) => (*c.ledger, c.upto + 1),
+                Body::Checkpoint(c) if c.ledger.next == c.upto + 1 => (*c.ledger, c.upto + 1),
+                Body::Checkpoint(c) => {
+                    return Err(LogError::Damaged(format!("log entry {} is a checkpoint as of entry {}, and its state is that before entry {}", self.path(at.entry), c.upto, c.ledger.next)));
+                }
                 _ => return Err(LogError::Damaged(format!("log entry {} is no checkpoint although others name it so", self.path(at.entry)))),
             },
         };
@@ -242,14 +253,11 @@ impl Log {
         }
     }
 
-    /// Removes entries up to and including `upto`, in ascending order, after handing each to
-    /// `before` (which removes what only that entry kept alive).
-    pub async fn truncate<F: Future<Output = ()>>(&self, upto: u64, before: impl Fn(Entry) -> F) -> Result<u64, LogError> {
+    /// Removes entries up to and including `upto`, in ascending order. What lies there may be a
+    /// stray: nothing may be concluded from what it names.
+    pub async fn truncate(&self, upto: u64) -> Result<u64, LogError> {
         let mut removed = 0;
         for seq in self.list(0).await?.into_iter().take_while(|s| *s <= upto) {
-            if let Some(entry) = self.read(seq).await? {
-                before(entry).await;
-            }
             self.store.delete(&self.path(seq)).await?;
             failpoint::hit("truncate-between");
             removed += 1;

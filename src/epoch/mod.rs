@@ -11,3 +11,8 @@ pub mod entry;
 pub mod ledger;
 pub mod log;
 pub mod plan;
+
+#[cfg(test)]
+pub(crate) mod protocol_tests;
+#[cfg(test)]
+pub(crate) mod tests;

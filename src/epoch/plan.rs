@@ -157,6 +157,9 @@ pub fn fit(ledger: &Ledger, pipeline: &Pipeline, plans: &[Arc<TablePlan>], facts
         match before {
             None => changes.push(format!("table {} begins here", decl.name)),
             Some(before) if before == &planned => {}
+            Some(before) if before.window.is_some() && before.sql != planned.sql && having(&compile(old)?[&decl.name]) != having(plan) => {
+                return Err(refuse(&decl.name, "its having changes: rows of windows that are still corrected would be doubled or left over"));
+            }
             Some(before) => changes.push(table_change(&decl.name, before, &planned)?),
         }
         tables.insert(decl.name.clone(), planned);
@@ -174,10 +177,17 @@ pub fn fit(ledger: &Ledger, pipeline: &Pipeline, plans: &[Arc<TablePlan>], facts
     Ok(Fit::Change(Box::new(plan), changes))
 }
 
+/// The conditions on emitted rows. What they let through once must be found again by the corrections.
+fn having(plan: &TablePlan) -> Vec<String> {
+    plan.above.iter().filter_map(|s| if let sql::Step::Filter(e) = s { Some(e.to_string()) } else { None }).collect()
+}
+
+fn refuse(name: &str, what: &str) -> PlanError {
+    PlanError::Refused(format!("table {name}: {what}; give the changed table another name (it begins empty and `run` fills it from here on), or undo the change"))
+}
+
 fn table_change(name: &str, before: &WindowedOrPlain, after: &WindowedOrPlain) -> Result<String, PlanError> {
-    let refuse = |what: &str| {
-        PlanError::Refused(format!("table {name}: {what}; give the changed table another name (it begins empty and `run` fills it from here on), or undo the change"))
-    };
+    let refuse = |what: &str| refuse(name, what);
     if before.source != after.source {
         return Err(refuse(&format!("it moves from source {} to {}", before.source, after.source)));
     }
@@ -193,13 +203,16 @@ fn table_change(name: &str, before: &WindowedOrPlain, after: &WindowedOrPlain) -
             before.state, after.state
         )));
     }
+    if before.window.is_some() && before.emit_on_update != after.emit_on_update {
+        return Err(refuse("its way of emission changes: rows of windows that are open now would be left out or doubled"));
+    }
     if before.table.schema != after.table.schema {
         return Ok(format!("table {name}: columns are added; rows written before hold null in them"));
     }
     if before.allowed_lateness_us != after.allowed_lateness_us {
         return Ok(format!("table {name}: allowed lateness changes from {} s to {} s", before.allowed_lateness_us / 1_000_000, after.allowed_lateness_us / 1_000_000));
     }
-    Ok(format!("table {name}: its SQL, comment, properties or way of emission change; its rows keep their form"))
+    Ok(format!("table {name}: its SQL, comment or properties change; its rows keep their form"))
 }
 
 /// Plans the tables of a plan entry again: what the fold runs on, whatever the pipeline file says by now.

@@ -71,6 +71,8 @@ struct Open {
     leader_epochs: BTreeMap<(usize, i32), i32>,
     records: u64,
     raw_bytes: u64,
+    /// Some interval is not empty. There need be no record in it: control records and aborted ones are offsets too.
+    moved: bool,
 }
 
 impl Ingest {
@@ -88,7 +90,7 @@ impl Ingest {
                 Some(ends) => self.head.with(|l| reached(l, ends)).await,
                 None => false,
             };
-            if stopping && let Some(work) = open.take().filter(|w| w.records > 0) {
+            if stopping && let Some(work) = open.take().filter(|w| w.moved) {
                 self.close(work, &mut readings).await?;
             }
             if stopping || reached {
@@ -102,27 +104,34 @@ impl Ingest {
                 since = Instant::now();
             }
             let Some(work) = &mut open else { continue };
-            let got = self.gather(&mut readings, work).await?;
+            let full = |work: &Open, held: &[Arc<AtomicU64>]| held.iter().map(|h| h.load(Ordering::Relaxed)).sum::<u64>().max(work.raw_bytes / 2) >= epoch_bytes;
+            // An epoch that is full and may not be decided takes nothing more: the sources wait.
+            let blocked = full(work, &self.held) && self.paused.load(Ordering::Relaxed);
+            let got = if blocked { Gathered::Nothing } else { self.gather(&mut readings, work).await? };
             if got == Gathered::Reassigned {
+                // What the open epoch had taken of other sources is read again.
+                let moved = work.moved;
                 open = None;
+                if moved {
+                    self.restart(&mut readings).await?;
+                }
                 continue;
             }
-            let held: u64 = self.held.iter().map(|h| h.load(Ordering::Relaxed)).sum();
-            let full = held.max(work.raw_bytes / 2) >= epoch_bytes;
+            let full = full(work, &self.held);
             let all_ends = self.until.as_ref().is_some_and(|ends| would_reach(&readings, &self.sources, ends));
-            let due = since.elapsed() >= every || full || (all_ends && work.records > 0);
-            if !due || (work.records == 0 && since.elapsed() < every && !all_ends) {
+            let due = since.elapsed() >= every || full || (all_ends && work.moved);
+            if !due {
                 if got == Gathered::Nothing {
                     tokio::time::sleep(Duration::from_millis(if all_ends { 20 } else { 5 })).await;
                 }
-                if all_ends && work.records == 0 && since.elapsed() > Duration::from_millis(200) {
+                if all_ends && !work.moved && since.elapsed() > Duration::from_millis(200) {
                     // Others read the rest: see how far they are.
                     self.head.refresh().await?;
                     since = Instant::now();
                 }
                 continue;
             }
-            if self.paused.load(Ordering::Relaxed) && work.records > 0 {
+            if self.paused.load(Ordering::Relaxed) && work.moved {
                 self.metrics.waiting("tables", "they are too far behind the log: no epoch is decided until they catch up (backlog, memory)");
                 tokio::time::sleep(Duration::from_millis(50)).await;
                 continue;
@@ -130,7 +139,7 @@ impl Ingest {
             self.metrics.waiting_over("tables");
             let Some(work) = open.take() else { continue };
             if !self.close(work, &mut readings).await? {
-                self.restart(&mut readings).await;
+                self.restart(&mut readings).await?;
             }
         }
     }
@@ -208,6 +217,7 @@ impl Ingest {
             return Ok(());
         }
         reading.quiet_since.insert(partition, Instant::now());
+        work.moved = true;
         let intervals = work.data.intervals.entry(name.clone()).or_default();
         let interval = intervals.entry(partition).or_insert_with(|| Interval {
             from: batch.from,
@@ -271,13 +281,13 @@ impl Ingest {
         }
     }
 
-    async fn restart(&mut self, readings: &mut [Reading]) {
+    async fn restart(&mut self, readings: &mut [Reading]) -> Result<(), WorkerError> {
         for (nth, reading) in readings.iter_mut().enumerate() {
-            let joined = !reading.own.is_empty();
-            if joined && let Err(e) = self.start(nth, reading).await {
-                self.metrics.waiting("log", &e.to_string());
+            if !reading.own.is_empty() {
+                self.start(nth, reading).await?;
             }
         }
+        Ok(())
     }
 
     /// Closes the epoch: stages, then has it decided. `false`: it was stale, and is to be read again.
@@ -319,7 +329,7 @@ impl Ingest {
             self.check_incarnation(nth, &facts).await?;
             self.claim_idle(nth, reading, &facts, &mut work).await;
         }
-        if work.records == 0 && !self.claims_matter(&work.data).await {
+        if !work.moved && !self.claims_matter(&work.data).await {
             return Ok(true);
         }
         self.stage(&mut work, &mut part).await?;
@@ -346,7 +356,23 @@ impl Ingest {
 
     async fn check_incarnation(&self, nth: usize, facts: &SourceFacts) -> Result<(), WorkerError> {
         let name = &self.sources[nth].name;
-        let known = self.head.with(|l| l.sources.get(name).and_then(|s| s.incarnation.clone())).await;
+        let (known, renamed) = self
+            .head
+            .with(|l| {
+                let Some(source) = l.sources.get(name) else { return (None, None) };
+                let other = |(p, found): (&i32, &String)| {
+                    let known = source.partitions.get(p)?.name.clone()?;
+                    (known != *found).then(|| (*p, known, found.clone()))
+                };
+                (source.incarnation.clone(), facts.names.iter().find_map(other))
+            })
+            .await;
+        if let Some((partition, known, found)) = renamed {
+            return Err(WorkerError::Refused(format!(
+                "source {name}: partition {partition} is {found} now, and the log was written from {known}: files came or went before it in the order of names; \
+                 put the old files back (new ones must sort after them), or begin anew under another pipeline name"
+            )));
+        }
         match (known, &facts.incarnation) {
             (Some(known), Some(found)) if known != *found => Err(WorkerError::Refused(format!(
                 "source {name}: topic {} is another than the log was written from (topic id {found}, expected {known}): it was deleted and made again, and its offsets mean other records; \
@@ -475,7 +501,7 @@ async fn send(lane: &std_mpsc::SyncSender<LaneCommand>, mut command: LaneCommand
     }
 }
 
-fn last_window_end(run: &Run) -> i64 {
+pub(super) fn last_window_end(run: &Run) -> i64 {
     use arrow::array::AsArray;
     use arrow::datatypes::TimestampMicrosecondType;
     let ends = run.batch.column_by_name("window_end").and_then(|c| c.as_primitive_opt::<TimestampMicrosecondType>());

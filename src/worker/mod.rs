@@ -15,7 +15,7 @@ use crate::commit::TableFormat;
 use crate::commit::delta::DeltaFormat;
 use crate::commit::iceberg::{Ambient, IcebergFormat, SqliteCatalog};
 use crate::epoch::entry::{Body, ByPartition, Entry, VERSION};
-use crate::epoch::log::{Log, LogError};
+use crate::epoch::log::{Log, LogError, Reading};
 use crate::epoch::plan::{self, Fit, PlanError};
 use crate::observe::Metrics;
 use crate::pipeline::sql::TablePlan;
@@ -206,8 +206,7 @@ async fn once(pipeline: &Arc<Pipeline>, plans: &[Arc<TablePlan>], options: RunOp
         facts.insert(spec.name.clone(), found);
         sources.push(source);
     }
-    let change = settle_plan(pipeline, plans, &place, &mut sources, &facts, &writer, clock).await?;
-    let reading = place.log.open().await?.ok_or_else(|| WorkerError::Internal("the log is gone right after it was made".into()))?;
+    let (reading, change) = settle_plan(pipeline, plans, &place, &mut sources, &facts, &writer, clock).await?;
 
     let (sender, entries) = mpsc::unbounded_channel();
     let mut at = reading.start.clone();
@@ -297,9 +296,10 @@ fn flatten(done: Result<Result<(), WorkerError>, tokio::task::JoinError>) -> Res
     done.unwrap_or_else(|e| if e.is_cancelled() { Err(WorkerError::Stopped) } else { Err(WorkerError::Internal(format!("a task failed: {e}"))) })
 }
 
-/// Gives birth to the log, or compares its plan with the file's. Returns a plan to propose.
-async fn settle_plan(pipeline: &Pipeline, plans: &[Arc<TablePlan>], place: &Place, sources: &mut [Box<dyn Source>], facts: &BTreeMap<String, SourceFacts>, writer: &str, clock: &Arc<dyn Clock>) -> Result<Option<Box<crate::epoch::entry::Plan>>, WorkerError> {
-    let existing = place.log.open().await?;
+/// Gives birth to the log where there is none, and compares its plan with the file's: who loses the race for
+/// entry 0 runs under the winner's plan. Returns the very reading that was compared, and a plan to propose.
+async fn settle_plan(pipeline: &Pipeline, plans: &[Arc<TablePlan>], place: &Place, sources: &mut [Box<dyn Source>], facts: &BTreeMap<String, SourceFacts>, writer: &str, clock: &Arc<dyn Clock>) -> Result<(Reading, Option<Box<crate::epoch::entry::Plan>>), WorkerError> {
+    let mut existing = place.log.open().await?;
     let mut starts = BTreeMap::new();
     for (source, spec) in sources.iter_mut().zip(&pipeline.sources) {
         let known = existing.as_ref().is_some_and(|r| r.head.sources.contains_key(&spec.name));
@@ -308,7 +308,7 @@ async fn settle_plan(pipeline: &Pipeline, plans: &[Arc<TablePlan>], place: &Plac
             starts.insert(spec.name.clone(), tokio::task::block_in_place(|| source.start_offsets(&partitions))?);
         }
     }
-    let Some(reading) = existing else {
+    if existing.is_none() {
         let birth = Entry {
             version: VERSION,
             attempt: Uuid::now_v7(),
@@ -321,18 +321,19 @@ async fn settle_plan(pipeline: &Pipeline, plans: &[Arc<TablePlan>], place: &Plac
             body: Body::Plan(plan::birth(pipeline, plans, facts, &starts)?),
         };
         place.log.give_birth(&birth).await?;
-        return Ok(None);
-    };
+        existing = place.log.open().await?;
+    }
+    let reading = existing.ok_or_else(|| WorkerError::Internal("the log is gone right after it was made".into()))?;
     if reading.head.plan.pipeline != pipeline.name {
         return Err(WorkerError::Refused(format!("the log in {} belongs to pipeline {}, expected {}", place.state_folder, reading.head.plan.pipeline, pipeline.name)));
     }
     match plan::fit(&reading.head, pipeline, plans, facts, &starts)? {
-        Fit::Same => Ok(None),
+        Fit::Same => Ok((reading, None)),
         Fit::Change(plan, what) => {
             for line in what {
                 eprintln!("the pipeline file changed: {line}");
             }
-            Ok(Some(plan))
+            Ok((reading, Some(plan)))
         }
     }
 }

@@ -121,6 +121,8 @@ impl Tables {
         let specs: Vec<(SpecRecord, u64)> = self.at.specs().into_iter().map(|(s, b)| (s.clone(), b)).collect();
         let wanted: BTreeSet<String> = specs.iter().map(|(s, _)| s.name.clone()).collect();
         self.lake.retain(|name, _| wanted.contains(name));
+        // A table may have been evolved under a plan that this fold has yet to come to.
+        let newest: BTreeMap<String, SpecRecord> = self.head.with(|l| l.specs().into_iter().map(|(s, _)| (s.name.clone(), s.clone())).collect()).await;
         for (record, born) in specs {
             let spec = record.shared().map_err(|e| WorkerError::Refused(format!("table {}: its record in the log is damaged: {e}", record.name)))?;
             if let Some(known) = self.lake.get_mut(&record.name) {
@@ -131,7 +133,15 @@ impl Tables {
             let mut sides = vec![];
             for format in &record.formats {
                 let Some(maker) = self.formats.get(format) else { continue };
-                let mut table = maker.open_or_create(spec.clone(), &birth).await.map_err(refused)?;
+                let evolved = newest.get(&record.name).filter(|n| **n != record).map(SpecRecord::shared).transpose().map_err(WorkerError::Refused)?;
+                let existing = match evolved {
+                    Some(evolved) => maker.open(evolved).await.map_err(refused)?,
+                    None => None,
+                };
+                let mut table = match existing {
+                    Some(table) => table,
+                    None => maker.open_or_create(spec.clone(), &birth).await.map_err(refused)?,
+                };
                 let base = table.load().await.map_err(refused)?;
                 let folder = self.scratch.join("index").join(format!("{}-{format}", record.name));
                 let horizon = self.at.horizons.get(&record.name).copied().flatten();
@@ -479,9 +489,18 @@ impl Tables {
             return Ok(());
         }
         let Some(upto) = checkpoint::upto(self.at.next, lowest, self.at.checkpoint.map(|c| c.upto)) else { return Ok(()) };
+        // Run objects that entries up to M made or kept, by the entries that were folded here: an object found
+        // by its number when it is removed may be a stray, whose attempt was decided under a higher one.
         let objects = |l: &Ledger| l.runs.values().flatten().map(|r| r.object.clone()).collect::<BTreeSet<String>>();
-        let live_before = objects(&self.trail);
+        let mut known = objects(&self.trail);
+        known.extend(self.recent.iter().take_while(|(seq, _)| *seq <= upto).filter_map(|(_, e)| match &e.body {
+            Body::Data(data) => data.runs.as_ref().map(|r| r.path.clone()),
+            _ => None,
+        }));
         self.advance_trail(upto)?;
+        if self.trail.next != upto + 1 {
+            return Ok(());
+        }
         self.merge_runs().await?;
         let body = Body::Checkpoint(Checkpoint { upto, ledger: Box::new(self.trail.clone()) });
         let began = self.at.next;
@@ -490,23 +509,11 @@ impl Tables {
             Appended::Decided(_) => failpoint::hit("checkpoint-decided"),
         }
         let live = objects(&self.trail);
-        for path in live_before.difference(&live) {
+        for path in known.difference(&live) {
             // What stays for want of an answer is an orphan, and found as one.
             let _ = self.store.delete(&Path::from(path.as_str())).await;
         }
-        let store = &self.store;
-        let remove = |entry: Entry| {
-            let object = match entry.body {
-                Body::Data(data) => data.runs.map(|r| r.path).filter(|p| !live.contains(p)),
-                _ => None,
-            };
-            async move {
-                if let Some(path) = object {
-                    let _ = store.delete(&Path::from(path)).await;
-                }
-            }
-        };
-        match self.head.log.truncate(upto, remove).await {
+        match self.head.log.truncate(upto).await {
             Ok(_) => Ok(()),
             Err(e) => {
                 self.metrics.waiting("log", &e.to_string());
@@ -515,3 +522,7 @@ impl Tables {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "tables_tests.rs"]
+mod tests;

@@ -1,0 +1,424 @@
+use super::checkpoint::{self, Checkpoint};
+use super::decide::{PutAnswer, ReadBack, Unfit, Verdict, fits, verdict};
+use super::entry::{Body, ByPartition, CheckpointRef, Counts, Data, Entry, Interval, Note, Plan, RunEntry, RunObject, StagedFile, VERSION, parse};
+use super::ledger::Ledger;
+use super::plan::{Fit, PlanError, birth, compile, fit};
+use crate::partial::RunKind;
+use crate::pipeline::sql::{self, TablePlan};
+use crate::pipeline::{Pipeline, SourceText, TableFormatKind, load_text};
+use crate::source::SourceFacts;
+use crate::stage::DataFile;
+use crate::stage::runs::RunRef;
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+use uuid::Uuid;
+
+pub(crate) const MINUTE: i64 = 60_000_000;
+
+pub(crate) const FILE: &str = "\
+pipeline: p
+sources:
+  events:
+    file: events.ndjson
+    columns: {k: string, at: timestamp, v: int64}
+    watermark: {column: at, delay: 1m}
+tables:
+  sums:
+    sql: |
+      select window_start, k, sum(v) as s, count(*) as n from tumble(events, interval '5 minutes')
+      group by window_start, k
+    key: [window_start, k]
+    allowed_lateness: 10m
+    formats: [iceberg, delta]
+  plain:
+    sql: select k, v from events
+lake: {root: ./lake}
+";
+
+pub(crate) fn loaded(text: &str) -> (Pipeline, Vec<Arc<TablePlan>>) {
+    let pipeline = load_text(&SourceText::new("p.yaml", text), Path::new("/cwd"), &|_| None).unwrap_or_else(|e| panic!("{e}"));
+    let plans = pipeline.tables.iter().map(|t| Arc::new(sql::plan(t, &pipeline.sources).unwrap())).collect();
+    (pipeline, plans)
+}
+
+pub(crate) fn facts(partitions: i32) -> BTreeMap<String, SourceFacts> {
+    let at = (0..partitions).map(|p| (p, (0, 0))).collect();
+    [("events".to_string(), SourceFacts { incarnation: None, topic: "events.ndjson".into(), partitions: at, names: BTreeMap::new() })].into()
+}
+
+pub(crate) fn starts(partitions: i32) -> ByPartition<i64> {
+    [("events".to_string(), (0..partitions).map(|p| (p, 0)).collect())].into()
+}
+
+pub(crate) const LOG: Uuid = Uuid::from_u128(0x10c);
+
+pub(crate) fn entry(attempt: u128, plan: u64, began: u64, body: Body) -> Entry {
+    Entry { version: VERSION, attempt: Uuid::from_u128(attempt), log: LOG, writer: "w1".into(), plan, began, checkpoint: None, written_at_ms: 1_767_225_600_000, body }
+}
+
+pub(crate) fn birth_of(text: &str, partitions: i32) -> Entry {
+    let (pipeline, plans) = loaded(text);
+    entry(1, 0, 0, Body::Plan(birth(&pipeline, &plans, &facts(partitions), &starts(partitions)).unwrap()))
+}
+
+fn ledger() -> Ledger {
+    Ledger::born(&birth_of(FILE, 2)).unwrap()
+}
+
+/// Partition, from, to, highest event time in minutes; bound in minutes.
+fn data(intervals: &[(i32, i64, i64, Option<i64>)], bound: Option<i64>) -> Data {
+    let of = |&(p, from, to, max): &(i32, i64, i64, Option<i64>)| (p, Interval { from, to, leader_epoch: 3, max_event_us: max.map(|m| m * MINUTE), name: None });
+    Data {
+        read_at_ms: 1_767_225_600_000,
+        intervals: [("events".to_string(), intervals.iter().map(of).collect())].into(),
+        bounds: [("events".to_string(), bound.map(|b| b * MINUTE))].into(),
+        ..Default::default()
+    }
+}
+
+fn apply(ledger: &mut Ledger, attempt: u128, body: Body) {
+    let next = entry(attempt, ledger.plan_entry, ledger.next, body);
+    ledger.apply(&next).unwrap_or_else(|e| panic!("{e}"));
+}
+
+const MINE: Uuid = Uuid::from_u128(7);
+const THEIRS: Uuid = Uuid::from_u128(8);
+
+#[test]
+fn the_table_of_verdicts_row_by_row() {
+    let at = 10;
+    let answers = [PutAnswer::Created, PutAnswer::NotClean];
+    let backs = [None, Some(ReadBack::Attempt(MINE)), Some(ReadBack::Attempt(THEIRS)), Some(ReadBack::Absent), Some(ReadBack::Unreadable)];
+    let newest = |upto: u64| Ok(Some(CheckpointRef { entry: upto + 15, upto }));
+    for answer in answers {
+        for back in backs {
+            for upto in [10, 11, 500] {
+                assert_eq!(verdict(at, MINE, answer, back, newest(upto)), Verdict::StartOver, "{answer:?} {back:?} M={upto}");
+            }
+            assert_eq!(verdict(at, MINE, answer, back, Err(())), Verdict::AskAgain, "{answer:?} {back:?}");
+            let expected = match (answer, back) {
+                (PutAnswer::Created, _) => Verdict::Decided,
+                (PutAnswer::NotClean, Some(ReadBack::Attempt(a))) if a == MINE => Verdict::Decided,
+                (PutAnswer::NotClean, Some(ReadBack::Attempt(_))) => Verdict::Lost,
+                (PutAnswer::NotClean, Some(ReadBack::Absent)) => Verdict::SendAgain,
+                (PutAnswer::NotClean, _) => Verdict::AskAgain,
+            };
+            for below in [Ok(None), newest(9), newest(0)] {
+                assert_eq!(verdict(at, MINE, answer, back, below), expected, "{answer:?} {back:?} {below:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn every_way_not_to_fit() {
+    let mut l = ledger();
+    apply(&mut l, 2, Body::Data(data(&[(0, 0, 10, Some(20)), (1, 0, 5, Some(21))], None)));
+    assert_eq!(l.sources["events"].watermark, Some(19 * MINUTE));
+    let good = || entry(50, 0, l.next, Body::Data(data(&[(0, 10, 12, Some(30))], Some(19))));
+    assert_eq!(fits(&l, &good()), Ok(()));
+    let why = |change: &dyn Fn(&mut Entry)| {
+        let mut e = good();
+        change(&mut e);
+        fits(&l, &e).unwrap_err()
+    };
+    let with = |d: Data| why(&|e| e.body = Body::Data(d.clone()));
+    let at = |from: i64, to: i64| with(data(&[(0, from, to, None)], Some(19)));
+    let name = || "events".to_string();
+
+    assert_eq!(why(&|e| e.log = THEIRS), Unfit::OtherLog(THEIRS));
+    assert_eq!(why(&|e| e.plan = 1), Unfit::Plan { made: 1, newest: 0 });
+    assert_eq!(at(9, 12), Unfit::Position { source_name: name(), partition: 0, from: 9, position: 10 });
+    assert_eq!(at(11, 12), Unfit::Position { source_name: name(), partition: 0, from: 11, position: 10 });
+    assert_eq!(at(11, 11), Unfit::Position { source_name: name(), partition: 0, from: 11, position: 10 }, "a claim is void when the position moved");
+    assert_eq!(at(10, 9), Unfit::Backwards { source_name: name(), partition: 0, from: 10, to: 9 });
+    for bound in [None, Some(18)] {
+        assert_eq!(with(data(&[(0, 10, 12, None)], bound)), Unfit::Bound { source_name: name() });
+    }
+    let mut other = data(&[(0, 10, 12, None)], Some(19));
+    other.intervals.insert("clicks".into(), BTreeMap::new());
+    assert_eq!(with(other), Unfit::UnknownSource("clicks".into()));
+    let mut other = data(&[(0, 10, 12, None)], Some(19));
+    other.bounds.insert("clicks".into(), None);
+    assert_eq!(with(other), Unfit::UnknownSource("clicks".into()));
+
+    let Body::Plan(plan) = birth_of(FILE, 2).body else { panic!() };
+    assert_eq!(why(&|e| e.body = Body::Plan(plan.clone())), Unfit::BirthTaken);
+    let replacing = |replaces| Body::Plan(Plan { replaces: Some(replaces), ..plan.clone() });
+    assert_eq!(why(&|e| e.body = replacing(1)), Unfit::Plan { made: 1, newest: 0 });
+    assert_eq!(fits(&l, &entry(51, 0, 2, replacing(0))), Ok(()));
+
+    let ends = |p, end| Body::Note(Note::EndOfInput { ends: [(name(), [(p, end)].into())].into() });
+    assert_eq!(why(&|e| e.body = ends(0, 11)), Unfit::EndNotReached { source_name: name(), partition: 0, position: 10, end: 11 });
+    assert_eq!(why(&|e| e.body = ends(9, 1)), Unfit::EndNotReached { source_name: name(), partition: 9, position: 0, end: 1 });
+    assert_eq!(fits(&l, &entry(51, 0, 2, ends(0, 10))), Ok(()));
+
+    // A partition that nobody has mentioned begins wherever it begins; then it has a name.
+    let mut unknown = data(&[(2, 40, 41, None)], Some(19));
+    unknown.intervals.get_mut("events").unwrap().get_mut(&2).unwrap().name = Some("c.ndjson".into());
+    assert_eq!(fits(&l, &entry(51, 0, 2, Body::Data(unknown.clone()))), Ok(()));
+    let mut named = l.clone();
+    apply(&mut named, 3, Body::Data(unknown.clone()));
+    let interval = unknown.intervals.get_mut("events").unwrap().get_mut(&2).unwrap();
+    (interval.from, interval.to, interval.name) = (41, 42, Some("b.ndjson".into()));
+    let e = entry(51, 0, 3, Body::Data(unknown));
+    assert_eq!(fits(&named, &e), Err(Unfit::Name { source_name: name(), partition: 2, found: "b.ndjson".into(), known: "c.ndjson".into() }));
+
+    // Condemned attempts, and condemnations of what is in the log.
+    let condemn = |a: u128| Body::Note(Note::Condemned { attempts: vec![Uuid::from_u128(a)] });
+    assert_eq!(why(&|e| e.body = condemn(2)), Unfit::CondemnsDecided(Uuid::from_u128(2)));
+    let mut condemned = l.clone();
+    apply(&mut condemned, 60, condemn(50));
+    assert_eq!(fits(&condemned, &good()), Err(Unfit::Condemned(Uuid::from_u128(50))));
+}
+
+#[test]
+fn work_that_began_at_or_below_the_newest_m_is_stale_whatever_its_kind() {
+    let mut l = ledger();
+    for n in 0..5 {
+        apply(&mut l, 10 + n, Body::Data(data(&[(0, n as i64, n as i64 + 1, None)], None)));
+    }
+    let mut at_three = ledger();
+    for n in 0..3 {
+        apply(&mut at_three, 10 + n, Body::Data(data(&[(0, n as i64, n as i64 + 1, None)], None)));
+    }
+    let checkpoint = |upto| Body::Checkpoint(Checkpoint { upto, ledger: Box::new(at_three.clone()) });
+    apply(&mut l, 30, checkpoint(3));
+    assert_eq!(l.checkpoint, Some(CheckpointRef { entry: 6, upto: 3 }));
+    assert_eq!(l.attempts.keys().copied().collect::<Vec<_>>(), [4, 5, 6], "what M holds is for the tables to know");
+    for upto in [2, 3] {
+        assert_eq!(fits(&l, &entry(31, 0, l.next, checkpoint(upto))), Err(Unfit::CheckpointFalls { upto, newest: 3 }));
+    }
+    assert_eq!(fits(&l, &entry(31, 0, l.next, checkpoint(4))), Ok(()));
+    // Attempt 12 is entry 3: the log shows it no more, and a search that began there has not seen it.
+    let bodies = [
+        Body::Data(data(&[(0, 5, 6, None)], None)),
+        Body::Note(Note::Condemned { attempts: vec![Uuid::from_u128(12)] }),
+        Body::Note(Note::EndOfInput { ends: BTreeMap::new() }),
+        checkpoint(4),
+    ];
+    for body in bodies {
+        for began in [0, 2, 3] {
+            assert_eq!(fits(&l, &entry(40, 0, began, body.clone())), Err(Unfit::BeganBelowCheckpoint { began, upto: 3 }), "{body:?}");
+        }
+        assert_eq!(fits(&l, &entry(40, 0, 4, body)), Ok(()));
+    }
+}
+
+#[test]
+fn a_reader_from_a_checkpoint_ends_where_one_from_the_start_does() {
+    let mut whole = ledger();
+    let mut all = vec![];
+    let mut at_four = None;
+    for n in 0..9u64 {
+        if n == 7 {
+            let at: Ledger = at_four.clone().unwrap();
+            all.push(entry(100, 0, whole.next, Body::Checkpoint(Checkpoint { upto: 4, ledger: Box::new(at) })));
+        } else if n == 5 {
+            all.push(entry(n as u128 + 10, 0, whole.next, Body::Note(Note::Condemned { attempts: vec![Uuid::from_u128(999)] })));
+        } else {
+            let p = (n % 2) as i32;
+            let from = whole.position("events", p).unwrap();
+            let bound = whole.sources["events"].watermark.map(|w| w / MINUTE);
+            let idle = if n == 4 { Some((1 - p, whole.position("events", 1 - p).unwrap())) } else { None };
+            let mut intervals = vec![(p, from, from + 3, Some(10 * n as i64))];
+            intervals.extend(idle.map(|(p, at)| (p, at, at, None)));
+            all.push(entry(n as u128 + 10, 0, whole.next, Body::Data(data(&intervals, bound))));
+        }
+        whole.apply(all.last().unwrap()).unwrap();
+        if whole.next == 5 {
+            at_four = Some(whole.clone());
+        }
+    }
+    let mut from_checkpoint = at_four.unwrap();
+    assert_eq!(from_checkpoint.next, 5);
+    let text = serde_json::to_string(&from_checkpoint).unwrap();
+    from_checkpoint = serde_json::from_str(&text).unwrap();
+    for e in &all[4..] {
+        from_checkpoint.apply(e).unwrap();
+    }
+    assert_eq!(from_checkpoint, whole);
+}
+
+fn run(table: &str, window_end: i64) -> RunEntry {
+    let run = RunRef { table: table.into(), kind: RunKind::Partial { window_start_us: (window_end - 5) * MINUTE }, rows: 2, offset: 8, length: 100 };
+    RunEntry { run, last_window_end_us: window_end * MINUTE }
+}
+
+#[test]
+fn time_moves_by_the_rows_of_an_entry_and_dead_runs_go() {
+    let mut l = ledger();
+    let mut first = data(&[(0, 0, 10, Some(3)), (1, 0, 5, Some(9))], None);
+    first.runs = Some(RunObject { path: "runs/a".into(), bytes: 200, runs: vec![run("sums", 5), run("sums", 10)] });
+    let times = l.apply(&entry(2, 0, 1, Body::Data(first))).unwrap();
+    let t = times["sums"];
+    assert_eq!((t.watermark_before, t.watermark_after), (None, Some(2 * MINUTE)), "the lower of 3 and 9, less the delay");
+    assert_eq!((t.horizon_before, t.horizon_after), (None, Some(-8 * MINUTE)));
+    assert_eq!(times.keys().collect::<Vec<_>>(), ["sums"], "plain tables have no time");
+    // Partition 0 is claimed idle: 9 minutes less one.
+    let times = l.apply(&entry(3, 0, 2, Body::Data(data(&[(0, 10, 10, None)], Some(2))))).unwrap();
+    assert_eq!(times["sums"].watermark_after, Some(8 * MINUTE));
+    // Claims are not carried over: the next entry takes partition 0 for what it is, and the watermark stays.
+    let times = l.apply(&entry(4, 0, 3, Body::Data(data(&[(1, 5, 6, Some(60))], Some(8))))).unwrap();
+    assert_eq!(times["sums"].watermark_after, Some(8 * MINUTE));
+    assert_eq!(l.runs["sums"].len(), 2);
+    // 16 minutes less one less ten: the window up to 5 is over for good, that up to 10 is not.
+    let times = l.apply(&entry(5, 0, 4, Body::Data(data(&[(0, 10, 11, Some(16))], Some(8))))).unwrap();
+    assert_eq!(times["sums"].horizon_after, Some(5 * MINUTE));
+    assert_eq!(l.runs["sums"].iter().map(|r| (r.entry, r.nth)).collect::<Vec<_>>(), [(1, 1)]);
+    // The end of input closes the window of the latest row.
+    let ends = l.positions();
+    let times = l.apply(&entry(6, 0, 5, Body::Note(Note::EndOfInput { ends }))).unwrap();
+    assert!(times["sums"].emit_all);
+    assert_eq!(times["sums"].watermark_after, Some(65 * MINUTE));
+    assert!(l.runs["sums"].is_empty());
+    assert!(l.ended_at.unwrap() > l.rows_at);
+}
+
+#[test]
+fn lateness_raised_or_lowered_never_lets_the_horizon_fall() {
+    let mut l = ledger();
+    apply(&mut l, 2, Body::Data(data(&[(0, 0, 10, Some(100)), (1, 0, 5, Some(100))], None)));
+    assert_eq!(l.horizons["sums"], Some(89 * MINUTE));
+    let change = |l: &mut Ledger, lateness: &str| {
+        let (pipeline, plans) = loaded(&FILE.replace("allowed_lateness: 10m", &format!("allowed_lateness: {lateness}")));
+        let Fit::Change(plan, _) = fit(l, &pipeline, &plans, &facts(2), &BTreeMap::new()).unwrap() else { panic!() };
+        let e = entry(l.next as u128 + 1, l.plan_entry, l.next, Body::Plan(*plan));
+        l.apply(&e).unwrap()["sums"]
+    };
+    let t = change(&mut l, "1h");
+    assert_eq!((t.horizon_before, t.horizon_after), (Some(89 * MINUTE), Some(89 * MINUTE)));
+    let t = change(&mut l, "2m");
+    assert_eq!((t.horizon_before, t.horizon_after), (Some(89 * MINUTE), Some(97 * MINUTE)));
+    // Work under the older plan is stale.
+    assert!(matches!(fits(&l, &entry(90, 0, l.next, Body::Data(data(&[], Some(99))))), Err(Unfit::Plan { made: 0, newest: 3 })));
+}
+
+#[test]
+fn a_checkpoint_trails_the_head_and_every_stamp() {
+    let (trail, every) = (checkpoint::TRAIL, checkpoint::EVERY);
+    assert_eq!(checkpoint::upto(0, 0, None), None);
+    assert_eq!(checkpoint::upto(trail, 100, None), None);
+    assert_eq!(checkpoint::upto(trail + every, 1000, None), None, "M would be {}", every - 1);
+    assert_eq!(checkpoint::upto(trail + every + 1, 1000, None), Some(every));
+    assert_eq!(checkpoint::upto(1000, every, None), Some(every));
+    assert_eq!(checkpoint::upto(1000, every - 1, None), None, "a table lags");
+    assert_eq!(checkpoint::upto(1000, 200, Some(200 - every)), Some(200));
+    assert_eq!(checkpoint::upto(1000, 200, Some(201 - every)), None);
+    assert_eq!(checkpoint::upto(1000, 200, Some(300)), None, "M never falls");
+}
+
+#[test]
+fn what_a_changed_file_means_to_a_log() {
+    let mut l = ledger();
+    apply(&mut l, 2, Body::Data(data(&[(0, 0, 10, Some(100)), (1, 0, 5, Some(100))], None)));
+    let with = |text: &str| {
+        let (pipeline, plans) = loaded(text);
+        fit(&l, &pipeline, &plans, &facts(2), &BTreeMap::new())
+    };
+    let changed = |text: &str| match with(text) {
+        Ok(Fit::Change(plan, lines)) => (*plan, lines.join("\n")),
+        other => panic!("{other:?}"),
+    };
+    let refused = |text: &str| match with(text) {
+        Err(PlanError::Refused(why)) => why,
+        other => panic!("{other:?}"),
+    };
+    assert!(matches!(with(FILE), Ok(Fit::Same)));
+    assert!(matches!(with(&FILE.replace("select k, v from", "select k, v\n      from").replace("sql: select k", "sql: |\n      select k")), Ok(_)), "compatible");
+
+    let (plan, said) = changed(&FILE.replace("allowed_lateness: 10m", "allowed_lateness: 1h"));
+    assert_eq!(plan.replaces, Some(0));
+    assert_eq!(plan.tables["sums"].born, 0);
+    assert!(said.contains("allowed lateness changes from 600 s to 3600 s"), "{said}");
+
+    let (plan, said) = changed(&FILE.replace("select k, v from", "select k, v, v * 2 as twice from"));
+    assert!(said.contains("table plain: columns are added"), "{said}");
+    let ids = |p: &Plan| p.tables["plain"].table.spec().unwrap().schema.fields().iter().map(|f| f.metadata()[crate::stage::FIELD_ID].clone()).collect::<Vec<_>>();
+    assert_eq!(ids(&plan)[..2], ids(&l.plan)[..], "known columns keep their field ids");
+
+    let (plan, said) = changed(&FILE.replace("lake:", "  more:\n    sql: select v from events\nlake:"));
+    assert_eq!((plan.tables["more"].born, plan.tables["plain"].born), (l.next, 0));
+    assert!(said.contains("table more begins here"), "{said}");
+
+    let (plan, said) = changed(&FILE.replace("  plain:\n    sql: select k, v from events\n", ""));
+    assert!(!plan.tables.contains_key("plain") && said.contains("table plain ends here"), "{said}");
+
+    for (from, to, word) in [
+        ("sum(v) as s", "max(v) as s", "rows already counted cannot be counted again"),
+        ("interval '5 minutes'", "interval '1 hour'", "kept in another form"),
+        ("key: [window_start, k]", "comment: no key", "table sums"),
+        ("formats: [iceberg, delta]", "formats: [delta]", "its formats or its partitioning change"),
+        ("allowed_lateness: 10m", "emit: on_update\n    allowed_lateness: 10m", "its way of emission changes"),
+        ("group by window_start, k\n", "group by window_start, k having count(*) > 1\n", "its having changes"),
+        ("file: events.ndjson", "file: other.ndjson", "offsets of one mean nothing in the other"),
+    ] {
+        assert_eq!(FILE.matches(from).count(), 1, "{from}");
+        let said = match loaded(&FILE.replace(from, to)) {
+            (pipeline, plans) if from.starts_with("file") => {
+                let mut facts = facts(2);
+                facts.get_mut("events").unwrap().topic = "other.ndjson".into();
+                fit(&l, &pipeline, &plans, &facts, &BTreeMap::new()).unwrap_err().to_string()
+            }
+            _ => refused(&FILE.replace(from, to)),
+        };
+        assert!(said.contains(word), "{to}: {said}");
+        assert!(said.contains("name"), "it says what to do: {said}");
+    }
+    assert_eq!(compile(&l.plan).unwrap()["sums"].describe(), loaded(FILE).1[0].describe());
+}
+
+/// One entry of each kind, as this version writes them.
+fn samples() -> Vec<(&'static str, Entry)> {
+    let mut first = data(&[(0, 0, 10, Some(3)), (1, 5, 5, None)], Some(-3));
+    first.intervals.get_mut("events").unwrap().get_mut(&0).unwrap().name = Some("a.ndjson".into());
+    first.runs = Some(RunObject { path: "_millpond/p/runs/x.run".into(), bytes: 200, runs: vec![run("sums", 5)] });
+    first.counts = [("events".to_string(), Counts { records: 10, dead: 1, bytes: 1234, ahead: 2 })].into();
+    let columns = vec![];
+    let file = DataFile { path: "delta/p/plain/f.parquet".into(), partition: vec![], records: 9, bytes: 4321, columns, split_offsets: vec![4] };
+    first.files = vec![StagedFile { table: "plain".into(), format: TableFormatKind::Delta, file }];
+    let mut l = ledger();
+    l.sources.get_mut("events").unwrap().partitions.get_mut(&1).unwrap().offset = 5;
+    let start = l.clone();
+    let mut with_checkpoint = entry(3, 0, 2, Body::Data(first));
+    with_checkpoint.checkpoint = Some(CheckpointRef { entry: 1, upto: 0 });
+    apply(&mut l, 20, Body::Data(data(&[(0, 0, 10, Some(3))], None)));
+    let Body::Plan(second) = birth_of(FILE, 2).body else { panic!() };
+    vec![
+        ("plan-birth", birth_of(FILE, 2)),
+        ("plan-change", entry(2, 0, 1, Body::Plan(Plan { replaces: Some(0), ..second }))),
+        ("data", with_checkpoint),
+        ("checkpoint", entry(4, 0, 3, Body::Checkpoint(Checkpoint { upto: start.next - 1, ledger: Box::new(start) }))),
+        ("note-end-of-input", entry(5, 0, 4, Body::Note(Note::EndOfInput { ends: starts(2) }))),
+        ("note-condemned", entry(6, 0, 5, Body::Note(Note::Condemned { attempts: vec![MINE, THEIRS] }))),
+    ]
+}
+
+/// `tests/data/log/v1` was written by the first version; it is never written again, and read for ever.
+/// A new field is optional. To make the fixtures of a new version, set `WRITE_LOG_FIXTURES`.
+#[test]
+fn entries_of_version_1_are_read_as_what_they_were() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/log/v1");
+    for (name, entry) in samples() {
+        let again = parse(name, &serde_json::to_vec(&entry).unwrap()).unwrap();
+        assert_eq!(again, entry, "{name}: written and read back");
+        let path = folder.join(format!("{name}.json"));
+        if std::env::var_os("WRITE_LOG_FIXTURES").is_some() {
+            std::fs::write(&path, serde_json::to_vec_pretty(&entry).unwrap()).unwrap();
+        }
+        let kept = std::fs::read(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+        assert_eq!(parse(name, &kept).unwrap(), entry, "{name}: the fixture");
+    }
+}
+
+#[test]
+fn a_later_version_and_a_torn_entry_are_told_apart() {
+    let mut later = birth_of(FILE, 2);
+    later.version = VERSION + 1;
+    let said = parse("7.json", &serde_json::to_vec(&later).unwrap()).unwrap_err();
+    assert!(said.contains("use a newer millpond"), "{said}");
+    let whole = serde_json::to_vec(&birth_of(FILE, 2)).unwrap();
+    assert!(parse("7.json", &whole[..whole.len() / 2]).unwrap_err().contains("is no log entry"));
+    assert!(parse("7.json", br#"{"version": 1}"#).unwrap_err().contains("no whole log entry"));
+}
