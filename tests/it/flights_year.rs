@@ -28,7 +28,7 @@ sources:
 tables:
   enough: {{sql: \"{sql}\", key: [window_start, origin], allowed_lateness: 22h}}
   appended: {{sql: \"{sql}\", allowed_lateness: 22h}}
-  little: {{sql: \"{sql}\", key: [window_start, origin], allowed_lateness: 1h}}
+  little: {{sql: \"{sql}\", key: [window_start, origin], allowed_lateness: 0s}}
 lake: {{root: ./lake}}
 epoch: {{every: 100ms}}
 commit: {{every: 500ms}}
@@ -53,7 +53,7 @@ fn the_year_is_counted_late_or_dead() {
     let summary = pond.run(&["--final"]);
     assert_eq!(summary["records"], ROWS + 3, "{summary}");
     assert_eq!(summary["dead"], 3, "{summary}");
-    assert!(summary["epochs"].as_i64() > Some(5) && summary["commits"].as_i64() > Some(12), "{summary}");
+    assert!(summary["epochs"].as_i64() > Some(2) && summary["commits"].as_i64() > Some(12), "{summary}");
 
     let group = format!(
         "select strftime(date_trunc('hour', sched_dep), '%Y-%m-%dT%H:%M:%S.000000+00:00') as window_start, origin, {AGGREGATES} \
@@ -86,7 +86,7 @@ fn the_year_is_counted_late_or_dead() {
     let late = pond.rows("year", "little__late");
     let dead = pond.rows("year", "flights__dead");
     assert_eq!(dead.len(), 3);
-    assert!(late.len() > 100, "{} late rows", late.len());
+    assert!(!late.is_empty(), "no row was late");
     assert_eq!(summary["late"], late.len());
     let mut sums: std::collections::BTreeMap<(String, String), (i64, i64)> = Default::default();
     let key = |row: &Value| (row["window_start"].to_string(), row["origin"].to_string());
