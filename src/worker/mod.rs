@@ -228,7 +228,7 @@ async fn once(pipeline: &Arc<Pipeline>, plans: &[Arc<TablePlan>], options: RunOp
         paused: paused.clone(),
         entries,
     };
-    let tables = Tables::open(parts, reading.start).await?;
+    let mut tables = Tables::open(parts, reading.start).await?;
     // The stamps were read first: a stamp beyond this end of the log cannot come from it.
     head.refresh().await?;
     tables.check_stamps(head.with(|l| l.next).await)?;

@@ -60,6 +60,8 @@ pub struct Tables {
     pub(super) folds: BTreeMap<String, Mutex<TableFold>>,
     lake: BTreeMap<String, LakeEntry>,
     last_commit: Instant,
+    /// Where the log ended at the start: what is folded below it was counted by those who decided it.
+    counts_from: u64,
 }
 
 /// What a table half is built from.
@@ -106,6 +108,7 @@ impl Tables {
             folds: BTreeMap::new(),
             lake: BTreeMap::new(),
             last_commit: Instant::now(),
+            counts_from: 0,
         };
         let windowed: Vec<String> = tables.at.plan.tables.iter().filter(|(_, t)| t.window.is_some()).map(|(n, _)| n.clone()).collect();
         for table in windowed {
@@ -154,7 +157,8 @@ impl Tables {
     }
 
     /// The lowest entry that all tables are stamped with or past; a stamp beyond the log is refused.
-    pub fn check_stamps(&self, head: u64) -> Result<(), WorkerError> {
+    pub fn check_stamps(&mut self, head: u64) -> Result<(), WorkerError> {
+        self.counts_from = head;
         for (name, table) in &self.lake {
             for side in &table.sides {
                 if side.stamp() >= head {
@@ -382,11 +386,15 @@ impl Tables {
             if !changes.late.is_empty() {
                 let late: usize = changes.late.iter().map(|b| b.num_rows()).sum();
                 let bytes = changes.late.iter().map(|b| b.get_array_memory_size() as u64).sum();
-                self.metrics.late.fetch_add(late as u64, Ordering::Relaxed);
+                if seq >= self.counts_from {
+                    self.metrics.late.fetch_add(late as u64, Ordering::Relaxed);
+                }
                 self.pend(&format!("{name}__late"), seq, bytes, |p| p.rows.push((ChangeOp::Insert, Arc::new(changes.late))));
             }
             if !changes.dead.is_empty() {
-                self.metrics.overflow.fetch_add(changes.dead.len() as u64, Ordering::Relaxed);
+                if seq >= self.counts_from {
+                    self.metrics.overflow.fetch_add(changes.dead.len() as u64, Ordering::Relaxed);
+                }
                 let mut rows = DeadRows::default();
                 for dead in &changes.dead {
                     rows.push_emitted(&format!("window {}, key {}: column {}: {}", instant(dead.window_start_us), dead.key, dead.column, dead.reason), &name);

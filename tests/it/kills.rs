@@ -1,7 +1,7 @@
 //! The process killed at every failpoint, on a real broker: the tables come out as if it had not been.
 
 use crate::support::kafka::Broker;
-use crate::support::millpond::Pipeline;
+use crate::support::process::Pipeline;
 use crate::support::spending::{TRICKLE, Terms, assert_content, content, difference, expected, first_part, pipeline, produce, second_part};
 use millpond::failpoint;
 use std::collections::VecDeque;

@@ -1,7 +1,7 @@
 //! What a worker needs goes away for a while: it waits, says why, and goes on.
 
 use crate::support::kafka::Broker;
-use crate::support::millpond::{Pipeline, until};
+use crate::support::process::{Pipeline, until};
 use crate::support::spending::{Event, Terms, assert_content, expected, pipeline, produce, steady};
 use std::fs::{self, File};
 use std::io::Write;

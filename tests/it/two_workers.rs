@@ -2,7 +2,7 @@
 //! of the log and is woken.
 
 use crate::support::kafka::Broker;
-use crate::support::millpond::{Pipeline, until};
+use crate::support::process::{Pipeline, until};
 use crate::support::spending::{Terms, assert_content, expected, pipeline, produce, steady};
 use std::collections::BTreeSet;
 use std::sync::Mutex;

@@ -1,136 +1,179 @@
-//! The real binary, run as a user runs it, on a pipeline of the test's own.
+//! The real binary on a lake of its own, and readers that are not ours.
 
-use std::fs::{self, File};
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::process::{Child, Command, Stdio};
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
-/// A pipeline file and the folder in which its commands run and its lake lies.
-pub struct Pipeline {
-    pub dir: PathBuf,
-    runs: AtomicU64,
+use serde_json::Value;
+
+/// No single run of a test takes longer on two busy cores.
+const PATIENCE: Duration = Duration::from_secs(180);
+
+/// What a finished process left.
+#[derive(Debug)]
+pub struct Ended {
+    /// The exit code; 128 + signal when it was killed.
+    pub code: i32,
+    pub stdout: String,
+    pub stderr: String,
 }
 
-impl Pipeline {
-    pub fn new(dir: PathBuf, yaml: &str) -> Self {
-        fs::create_dir_all(&dir).expect("a folder for the pipeline");
-        fs::write(dir.join("pipeline.yaml"), yaml).expect("the pipeline file");
-        Self { dir, runs: AtomicU64::new(0) }
-    }
-
-    /// `millpond run` with these options, killing itself at `failpoint` when one is given.
-    pub fn start(&self, options: &[&str], failpoint: Option<&str>) -> Running {
-        let told = self.dir.join(format!("run-{}.err", self.runs.fetch_add(1, Ordering::Relaxed)));
-        let mut command = Command::new(env!("CARGO_BIN_EXE_millpond"));
-        command.arg("run").arg("pipeline.yaml").args(options).current_dir(&self.dir);
-        command.env_remove("MILLPOND_FAILPOINT").stdin(Stdio::null()).stdout(Stdio::null()).stderr(File::create(&told).expect("a file for stderr"));
-        if let Some(point) = failpoint {
-            command.env("MILLPOND_FAILPOINT", point);
-        }
-        Running { child: command.spawn().expect("millpond starts"), told }
-    }
-
-    /// Runs until it ends by itself, which must be well.
-    pub fn complete(&self, options: &[&str]) {
-        let mut run = self.start(options, None);
-        let status = run.wait(Duration::from_secs(120));
-        assert!(status.success(), "{}: run {options:?} ended with {status}: {}", self.dir.display(), run.told());
-    }
-
-    /// Runs until the failpoint kills it: a point that is not reached fails the test.
-    pub fn killed_at(&self, options: &[&str], failpoint: &str) {
-        let mut run = self.start(options, Some(failpoint));
-        let status = run.wait(Duration::from_secs(120));
-        assert_eq!(status.signal(), Some(libc::SIGKILL), "{}: {failpoint} did not kill the run, which ended with {status}: {}", self.dir.display(), run.told());
-    }
-
-    /// The rows of a query as `millpond query --json` prints them.
-    pub fn query(&self, format: &str, sql: &str) -> Result<Vec<serde_json::Value>, String> {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_millpond"));
-        let out = command.args(["query", "pipeline.yaml", sql, "--json", "--format", format]).env_remove("MILLPOND_FAILPOINT").current_dir(&self.dir).output().expect("millpond runs");
-        if !out.status.success() {
-            return Err(format!("query ended with {}: {}{}", out.status, String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr)));
-        }
-        let text = String::from_utf8(out.stdout).expect("UTF-8");
-        Ok(text.lines().map(|l| serde_json::from_str(l).expect("a row of JSON")).collect())
-    }
-
-    /// The numbers of the log's objects, ascending.
-    pub fn log(&self, pipeline: &str) -> Vec<u64> {
-        let folder = self.dir.join("lake/_millpond").join(pipeline).join("log");
-        let Ok(found) = fs::read_dir(folder) else { return vec![] };
-        let mut numbers: Vec<u64> = found.filter_map(|e| e.ok()?.file_name().to_str()?.strip_suffix(".json")?.parse().ok()).collect();
-        numbers.sort_unstable();
-        numbers
-    }
-}
-
-/// A worker; killed when it is dropped.
+/// A process that still runs. It is killed if a test forgets it.
 pub struct Running {
     child: Child,
-    told: PathBuf,
+    stdout: PathBuf,
+    stderr: PathBuf,
 }
 
-impl Running {
-    pub fn id(&self) -> i32 {
-        self.child.id() as i32
+/// A folder with a pipeline file, in which the binary runs; the lake lies in `lake`.
+pub struct Pond {
+    dir: tempfile::TempDir,
+}
+
+#[allow(dead_code)]
+impl Pond {
+    pub fn new(pipeline: &str) -> Self {
+        let pond = Self { dir: tempfile::tempdir().unwrap() };
+        pond.rewrite(pipeline);
+        pond
     }
 
-    pub fn signal(&self, signal: i32) {
-        // SAFETY: the child is not reaped before the value is dropped or waited for: the id is its own.
-        unsafe { libc::kill(self.id(), signal) };
+    pub fn path(&self) -> &Path {
+        self.dir.path()
     }
 
-    /// What it has said on stderr so far.
-    pub fn told(&self) -> String {
-        fs::read_to_string(&self.told).unwrap_or_default()
+    pub fn rewrite(&self, pipeline: &str) {
+        std::fs::write(self.dir.path().join("pipeline.yaml"), pipeline).unwrap();
     }
 
-    pub fn ended(&mut self) -> Option<ExitStatus> {
-        self.child.try_wait().expect("a child of ours")
+    pub fn start(&self, args: &[&str]) -> Running {
+        self.start_with(args, &[])
     }
 
-    /// Until it has ended; a run that takes longer fails the test.
-    pub fn wait(&mut self, patience: Duration) -> ExitStatus {
-        let start = Instant::now();
-        loop {
-            if let Some(status) = self.ended() {
-                return status;
-            }
-            assert!(start.elapsed() < patience, "the run has not ended within {patience:?}: {}", self.told());
-            std::thread::sleep(Duration::from_millis(20));
+    pub fn start_with(&self, args: &[&str], env: &[(&str, &str)]) -> Running {
+        let name = uuid::Uuid::new_v4();
+        let (stdout, stderr) = (self.dir.path().join(format!("{name}.out")), self.dir.path().join(format!("{name}.err")));
+        let mut command = Command::new(env!("CARGO_BIN_EXE_millpond"));
+        command.args(args).envs(env.iter().copied()).current_dir(self.dir.path()).stdin(Stdio::null());
+        command.stdout(std::fs::File::create(&stdout).unwrap()).stderr(std::fs::File::create(&stderr).unwrap());
+        Running { child: command.spawn().expect("the binary starts"), stdout, stderr }
+    }
+
+    pub fn millpond(&self, args: &[&str]) -> Ended {
+        self.start(args).wait()
+    }
+
+    /// Runs until what the topics hold now is in the tables; the summary.
+    pub fn until_end(&self) -> Value {
+        self.run(&[])
+    }
+
+    pub fn run(&self, more: &[&str]) -> Value {
+        let mut args = vec!["run", "pipeline.yaml", "--until-end", "--json"];
+        args.extend(more);
+        let ended = self.millpond(&args);
+        assert_eq!(ended.code, 0, "{ended:?}");
+        serde_json::from_str(ended.stdout.lines().last().unwrap_or_default()).unwrap_or_else(|e| panic!("{e}: {ended:?}"))
+    }
+
+    pub fn query(&self, sql: &str) -> Vec<Value> {
+        let ended = self.millpond(&["query", "pipeline.yaml", sql, "--json"]);
+        assert_eq!(ended.code, 0, "{sql}: {ended:?}");
+        ended.stdout.lines().map(|l| serde_json::from_str(l).unwrap()).collect()
+    }
+
+    /// A query whose answer is one number.
+    pub fn number(&self, sql: &str) -> i64 {
+        let rows = self.query(sql);
+        let value = rows.first().and_then(Value::as_object).and_then(|r| r.values().next()).cloned().unwrap_or_default();
+        value.as_i64().or_else(|| value.as_str()?.parse().ok()).unwrap_or_else(|| panic!("{sql}: {rows:?}"))
+    }
+
+    pub fn status(&self) -> Value {
+        let ended = self.millpond(&["status", "pipeline.yaml", "--json"]);
+        assert_eq!(ended.code, 0, "{ended:?}");
+        serde_json::from_str(&ended.stdout).unwrap()
+    }
+
+    /// The table's rows, sorted, as DuckDB, PyIceberg and deltalake read it in both formats: they must agree.
+    pub fn rows(&self, pipeline: &str, table: &str) -> Vec<Value> {
+        let lake = self.dir.path().join("lake");
+        let text = |p: PathBuf| p.to_str().unwrap().to_string();
+        let (iceberg, delta) = (text(lake.join("iceberg").join(pipeline).join(table)), text(lake.join("delta").join(pipeline).join(table)));
+        let (catalog, id) = (text(lake.join("catalog.db")), format!("{pipeline}.{table}"));
+        let readers: [&[&str]; 4] = [&["duckdb-iceberg", &iceberg], &["pyiceberg", &catalog, &id], &["duckdb-delta", &delta], &["deltalake", &delta]];
+        let read: Vec<Vec<Value>> = readers.iter().map(|args| reader(args)).collect();
+        for (rows, args) in read.iter().zip(&readers).skip(1) {
+            assert_same(rows, &read[0], &format!("{} and {} of {table}", args[0], readers[0][0]));
         }
+        read.into_iter().next().unwrap()
+    }
+}
+
+#[allow(dead_code)]
+impl Running {
+    pub fn signal(&self, signal: i32) {
+        // SAFETY: plain integers; the child has not been waited for, so its id is still its own.
+        assert_eq!(unsafe { libc::kill(self.child.id() as i32, signal) }, 0);
     }
 
-    /// Until stderr holds `text`.
-    pub fn wait_to_be_told(&mut self, text: &str, patience: Duration) {
-        until(patience, &format!("stderr says `{text}`"), || {
-            assert!(self.ended().is_none(), "the run ended before it said `{text}`: {}", self.told());
-            self.told().contains(text)
-        });
+    pub fn stderr(&self) -> String {
+        std::fs::read_to_string(&self.stderr).unwrap_or_default()
     }
 
-    /// Highest resident set so far, in KiB.
-    pub fn peak_kib(&self) -> Option<u64> {
-        let status = fs::read_to_string(Path::new("/proc").join(self.id().to_string()).join("status")).ok()?;
-        status.lines().find_map(|l| l.strip_prefix("VmHWM:")?.trim().strip_suffix("kB")?.trim().parse().ok())
+    pub fn wait(mut self) -> Ended {
+        let start = Instant::now();
+        let status = loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                break status;
+            }
+            assert!(start.elapsed() < PATIENCE, "still running: {}", self.stderr());
+            std::thread::sleep(Duration::from_millis(10));
+        };
+        let read = |p: &Path| String::from_utf8_lossy(&std::fs::read(p).unwrap_or_default()).into_owned();
+        let code = status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or_default());
+        Ended { code, stdout: read(&self.stdout), stderr: read(&self.stderr) }
     }
 }
 
 impl Drop for Running {
     fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        if let Ok(None) = self.child.try_wait() {
+            let _ = self.child.kill();
+            let _ = self.child.wait();
+        }
     }
 }
 
-/// Asks until `done`, for `patience`.
-pub fn until(patience: Duration, what: &str, mut done: impl FnMut() -> bool) {
-    let start = Instant::now();
-    while !done() {
-        assert!(start.elapsed() < patience, "not within {patience:?}: {what}");
-        std::thread::sleep(Duration::from_millis(100));
+/// Rows as `tests/it/readers/read.py` prints them.
+pub fn reader(args: &[&str]) -> Vec<Value> {
+    static PYTHON: OnceLock<String> = OnceLock::new();
+    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let python = PYTHON.get_or_init(|| {
+        let python = Command::new(here.join("infra/readers")).output().expect("infra/readers runs");
+        assert!(python.status.success(), "infra/readers: {}", String::from_utf8_lossy(&python.stderr));
+        String::from_utf8(python.stdout).unwrap().trim().to_string()
+    });
+    let out = Command::new(python).arg(here.join("tests/it/readers/read.py")).args(args).output().unwrap();
+    assert!(out.status.success(), "read.py {args:?}: {}", String::from_utf8_lossy(&out.stderr));
+    String::from_utf8(out.stdout).unwrap().lines().map(|l| serde_json::from_str(l).unwrap()).collect()
+}
+
+/// Says which row differs: whole tables would fill the screen.
+pub fn assert_same(found: &[Value], expected: &[Value], what: &str) {
+    for (nth, (f, e)) in found.iter().zip(expected).enumerate() {
+        assert_eq!(f, e, "{what}: row {nth}");
     }
+    assert_eq!(found.len(), expected.len(), "{what}: number of rows");
+}
+
+/// One column of rows, as short texts to compare with.
+#[allow(dead_code)]
+pub fn texts(rows: &[Value], columns: &[&str]) -> Vec<String> {
+    let one = |v: &Value| v.as_str().map_or_else(|| v.to_string(), |s| s.replace(":00.000000+00:00", "").replace("2026-01-31T", ""));
+    let mut all: Vec<String> = rows.iter().map(|r| columns.iter().map(|c| one(&r[*c])).collect::<Vec<_>>().join(" ")).collect();
+    all.sort();
+    all
 }

@@ -5,4 +5,5 @@
 pub mod generate;
 pub mod kafka;
 pub mod millpond;
+pub mod process;
 pub mod spending;

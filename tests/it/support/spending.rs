@@ -5,7 +5,7 @@
 //! rows that are in time however it is cut and rows whose windows were over for good before it.
 
 use super::kafka::Broker;
-use super::millpond::Pipeline;
+use super::process::Pipeline;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 

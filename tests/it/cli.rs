@@ -1,0 +1,150 @@
+//! What a user meets on the command line: errors with places and ways out, exit codes, JSON, signals.
+
+use serde_json::Value;
+use std::time::{Duration, Instant};
+
+use crate::support::kafka::Broker;
+use crate::support::millpond::Pond;
+
+fn pipeline(brokers: &str, topic: &str) -> String {
+    format!(
+        "pipeline: lines
+sources:
+  events:
+    kafka: {{brokers: '{brokers}', topic: {topic}, start: earliest}}
+    format: json
+    columns: {{id: int64, at: timestamp}}
+    watermark: {{column: at}}
+tables:
+  rows: {{sql: \"select id from events\"}}
+  minutes:
+    sql: \"select window_start, count(*) as n from tumble(events, interval '1 minute') group by window_start\"
+    key: [window_start]
+    allowed_lateness: 1m
+lake: {{root: ./lake}}
+epoch: {{every: 300ms}}
+commit: {{every: 600ms}}
+"
+    )
+}
+
+fn event(id: i64) -> String {
+    format!(r#"{{"id":{id},"at":"2026-01-31T10:{:02}:00Z"}}"#, id % 60)
+}
+
+#[test]
+fn a_typo_is_underlined_and_every_error_comes_at_once() {
+    let text = pipeline("localhost:1", "t").replace("allowed_lateness:", "allowed_latenes:").replace("format: json", "format: jsonn");
+    let pond = Pond::new(&text);
+    let ended = pond.millpond(&["validate", "pipeline.yaml", "--offline"]);
+    assert_eq!(ended.code, 78, "{ended:?}");
+    for part in ["pipeline.yaml:13:5", "allowed_latenes", "^^^^^^^^^^^^^^^", "allowed_lateness", "pipeline.yaml:5:", "jsonn", "2 problems"] {
+        assert!(ended.stderr.contains(part), "{part}: {}", ended.stderr);
+    }
+    let ended = pond.millpond(&["validate", "pipeline.yaml", "--offline", "--json"]);
+    assert_eq!(ended.code, 78);
+    let answer: Value = serde_json::from_str(&ended.stdout).unwrap();
+    assert_eq!((answer["ok"].as_bool(), answer["problems"].as_array().map(Vec::len)), (Some(false), Some(2)), "{answer}");
+    // The same for a run, which starts nothing.
+    assert_eq!(pond.millpond(&["run", "pipeline.yaml"]).code, 78);
+    assert!(!pond.path().join("lake").exists());
+
+    let pond = Pond::new(&pipeline("localhost:1", "t"));
+    assert_eq!(pond.millpond(&["validate", "pipeline.yaml", "--offline"]).code, 0);
+}
+
+#[test]
+fn words_of_later_versions_say_so() {
+    let good = pipeline("localhost:1", "t");
+    for (from, to) in [
+        ("format: json", "format: debezium-json"),
+        ("tumble(events, interval '1 minute')", "session(events, interval '1 minute')"),
+        ("root: ./lake", "root: s3://bucket/lake"),
+        ("count(*) as n from", "approx_distinct(id) as n from"),
+    ] {
+        let text = good.replace(from, to);
+        assert_ne!(text, good, "{from}");
+        let ended = Pond::new(&text).millpond(&["validate", "pipeline.yaml", "--offline"]);
+        assert_eq!(ended.code, 78, "{to}: {ended:?}");
+        assert!(ended.stderr.contains("not in this version"), "{to}: {}", ended.stderr);
+    }
+}
+
+#[test]
+fn the_schema_of_the_file_is_json() {
+    let ended = Pond::new("").millpond(&["schema"]);
+    assert_eq!(ended.code, 0);
+    let schema: Value = serde_json::from_str(&ended.stdout).unwrap();
+    for word in ["pipeline", "sources", "tables", "lake", "epoch", "commit"] {
+        assert!(schema["properties"][word].is_object(), "{word}");
+    }
+    let help = Pond::new("").millpond(&["--help"]);
+    assert!(help.stdout.contains("Exit codes") && help.code == 0);
+    assert_eq!(Pond::new("").millpond(&["run"]).code, 2);
+}
+
+#[test]
+fn a_missing_topic_and_one_made_again_are_told() {
+    let broker = Broker::start();
+    let topic = "made-again";
+    let pond = Pond::new(&pipeline(&broker.address(), topic));
+    for verb in ["validate", "run"] {
+        let ended = pond.millpond(&[verb, "pipeline.yaml"]);
+        assert_ne!(ended.code, 0, "{ended:?}");
+        assert!(ended.stderr.contains("made-again") && ended.stderr.contains("kafka-topics.sh") && ended.stderr.contains("--create"), "{ended:?}");
+    }
+    broker.create_topic(topic, 1);
+    for id in 0..5 {
+        broker.produce(topic, 0, "k", &event(id), 0);
+    }
+    assert_eq!(pond.until_end()["records"], 5);
+    broker.delete_topic(topic);
+    broker.create_topic(topic, 1);
+    for id in 0..9 {
+        broker.produce(topic, 0, "k", &event(id), 0);
+    }
+    let ended = pond.millpond(&["run", "pipeline.yaml", "--until-end"]);
+    assert_eq!(ended.code, 75, "{ended:?}");
+    assert!(ended.stderr.contains("made-again") && ended.stderr.contains("another"), "{ended:?}");
+    assert_eq!(pond.number("select count(*) from rows"), 5);
+}
+
+#[test]
+fn an_interrupt_drains_and_loses_nothing() {
+    let broker = Broker::start();
+    let topic = "interrupted";
+    broker.create_topic(topic, 2);
+    let pond = Pond::new(&pipeline(&broker.address(), topic));
+    let running = pond.start(&["run", "pipeline.yaml", "--json"]);
+    let producer = broker.producer();
+    let (start, mut id) = (Instant::now(), 0);
+    loop {
+        producer.send(topic, (id % 2) as i32, "k", &event(id), 0);
+        producer.flush();
+        id += 1;
+        if id % 20 == 0 {
+            let shown = pond.millpond(&["status", "pipeline.yaml", "--json"]);
+            let status: Value = serde_json::from_str(&shown.stdout).unwrap_or_default();
+            if status["sources"]["events"]["records"].as_i64() > Some(40) {
+                break;
+            }
+        }
+        assert!(start.elapsed() < Duration::from_secs(60), "{}", running.stderr());
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    running.signal(libc::SIGINT);
+    let ended = running.wait();
+    assert_eq!(ended.code, 0, "{ended:?}");
+    let summary: Value = serde_json::from_str(ended.stdout.lines().last().unwrap()).unwrap();
+    let drained = summary["records"].as_i64().unwrap();
+    assert_eq!(pond.number("select count(*) from rows"), drained, "what was decided is in the tables");
+    pond.until_end();
+    assert_eq!(pond.number("select count(*) from rows"), id);
+    assert_eq!(pond.number("select count(distinct id) from rows"), id);
+    // The log shows intervals that meet: every offset once.
+    let epochs = pond.query("select * from millpond.epochs");
+    assert!(epochs.len() > 2, "{epochs:?}");
+    let commits = pond.query("select table_name, format, entry from millpond.commits where table_name = 'rows' order by 2, 3");
+    let of = |format: &str| commits.iter().filter(|c| c["format"] == format).map(|c| c["entry"].clone()).collect::<Vec<_>>();
+    assert!(!of("iceberg").is_empty() && of("iceberg") == of("delta"), "{commits:?}");
+}

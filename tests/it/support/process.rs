@@ -1,0 +1,136 @@
+//! The real binary, run as a user runs it, on a pipeline of the test's own.
+
+use std::fs::{self, File};
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+/// A pipeline file and the folder in which its commands run and its lake lies.
+pub struct Pipeline {
+    pub dir: PathBuf,
+    runs: AtomicU64,
+}
+
+impl Pipeline {
+    pub fn new(dir: PathBuf, yaml: &str) -> Self {
+        fs::create_dir_all(&dir).expect("a folder for the pipeline");
+        fs::write(dir.join("pipeline.yaml"), yaml).expect("the pipeline file");
+        Self { dir, runs: AtomicU64::new(0) }
+    }
+
+    /// `millpond run` with these options, killing itself at `failpoint` when one is given.
+    pub fn start(&self, options: &[&str], failpoint: Option<&str>) -> Running {
+        let told = self.dir.join(format!("run-{}.err", self.runs.fetch_add(1, Ordering::Relaxed)));
+        let mut command = Command::new(env!("CARGO_BIN_EXE_millpond"));
+        command.arg("run").arg("pipeline.yaml").args(options).current_dir(&self.dir);
+        command.env_remove("MILLPOND_FAILPOINT").stdin(Stdio::null()).stdout(Stdio::null()).stderr(File::create(&told).expect("a file for stderr"));
+        if let Some(point) = failpoint {
+            command.env("MILLPOND_FAILPOINT", point);
+        }
+        Running { child: command.spawn().expect("millpond starts"), told }
+    }
+
+    /// Runs until it ends by itself, which must be well.
+    pub fn complete(&self, options: &[&str]) {
+        let mut run = self.start(options, None);
+        let status = run.wait(Duration::from_secs(120));
+        assert!(status.success(), "{}: run {options:?} ended with {status}: {}", self.dir.display(), run.told());
+    }
+
+    /// Runs until the failpoint kills it: a point that is not reached fails the test.
+    pub fn killed_at(&self, options: &[&str], failpoint: &str) {
+        let mut run = self.start(options, Some(failpoint));
+        let status = run.wait(Duration::from_secs(120));
+        assert_eq!(status.signal(), Some(libc::SIGKILL), "{}: {failpoint} did not kill the run, which ended with {status}: {}", self.dir.display(), run.told());
+    }
+
+    /// The rows of a query as `millpond query --json` prints them.
+    pub fn query(&self, format: &str, sql: &str) -> Result<Vec<serde_json::Value>, String> {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_millpond"));
+        let out = command.args(["query", "pipeline.yaml", sql, "--json", "--format", format]).env_remove("MILLPOND_FAILPOINT").current_dir(&self.dir).output().expect("millpond runs");
+        if !out.status.success() {
+            return Err(format!("query ended with {}: {}{}", out.status, String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr)));
+        }
+        let text = String::from_utf8(out.stdout).expect("UTF-8");
+        Ok(text.lines().map(|l| serde_json::from_str(l).expect("a row of JSON")).collect())
+    }
+
+    /// The numbers of the log's objects, ascending.
+    pub fn log(&self, pipeline: &str) -> Vec<u64> {
+        let folder = self.dir.join("lake/_millpond").join(pipeline).join("log");
+        let Ok(found) = fs::read_dir(folder) else { return vec![] };
+        let mut numbers: Vec<u64> = found.filter_map(|e| e.ok()?.file_name().to_str()?.strip_suffix(".json")?.parse().ok()).collect();
+        numbers.sort_unstable();
+        numbers
+    }
+}
+
+/// A worker; killed when it is dropped.
+pub struct Running {
+    child: Child,
+    told: PathBuf,
+}
+
+impl Running {
+    pub fn id(&self) -> i32 {
+        self.child.id() as i32
+    }
+
+    pub fn signal(&self, signal: i32) {
+        // SAFETY: the child is not reaped before the value is dropped or waited for: the id is its own.
+        unsafe { libc::kill(self.id(), signal) };
+    }
+
+    /// What it has said on stderr so far.
+    pub fn told(&self) -> String {
+        fs::read_to_string(&self.told).unwrap_or_default()
+    }
+
+    pub fn ended(&mut self) -> Option<ExitStatus> {
+        self.child.try_wait().expect("a child of ours")
+    }
+
+    /// Until it has ended; a run that takes longer fails the test.
+    pub fn wait(&mut self, patience: Duration) -> ExitStatus {
+        let start = Instant::now();
+        loop {
+            if let Some(status) = self.ended() {
+                return status;
+            }
+            assert!(start.elapsed() < patience, "the run has not ended within {patience:?}: {}", self.told());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// Until stderr holds `text`.
+    pub fn wait_to_be_told(&mut self, text: &str, patience: Duration) {
+        until(patience, &format!("stderr says `{text}`"), || {
+            assert!(self.ended().is_none(), "the run ended before it said `{text}`: {}", self.told());
+            self.told().contains(text)
+        });
+    }
+
+    /// Highest resident set so far, in KiB.
+    pub fn peak_kib(&self) -> Option<u64> {
+        let status = fs::read_to_string(Path::new("/proc").join(self.id().to_string()).join("status")).ok()?;
+        status.lines().find_map(|l| l.strip_prefix("VmHWM:")?.trim().strip_suffix("kB")?.trim().parse().ok())
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Asks until `done`, for `patience`.
+pub fn until(patience: Duration, what: &str, mut done: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !done() {
+        assert!(start.elapsed() < patience, "not within {patience:?}: {what}");
+        std::thread::sleep(Duration::from_millis(100));
+    }
+}
