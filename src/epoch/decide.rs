@@ -109,6 +109,9 @@ pub fn fits(ledger: &Ledger, entry: &Entry) -> Result<(), Unfit> {
     if let Some(upto) = upto.filter(|&upto| entry.began <= upto) {
         return Err(Unfit::BeganBelowCheckpoint { began: entry.began, upto });
     }
+    if ledger.condemned.contains(&entry.attempt) {
+        return Err(Unfit::Condemned(entry.attempt));
+    }
     match &entry.body {
         Body::Data(data) => fits_data(ledger, entry, data),
         Body::Checkpoint(checkpoint) => match upto {
@@ -140,9 +143,6 @@ pub fn fits(ledger: &Ledger, entry: &Entry) -> Result<(), Unfit> {
 fn fits_data(ledger: &Ledger, entry: &Entry, data: &super::entry::Data) -> Result<(), Unfit> {
     if entry.plan != ledger.plan_entry {
         return Err(Unfit::Plan { made: entry.plan, newest: ledger.plan_entry });
-    }
-    if ledger.condemned.contains(&entry.attempt) {
-        return Err(Unfit::Condemned(entry.attempt));
     }
     for (name, intervals) in &data.intervals {
         let source = ledger.sources.get(name).ok_or_else(|| Unfit::UnknownSource(name.clone()))?;

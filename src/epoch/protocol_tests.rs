@@ -315,7 +315,7 @@ async fn simulate(seed: u64) -> Outcome {
         assert_eq!(decided.keys().nth(seq).unwrap().filename().unwrap(), format!("{seq:020}.json"), "seed {seed}: a number was skipped");
         assert!(attempts.insert(e.attempt), "seed {seed}: attempt {} was decided twice", e.attempt);
         assert!(!seen.discarded.contains(&e.attempt), "seed {seed}: I4: entry {seq} was told stale and its files deleted");
-        assert!(!condemned.contains(&e.attempt), "seed {seed}: I4: entry {seq} was condemned");
+        assert!(!condemned.contains(&e.attempt), "seed {seed}: I4: entry {seq} was condemned: {:?}", e.body);
         if let Some(told) = seen.told.get(&(seq as u64)) {
             assert_eq!(*told, e.attempt, "seed {seed}: I5: a writer was told that entry {seq} is its own");
         }
