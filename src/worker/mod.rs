@@ -38,7 +38,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc as std_mpsc;
 use std::time::{Duration, Instant};
 use tables::{Parts, Tables};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::mpsc;
 use uuid::Uuid;
 
 /// The wall clock, injected.
@@ -154,7 +154,7 @@ pub fn open_source(spec: &SourceSpec, pipeline: &str, worker: &str) -> Result<Bo
 }
 
 /// Asks until the answer is not "away", for `patience`.
-fn patiently<T>(patience: Duration, metrics: &Metrics, what: &str, mut ask: impl FnMut() -> Result<T, SourceError>) -> Result<T, WorkerError> {
+fn patiently<T>(patience: Duration, stop: &AtomicBool, metrics: &Metrics, what: &str, mut ask: impl FnMut() -> Result<T, SourceError>) -> Result<T, WorkerError> {
     let start = Instant::now();
     loop {
         match ask() {
@@ -162,6 +162,7 @@ fn patiently<T>(patience: Duration, metrics: &Metrics, what: &str, mut ask: impl
                 metrics.waiting_over(what);
                 return Ok(answer);
             }
+            Err(SourceError::Unavailable(_)) if stop.load(Ordering::Relaxed) => return Err(WorkerError::Stopped),
             Err(SourceError::Unavailable(why)) if start.elapsed() < patience => {
                 metrics.waiting(what, &why);
                 std::thread::sleep(Duration::from_millis(500));
@@ -202,7 +203,7 @@ async fn once(pipeline: &Arc<Pipeline>, plans: &[Arc<TablePlan>], options: RunOp
             let facts = source.facts()?;
             Ok((source, facts))
         };
-        let (source, found) = tokio::task::block_in_place(|| patiently(Duration::from_secs(300), metrics, &what, open))?;
+        let (source, found) = tokio::task::block_in_place(|| patiently(Duration::from_secs(300), stop, metrics, &what, open))?;
         facts.insert(spec.name.clone(), found);
         sources.push(source);
     }
@@ -263,9 +264,11 @@ async fn once(pipeline: &Arc<Pipeline>, plans: &[Arc<TablePlan>], options: RunOp
         until,
         final_note: options.last,
     };
-    let (drain, drain_until) = watch::channel(None);
-    let mut tables = tokio::spawn(tables.run(drain_until));
+    let mut tables = tokio::spawn(tables.run());
     let mut ingest = tokio::spawn(ingest.run());
+    // To give up half way is what a kill does: the next start goes on from the log.
+    let overdue = overdue(stop, options.deadline);
+    tokio::pin!(overdue);
     let first = tokio::select! {
         done = &mut ingest => Some(flatten(done)),
         done = &mut tables => {
@@ -273,18 +276,40 @@ async fn once(pipeline: &Arc<Pipeline>, plans: &[Arc<TablePlan>], options: RunOp
             stop_quietly(&mut ingest).await;
             return flatten(done).and(Err(WorkerError::Internal("the table half has ended".into())));
         }
+        () = &mut overdue => {
+            ingest.abort();
+            tables.abort();
+            return Err(WorkerError::Stopped);
+        }
     };
-    head.close().await;
-    let _ = drain.send(Some(Instant::now() + options.deadline));
     let ingested = first.unwrap_or(Ok(()));
     if !matches!(ingested, Ok(()) | Err(WorkerError::Stopped)) {
         tables.abort();
         let _ = tables.await;
         return ingested;
     }
-    let drained = flatten(tables.await);
+    let caught_up = async {
+        head.close().await;
+        (&mut tables).await
+    };
+    let drained = tokio::select! {
+        done = caught_up => flatten(done),
+        () = &mut overdue => {
+            tables.abort();
+            return Err(WorkerError::Stopped);
+        }
+    };
     tokio::task::block_in_place(|| threads.into_iter().for_each(|t| drop(t.join())));
     drained
+}
+
+/// Until stopping has been asked for and has taken as long as it may. Reaching the ends is no
+/// reason to stop: `--until-end` waits for the tables however long they take.
+async fn overdue(stop: &AtomicBool, deadline: Duration) {
+    while !stop.load(Ordering::Relaxed) {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    tokio::time::sleep(deadline).await;
 }
 
 async fn stop_quietly(task: &mut tokio::task::JoinHandle<Result<(), WorkerError>>) {

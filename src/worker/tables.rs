@@ -217,9 +217,8 @@ impl Tables {
         read_run(&bytes, run).map_err(|e| WorkerError::Refused(format!("{object}: {e}; restore it from a backup")))
     }
 
-    /// Folds and commits until `entries` is closed and everything in it is in the tables, or `stop`
-    /// says that the deadline has come.
-    pub async fn run(mut self, drain_until: tokio::sync::watch::Receiver<Option<Instant>>) -> Result<(), WorkerError> {
+    /// Folds and commits until `entries` is closed and everything in it is in the tables.
+    pub async fn run(mut self) -> Result<(), WorkerError> {
         let every = Duration::from_millis(self.pipeline.commit_every_ms);
         self.last_commit = Instant::now().checked_sub(every).unwrap_or_else(Instant::now);
         loop {
@@ -231,9 +230,6 @@ impl Tables {
                     self.commit_all(true).await?;
                     if self.lake.values().all(|t| t.pending.is_empty()) {
                         self.checkpoint_and_truncate().await?;
-                        return Ok(());
-                    }
-                    if drain_until.borrow().is_some_and(|d| Instant::now() >= d) {
                         return Ok(());
                     }
                     tokio::time::sleep(Duration::from_millis(200)).await;
