@@ -162,7 +162,7 @@ impl World {
             paused: Arc::default(),
             entries,
         };
-        let tables = Tables::open(parts, reading.start).await.unwrap_or_else(|e| panic!("{e}"));
+        let mut tables = Tables::open(parts, reading.start).await.unwrap_or_else(|e| panic!("{e}"));
         head.refresh().await.unwrap();
         tables.check_stamps(head.with(|l| l.next).await).unwrap();
         let (lane, commands) = std::sync::mpsc::channel();
