@@ -74,7 +74,7 @@ start() {
   install
   mkdir -p "$1"
   local dir port=$2 controller=$(($2 + 1))
-  dir=$(cd "$1" && pwd)
+  dir=$(cd "$1" && pwd -P)
   if running "$dir"; then
     say "already running in $dir (pid $(<"$dir/broker.pid"))"
     return
@@ -119,7 +119,7 @@ stop() {
   [[ $# -eq 1 ]] || die 2 "usage: kafka.sh stop DIR"
   [[ -d $1 ]] || { say "nothing runs in $1"; return; }
   local dir pid
-  dir=$(cd "$1" && pwd)
+  dir=$(cd "$1" && pwd -P)
   if ! running "$dir"; then
     rm -f "$dir/broker.pid"
     say "nothing runs in $dir"

@@ -144,7 +144,8 @@ fn an_interrupt_drains_and_loses_nothing() {
     // The log shows intervals that meet: every offset once.
     let epochs = pond.query("select * from millpond.epochs");
     assert!(epochs.len() > 2, "{epochs:?}");
-    let commits = pond.query("select table_name, format, entry from millpond.commits where table_name = 'rows' order by 2, 3");
+    // Entry 0 is the table's making, of which only Delta keeps a commit.
+    let commits = pond.query("select table_name, format, entry from millpond.commits where table_name = 'rows' and entry > 0 order by 2, 3");
     let of = |format: &str| commits.iter().filter(|c| c["format"] == format).map(|c| c["entry"].clone()).collect::<Vec<_>>();
     assert!(!of("iceberg").is_empty() && of("iceberg") == of("delta"), "{commits:?}");
 }
