@@ -19,6 +19,9 @@ pub struct Ledger {
     pub horizons: BTreeMap<String, Option<i64>>,
     /// Declared windowed table to the runs that its panes are made of, in entry order.
     pub runs: BTreeMap<String, Vec<LiveRun>>,
+    /// The highest M whose checkpoint's runs these are: those of an older one may be merged and deleted by now.
+    #[serde(default)]
+    pub runs_as_of: u64,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub checkpoint: Option<CheckpointRef>,
     /// Attempts that are in the log above the newest checkpoint's M, by their entry.
@@ -32,6 +35,10 @@ pub struct Ledger {
     /// The newest entry that brought rows.
     #[serde(default)]
     pub rows_at: u64,
+    /// Tables that some plan had and a later one has not: their names are not to be used again, since the
+    /// lake still holds their rows and no pane does.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub ended: BTreeSet<String>,
     /// Who decided data entries lately: writer to its newest entry.
     #[serde(default)]
     pub writers: BTreeMap<String, u64>,
@@ -102,11 +109,13 @@ impl Ledger {
             sources: BTreeMap::new(),
             horizons: BTreeMap::new(),
             runs: BTreeMap::new(),
+            runs_as_of: 0,
             checkpoint: None,
             attempts: BTreeMap::new(),
             condemned: BTreeSet::new(),
             ended_at: None,
             rows_at: 0,
+            ended: BTreeSet::new(),
             writers: BTreeMap::new(),
         };
         ledger.adopt(plan);
@@ -184,6 +193,7 @@ impl Ledger {
             let before = self.horizons.get(name).copied().flatten();
             self.horizons.insert(name.clone(), time::horizon(before, watermark, table.allowed_lateness_us));
         }
+        self.ended.extend(self.plan.tables.keys().filter(|name| !plan.tables.contains_key(*name)).cloned());
         self.horizons.retain(|name, _| plan.tables.contains_key(name));
         self.runs.retain(|name, _| plan.tables.contains_key(name));
         self.plan = plan.clone();
@@ -248,7 +258,13 @@ impl Ledger {
     }
 
     /// A checkpoint may hold merged runs in the place of those up to its M, which are deleted then.
+    ///
+    /// A state that began at a newer checkpoint meets older ones in the log after it: what those name is gone.
     fn take_over_runs(&mut self, checkpoint: &super::checkpoint::Checkpoint) {
+        if checkpoint.upto <= self.runs_as_of {
+            return;
+        }
+        self.runs_as_of = checkpoint.upto;
         for (table, runs) in &mut self.runs {
             let mut taken = checkpoint.ledger.runs.get(table).cloned().unwrap_or_default();
             taken.extend(runs.iter().filter(|r| r.entry > checkpoint.upto).cloned());

@@ -155,6 +155,12 @@ pub fn fit(ledger: &Ledger, pipeline: &Pipeline, plans: &[Arc<TablePlan>], facts
         let before = old.tables.get(&decl.name);
         let planned = table_plan(decl, plan, before.map_or(ledger.next, |b| b.born), before)?;
         match before {
+            None if ledger.ended.contains(&decl.name) => {
+                return Err(PlanError::Refused(format!(
+                    "table {0} was in the pipeline file before and was taken out: its rows are still in the lake, and its windows are forgotten, so that their corrections would double rows; give it another name",
+                    decl.name
+                )));
+            }
             None => changes.push(format!("table {} begins here", decl.name)),
             Some(before) if before == &planned => {}
             Some(before) if before.window.is_some() && before.sql != planned.sql && having(&compile(old)?[&decl.name]) != having(plan) => {

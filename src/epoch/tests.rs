@@ -1,7 +1,7 @@
 use super::checkpoint::{self, Checkpoint};
 use super::decide::{PutAnswer, ReadBack, Unfit, Verdict, fits, verdict};
 use super::entry::{Body, ByPartition, CheckpointRef, Counts, Data, Entry, Interval, Note, Plan, RunEntry, RunObject, StagedFile, VERSION, parse};
-use super::ledger::Ledger;
+use super::ledger::{Ledger, LiveRun};
 use super::plan::{Fit, PlanError, birth, compile, fit};
 use crate::partial::RunKind;
 use crate::pipeline::sql::{self, TablePlan};
@@ -367,6 +367,15 @@ fn what_a_changed_file_means_to_a_log() {
         assert!(said.contains("name"), "it says what to do: {said}");
     }
     assert_eq!(compile(&l.plan).unwrap()["sums"].describe(), loaded(FILE).1[0].describe());
+
+    // A table that was taken out leaves rows in the lake: its name is not given again.
+    let mut ended = l.clone();
+    let mut without = entry(77, l.plan_entry, l.next, Body::Plan(plan));
+    without.log = l.log;
+    ended.apply(&without).unwrap();
+    let (pipeline, plans) = loaded(FILE);
+    let said = fit(&ended, &pipeline, &plans, &facts(2), &BTreeMap::new()).unwrap_err().to_string();
+    assert!(said.contains("table plain was in the pipeline file before") && said.contains("another name"), "{said}");
 }
 
 /// One entry of each kind, as this version writes them.
@@ -421,4 +430,29 @@ fn a_later_version_and_a_torn_entry_are_told_apart() {
     let whole = serde_json::to_vec(&birth_of(FILE, 2)).unwrap();
     assert!(parse("7.json", &whole[..whole.len() / 2]).unwrap_err().contains("is no log entry"));
     assert!(parse("7.json", br#"{"version": 1}"#).unwrap_err().contains("no whole log entry"));
+}
+
+#[test]
+fn an_older_checkpoint_brings_no_runs_back_that_a_newer_one_has_merged() {
+    let run = |object: &str| LiveRun {
+        entry: 1,
+        nth: 0,
+        object: object.to_string(),
+        run: RunEntry {
+            run: RunRef { table: "sums".into(), kind: RunKind::Partial { window_start_us: 0 }, rows: 1, offset: 0, length: 1 },
+            last_window_end_us: i64::MAX,
+        },
+        horizon_before: None,
+    };
+    let mut state = ledger();
+    let mut older = state.clone();
+    older.runs.insert("sums".into(), vec![run("merged once, gone since")]);
+    state.runs.insert("sums".into(), vec![run("merged twice")]);
+    state.runs_as_of = 40;
+    let mut behind = Ledger { runs_as_of: 20, ..state.clone() };
+    let checkpoint = || Body::Checkpoint(Checkpoint { upto: 30, ledger: Box::new(older.clone()) });
+    apply(&mut state, 2, checkpoint());
+    assert_eq!((state.runs["sums"][0].object.as_str(), state.runs_as_of), ("merged twice", 40));
+    apply(&mut behind, 2, checkpoint());
+    assert_eq!((behind.runs["sums"][0].object.as_str(), behind.runs_as_of), ("merged once, gone since", 30), "a newer one does");
 }

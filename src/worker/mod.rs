@@ -183,6 +183,11 @@ pub async fn run(pipeline: Arc<Pipeline>, plans: Vec<Arc<TablePlan>>, options: R
                 tokio::time::sleep(Duration::from_millis(200)).await;
             }
             Err(WorkerError::Stopped) => return Ok(()),
+            // It ran before: what is away now comes back, and the log knows where to go on.
+            Err(WorkerError::Unavailable(why)) if metrics.ready.load(Ordering::Relaxed) && !stop.load(Ordering::Relaxed) => {
+                metrics.waiting("lake", &why);
+                tokio::time::sleep(Duration::from_secs(2)).await;
+            }
             other => return other,
         }
     }
@@ -241,6 +246,7 @@ async fn once(pipeline: &Arc<Pipeline>, plans: &[Arc<TablePlan>], options: RunOp
         }
     }
     metrics.ready.store(true, Ordering::Relaxed);
+    metrics.waiting_over("lake");
 
     let layouts = layouts(pipeline, plans, &head, &facts).await?;
     let (lanes, held, threads) = spawn_lanes(pipeline, &layouts, metrics)?;

@@ -11,7 +11,7 @@ use crate::epoch::entry::{Body, Entry, SpecRecord};
 use crate::epoch::ledger::{Ledger, LiveRun, Times};
 use crate::epoch::plan::compile;
 use crate::failpoint;
-use crate::fold::{EntryTimes, FoldConfig, TableFold};
+use crate::fold::{EntryTimes, FoldConfig, FoldError, TableFold};
 use crate::observe::{Metrics, cpu};
 use crate::pipeline::sql::TablePlan;
 use crate::pipeline::{Emit, Pipeline, TableFormatKind};
@@ -82,6 +82,14 @@ fn refused(e: CommitError) -> WorkerError {
     match e {
         CommitError::Refused(why) => WorkerError::Refused(why),
         CommitError::Unavailable(why) => WorkerError::Unavailable(why),
+    }
+}
+
+/// A disk that is full while panes spill fills again: the panes are restored from the log then.
+fn folding(table: &str, e: FoldError) -> WorkerError {
+    match e {
+        FoldError::Spill { .. } => WorkerError::Unavailable(format!("table {table}: {e}")),
+        other => WorkerError::Internal(format!("table {table}: {other}")),
     }
 }
 
@@ -367,7 +375,7 @@ impl Tables {
             let runs = by_table.remove(&name).unwrap_or_default();
             let Some(fold) = self.folds.get_mut(&name).map(|f| f.get_mut().unwrap_or_else(|e| e.into_inner())) else { continue };
             let metrics = self.metrics.clone();
-            let changes = tokio::task::block_in_place(|| cpu(&metrics.cpu.fold, || fold.apply(&at, runs))).map_err(|e| WorkerError::Internal(format!("table {name}: {e}")))?;
+            let changes = tokio::task::block_in_place(|| cpu(&metrics.cpu.fold, || fold.apply(&at, runs))).map_err(|e| folding(&name, e))?;
             open_windows += fold.open_windows().len() as u64;
             for change in changes.rows {
                 let bytes = change.rows.bytes() as u64;
@@ -506,6 +514,7 @@ impl Tables {
             return Ok(());
         }
         self.merge_runs().await?;
+        self.trail.runs_as_of = upto;
         let body = Body::Checkpoint(Checkpoint { upto, ledger: Box::new(self.trail.clone()) });
         let began = self.at.next;
         match self.head.append(Uuid::now_v7(), began, body, vec![], self.clock.now_ms()).await? {
