@@ -6,8 +6,8 @@
 //!
 //! ```text
 //!  INGEST half (one per worker, holds no state)        the log          TABLE half (a fold over the log)
-//!  source ─► decode ─► transform ─► partial ─► stage ─────────► epoch ────────► fold ─► commit ─► maintain
-//!  records   columns   rows         runs       durable files    decided         rows    tables    bounds
+//!  source ─► decode ─► transform ─► partial ─► stage ─────────► epoch ────────► fold ─► commit
+//!  records   columns   rows         runs       durable files    decided         rows    tables
 //! ```
 //!
 //! A module imports only modules above it. The single back-edge, at run time only, is the receipt
@@ -40,8 +40,6 @@ pub mod fold;
 pub mod read;
 
 pub mod commit;
-
-pub mod maintain;
 
 pub mod worker;
 
