@@ -10,9 +10,9 @@ use arrow::datatypes::*;
 use bytes::Bytes;
 use ::parquet::arrow::arrow_writer::{ArrowWriter, ArrowWriterOptions};
 use ::parquet::arrow::ArrowSchemaConverter;
-use ::parquet::basic::{Compression, LogicalType, ZstdLevel};
+use ::parquet::basic::{Compression, LogicalType, Type as PhysicalType, ZstdLevel};
 use ::parquet::errors::ParquetError;
-use ::parquet::file::properties::WriterProperties;
+use ::parquet::file::properties::{EnabledStatistics, WriterProperties, WriterPropertiesBuilder};
 use ::parquet::schema::types::{SchemaDescriptor, Type, TypePtr};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -113,7 +113,7 @@ impl ParquetStager {
         let whole = physical_schema(&spec.schema, format);
         let schema = Arc::new(Schema::new(kept.iter().map(|i| whole.fields()[*i].clone()).collect::<Vec<_>>()));
         let parquet = parquet_schema(&schema).map_err(|source| StageError::Parquet { table: spec.name.clone(), source })?;
-        let properties = writer_properties(&spec.name, &spec.properties)?;
+        let properties = writer_properties(&spec.name, &spec.properties, &parquet)?;
         Ok(Self {
             spec,
             format,
@@ -290,7 +290,7 @@ fn mark_uuids(node: TypePtr, uuids: &[i32]) -> Result<TypePtr, ParquetError> {
     Ok(Arc::new(group.build()?))
 }
 
-fn writer_properties(table: &str, properties: &BTreeMap<String, String>) -> Result<WriterProperties, StageError> {
+fn writer_properties(table: &str, properties: &BTreeMap<String, String>, columns: &SchemaDescriptor) -> Result<WriterProperties, StageError> {
     const CODEC: &str = "write.parquet.compression-codec";
     const LEVEL: &str = "write.parquet.compression-level";
     let refused = |key, value: &str, expected| StageError::Property { table: table.to_string(), key, value: value.to_string(), expected };
@@ -307,12 +307,23 @@ fn writer_properties(table: &str, properties: &BTreeMap<String, String>) -> Resu
         Some("uncompressed" | "none") => Compression::UNCOMPRESSED,
         Some(other) => return Err(refused(CODEC, other, "zstd, snappy, lz4 or uncompressed")),
     };
-    Ok(WriterProperties::builder()
+    let builder = WriterProperties::builder()
         .set_compression(compression)
         .set_max_row_group_row_count(Some(ROW_GROUP_ROWS))
         .set_created_by(format!("millpond {}", env!("CARGO_PKG_VERSION")))
-        .set_coerce_types(true)
-        .build())
+        .set_coerce_types(true);
+    Ok(without_float_statistics(builder, columns).build())
+}
+
+/// Footer statistics of floats leave NaN out; readers that order NaN above all numbers (DuckDB,
+/// Spark) prune by them nevertheless, and lose it.
+pub(crate) fn without_float_statistics(mut builder: WriterPropertiesBuilder, columns: &SchemaDescriptor) -> WriterPropertiesBuilder {
+    for column in columns.columns() {
+        if matches!(column.physical_type(), PhysicalType::FLOAT | PhysicalType::DOUBLE) {
+            builder = builder.set_column_statistics_enabled(column.path().clone(), EnabledStatistics::None);
+        }
+    }
+    builder
 }
 
 /// The same values under the field's own type: ids on nested fields, and text where Delta has no
@@ -514,5 +525,20 @@ mod tests {
         let schema = Arc::new(Schema::new(vec![Field::new("n", DataType::Utf8, true)]));
         let wrong = RecordBatch::try_new(schema, vec![Arc::new(StringArray::from(vec!["1"]))]).unwrap();
         assert!(matches!(stager.write(&wrong), Err(StageError::Mismatch { .. })));
+    }
+
+    #[test]
+    fn footers_hold_no_float_statistics_that_would_hide_nan() {
+        let schema = Schema::new(vec![Field::new("i", DataType::Int64, true), Field::new("f", DataType::Float64, true)]);
+        let schema = crate::stage::layout::assign_field_ids(&schema, None).unwrap();
+        let spec = TableSpec { name: "t".into(), schema: schema.clone(), key: vec![], formats: vec![], partition_by: vec![], properties: BTreeMap::new(), comment: None };
+        let rows = RecordBatch::try_new(schema, vec![Arc::new(arrow::array::Int64Array::from(vec![1, 2])), Arc::new(arrow::array::Float64Array::from(vec![0.5, f64::NAN]))]).unwrap();
+        let mut stager = ParquetStager::new(Arc::new(spec), TableFormatKind::Delta, "t".into(), Box::new(|| "a.parquet".into())).unwrap();
+        stager.write(&rows).unwrap();
+        let (_, bytes) = stager.finish().unwrap().remove(0);
+        let reader = ::parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder::try_new(bytes).unwrap();
+        let group = reader.metadata().row_group(0);
+        assert!(group.column(0).statistics().is_some());
+        assert!(group.column(1).statistics().is_none());
     }
 }

@@ -1,6 +1,7 @@
 //! Copy on write: a data file without some of its rows.
 
 use super::stats::{field_id, truncate_text};
+use crate::stage::parquet::without_float_statistics;
 use crate::stage::{ColumnStats, Scalar, TableSpec};
 use arrow::array::*;
 use arrow::compute::{self, filter_record_batch};
@@ -8,8 +9,8 @@ use arrow::datatypes::*;
 use bytes::Bytes;
 use parquet::arrow::{ArrowSchemaConverter, ArrowWriter};
 use parquet::arrow::arrow_reader::{ArrowReaderMetadata, ArrowReaderOptions, ParquetRecordBatchReaderBuilder};
-use parquet::basic::{Compression, Type, ZstdLevel};
-use parquet::file::properties::{EnabledStatistics, WriterProperties};
+use parquet::basic::{Compression, ZstdLevel};
+use parquet::file::properties::WriterProperties;
 use roaring::RoaringTreemap;
 use std::sync::Arc;
 
@@ -74,16 +75,10 @@ pub(super) fn without(old: Bytes, drop: &RoaringTreemap, spec: &TableSpec) -> Re
     Ok(Rest { file: Some(file), records, columns, split_offsets })
 }
 
-/// How files are written: zstd, and no footer statistics of floats. Parquet leaves NaN out of them,
-/// readers that order NaN above all numbers (DuckDB, Spark) prune by them nevertheless and lose it.
+/// How files are written: zstd, and no footer statistics of floats.
 pub(super) fn properties(schema: &Schema) -> parquet::errors::Result<WriterProperties> {
-    let mut builder = WriterProperties::builder().set_compression(Compression::ZSTD(ZstdLevel::try_new(3)?)).set_created_by(super::ENGINE.to_string());
-    for column in ArrowSchemaConverter::new().convert(schema)?.columns() {
-        if matches!(column.physical_type(), Type::FLOAT | Type::DOUBLE) {
-            builder = builder.set_column_statistics_enabled(column.path().clone(), EnabledStatistics::None);
-        }
-    }
-    Ok(builder.build())
+    let builder = WriterProperties::builder().set_compression(Compression::ZSTD(ZstdLevel::try_new(3)?)).set_created_by(super::ENGINE.to_string());
+    Ok(without_float_statistics(builder, &ArrowSchemaConverter::new().convert(schema)?).build())
 }
 
 /// Nanosecond timestamps (INT96 of old Spark) are read and written on as microseconds: Delta has no
