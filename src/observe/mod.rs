@@ -52,10 +52,8 @@ pub struct Metrics {
     /// Data files that commits read because they deleted rows from them.
     pub commit_files_read: AtomicU64,
     pub runs_read: AtomicU64,
-    pub spilled_bytes: AtomicU64,
     /// Values that did not fit when they were emitted, and became null.
     pub overflow: AtomicU64,
-    pub lag: AtomicU64,
     pub open_windows: AtomicU64,
     pub backlog_bytes: AtomicU64,
     pub ready: AtomicBool,
@@ -99,7 +97,7 @@ impl Metrics {
     /// Prometheus text format, version 0.0.4.
     pub fn prometheus(&self) -> String {
         let mut text = String::new();
-        let counters: [(&str, &str, &AtomicU64); 16] = [
+        let counters: [(&str, &str, &AtomicU64); 14] = [
             ("millpond_records_total", "records read and decided by this worker", &self.records),
             ("millpond_bytes_total", "bytes of keys, values and headers read", &self.bytes),
             ("millpond_dead_letters_total", "records that became dead letters", &self.dead),
@@ -111,9 +109,7 @@ impl Metrics {
             ("millpond_commit_bytes_total", "bytes written by table commits", &self.commit_bytes),
             ("millpond_commit_files_read_total", "data files read because rows were deleted from them", &self.commit_files_read),
             ("millpond_runs_read_total", "runs read back from the store", &self.runs_read),
-            ("millpond_spilled_bytes_total", "bytes of window state spilled to disk", &self.spilled_bytes),
             ("millpond_overflow_total", "values that did not fit when emitted and became null", &self.overflow),
-            ("millpond_lag_records", "records between the log's positions and the ends of the partitions", &self.lag),
             ("millpond_open_windows", "windows that hold rows and are not dropped yet", &self.open_windows),
             ("millpond_backlog_bytes", "staged bytes that are decided and not yet in every table", &self.backlog_bytes),
         ];

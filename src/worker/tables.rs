@@ -344,12 +344,11 @@ impl Tables {
     }
 
     async fn change_plan(&mut self) -> Result<(), WorkerError> {
-        let before = std::mem::replace(&mut self.plans, compile(&self.at.plan).map_err(|e| WorkerError::Refused(e.to_string()))?);
+        self.plans = compile(&self.at.plan).map_err(|e| WorkerError::Refused(e.to_string()))?;
         let windowed: Vec<String> = self.at.plan.tables.iter().filter(|(_, t)| t.window.is_some()).map(|(n, _)| n.clone()).collect();
         self.folds.retain(|name, _| windowed.contains(name));
         for table in windowed {
             // Panes of a table that goes on are the same runs, read under the new plan.
-            let _ = before.get(&table);
             let fold = self.restored(&table).await?;
             self.folds.insert(table, Mutex::new(fold));
         }
