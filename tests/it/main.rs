@@ -11,3 +11,4 @@ mod pipeline_change;
 mod running_example;
 mod support;
 mod two_workers;
+mod verify;
