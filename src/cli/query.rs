@@ -2,8 +2,8 @@
 
 use super::{OK, SystemClock, fail, load, report};
 use crate::commit::LakeTable;
-use crate::epoch::entry::Body;
-use crate::epoch::ledger::Ledger;
+use crate::epoch::entry::{Body, Entry};
+use crate::epoch::history::{self, History, Recorded, RecordedBody};
 use crate::pipeline::{Pipeline, TableFormatKind};
 use crate::read::query::{Ndjson, human_table, run};
 use crate::read::LakeTableProvider;
@@ -12,6 +12,7 @@ use arrow::array::{ArrayRef, Int64Array, RecordBatch, StringArray, TimestampMill
 use datafusion::catalog::TableProvider;
 use datafusion::datasource::MemTable;
 use futures::TryStreamExt;
+use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -74,7 +75,13 @@ async fn query(pipeline: &Arc<Pipeline>, a: &Arguments) -> Result<(), WorkerErro
     }
     let internal = |e: datafusion::error::DataFusionError| WorkerError::Internal(e.to_string());
     let memory = |batch: RecordBatch| Ok::<Arc<dyn TableProvider>, WorkerError>(Arc::new(MemTable::try_new(batch.schema(), vec![vec![batch]]).map_err(internal)?));
-    providers.push(("millpond.epochs".into(), memory(epochs(&reading.start, &reading.tail)?)?));
+    // What truncation took from the log.
+    let kept = History::new(place.store.clone(), &place.state_folder).read().await.map(|(_, entries)| entries);
+    let kept = kept.unwrap_or_else(|e| {
+        eprintln!("note: millpond.epochs begins where the log does: {e}");
+        BTreeMap::new()
+    });
+    providers.push(("millpond.epochs".into(), memory(epochs(kept, &reading.tail)?)?));
     providers.push(("millpond.commits".into(), memory(commits.batch()?)?));
 
     let (schema, stream) = run(providers, &a.sql).await.map_err(|e| WorkerError::Refused(e.to_string()))?;
@@ -94,9 +101,9 @@ async fn query(pipeline: &Arc<Pipeline>, a: &Arguments) -> Result<(), WorkerErro
     Ok(())
 }
 
-/// The entries of the log that are not truncated, one row a source partition of a data entry, one
-/// row for each other entry.
-fn epochs(_start: &Ledger, tail: &[(u64, crate::epoch::entry::Entry)]) -> Result<RecordBatch, WorkerError> {
+/// The entries of the log and of its history, one row a source partition of a data entry, one row
+/// for each other entry. The history knows of no runs.
+fn epochs(kept: BTreeMap<u64, Recorded>, tail: &[(u64, Entry)]) -> Result<RecordBatch, WorkerError> {
     #[derive(Default)]
     struct Rows {
         entry: Vec<u64>,
@@ -111,12 +118,15 @@ fn epochs(_start: &Ledger, tail: &[(u64, crate::epoch::entry::Entry)]) -> Result
         runs: Vec<u64>,
     }
     let mut rows = Rows::default();
-    for (seq, entry) in tail {
+    let mut entries = kept;
+    entries.extend(tail.iter().map(|(seq, entry)| (*seq, history::record(*seq, entry))));
+    let runs_of: BTreeMap<u64, u64> = tail.iter().filter_map(|(seq, e)| Some((*seq, if let Body::Data(d) = &e.body { d.runs.as_ref()?.runs.len() as u64 } else { return None }))).collect();
+    for (seq, entry) in &entries {
         let kind = match &entry.body {
-            Body::Data(_) => "data",
-            Body::Plan(_) => "plan",
-            Body::Checkpoint(_) => "checkpoint",
-            Body::Note(_) => "note",
+            RecordedBody::Data(_) => "data",
+            RecordedBody::Plan(_) => "plan",
+            RecordedBody::Checkpoint { .. } => "checkpoint",
+            RecordedBody::Note(_) => "note",
         };
         let mut push = |source: Option<&String>, partition: Option<i32>, span: Option<(i64, i64)>, files: u64, runs: u64| {
             rows.entry.push(*seq);
@@ -131,10 +141,10 @@ fn epochs(_start: &Ledger, tail: &[(u64, crate::epoch::entry::Entry)]) -> Result
             rows.runs.push(runs);
         };
         match &entry.body {
-            Body::Data(data) if !data.intervals.is_empty() => {
+            RecordedBody::Data(data) if !data.intervals.is_empty() => {
                 for (source, intervals) in &data.intervals {
                     for (partition, i) in intervals {
-                        push(Some(source), Some(*partition), Some((i.from, i.to)), data.files.len() as u64, data.runs.as_ref().map_or(0, |r| r.runs.len() as u64));
+                        push(Some(source), Some(*partition), Some((i.from, i.to)), data.files.len() as u64, runs_of.get(seq).copied().unwrap_or(0));
                     }
                 }
             }

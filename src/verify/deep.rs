@@ -3,7 +3,7 @@
 use super::compare::{At, Encoder, Matcher, show};
 use super::facts::Facts;
 use super::select::Shown;
-use super::source_rows::{Lineage, Reader, SourceRows, TableRows};
+use super::source_rows::{Held, Lineage, Reader, SourceRows, TableRows};
 use super::structure::{Checked, Role, SHOWN, TableState};
 use super::{Finding, Lake, OpenSource, Options, Progress, Report, RowFinding, VerifyError, instant};
 use crate::pipeline::Pipeline;
@@ -53,7 +53,7 @@ struct Keep {
     /// Windows that two forms of the SQL have a part in.
     mixed: BTreeSet<i64>,
     /// Of rows with lineage: offsets that the source still holds, by partition.
-    held: Option<BTreeMap<i32, (i64, i64)>>,
+    held: Option<BTreeMap<i32, Held>>,
 }
 
 impl Keep {
@@ -140,9 +140,6 @@ async fn compare_table(lake: &Lake, facts: &Facts, rows: &SourceRows, table: &Ch
         return Ok(());
     }
     let name = &table.spec.name;
-    if state.findings.iter().any(|f| f.kind == "file-missing") {
-        return Ok(());
-    }
     // Below a checkpoint's M nothing was left to do for any table.
     let as_of = stamp.max(facts.upto.unwrap_or(0)).max(facts.first.saturating_sub(1)).min(facts.last);
     let as_of = if options.caught_up { facts.last } else { as_of };
@@ -192,7 +189,7 @@ async fn expect(facts: &Facts, rows: &SourceRows, table: &Checked, options: &Opt
                 batches.push(in_columns_of(&table.spec, &values)?);
                 origin.push(taken.iter().map(|i| part.lineage[*i as usize]).collect());
             }
-            let partly = options.from_us.is_some() || options.to_us.is_some() || rows.lost_until_us.is_some() || rows.held.iter().any(|(p, h)| !whole(facts, *p, h));
+            let partly = options.from_us.is_some() || options.to_us.is_some() || rows.partly_lost;
             if partly {
                 report.notes.push(format!("table {name}: its rows do not tell where they came from; rows that it should not have are not found here"));
             }
@@ -205,14 +202,16 @@ async fn expect(facts: &Facts, rows: &SourceRows, table: &Checked, options: &Opt
         Role::Late(of) => {
             let Some(computed) = computed(of, report) else { return Ok(None) };
             let (mut batches, mut origin) = (vec![], vec![]);
+            let keep = Keep { sample: None, lost_until_us: None, held: Some(rows.held.clone()), ..keep };
             for (batch, entries) in &computed.late {
-                let taken: Vec<u32> = (0..entries.len()).filter(|i| entries[*i] <= as_of).map(|i| i as u32).collect();
+                let starts = batch.column_by_name("window_start").and_then(|c| c.as_primitive_opt::<TimestampMicrosecondType>().cloned());
+                let starts = starts.ok_or_else(|| failed("window_start is no timestamp"))?;
+                let taken: Vec<u32> = (0..entries.len()).filter(|i| entries[*i] <= as_of && keep.window(starts.value(*i))).map(|i| i as u32).collect();
                 let batch = take_record_batch(batch, &UInt32Array::from(taken.clone())).map_err(failed)?;
                 origin.push(lineage_of(&batch, &taken.iter().map(|i| entries[*i as usize]).collect::<Vec<_>>()));
                 batches.push(batch);
             }
             let key = ["_partition", "_offset"].into_iter().filter_map(column).collect();
-            let keep = Keep { sample: None, lost_until_us: None, held: Some(rows.held.clone()), ..keep };
             Some(Expected { batches, origin: Origin::Rows(origin), compared: without_reason, inexact: BTreeSet::new(), key, window: column("window_start"), keep, only_missing: false })
         }
         Role::Dead(source) => {
@@ -227,12 +226,6 @@ async fn expect(facts: &Facts, rows: &SourceRows, table: &Checked, options: &Opt
             Some(Expected { batches: vec![batch], origin: Origin::Rows(vec![origin]), compared: without_reason, inexact: BTreeSet::new(), key, window: None, keep, only_missing: false })
         }
     })
-}
-
-/// Whether the source holds all that the log decided of a partition.
-fn whole(facts: &Facts, partition: i32, held: &(i64, i64)) -> bool {
-    let spans = facts.spans.values().filter_map(|p| p.get(&partition));
-    facts.first == 0 && spans.into_iter().flatten().all(|s| s.from == s.to || (held.0 <= s.from && s.to <= held.1))
 }
 
 fn in_columns_of(spec: &TableSpec, values: &RecordBatch) -> Result<RecordBatch, VerifyError> {
@@ -397,7 +390,7 @@ fn kept(batch: &RecordBatch, expected: &Expected, table: &Checked) -> Result<Rec
                 *mask = false;
             } else if p.is_valid(i) && o.is_valid(i) {
                 // What the source lost proves nothing; what it never had must not be there.
-                let lost = held.get(&p.value(i)).is_some_and(|(from, _)| o.value(i) < *from);
+                let lost = held.get(&p.value(i)).is_some_and(|h| h.lost(o.value(i)));
                 *mask &= !lost;
             }
         }

@@ -407,6 +407,8 @@ impl<'a> Walk<'a> {
             return None;
         };
         self.adopt(&state, state.plan_entry);
+        let begins = Times { horizon_before: state.horizons.clone(), watermark_after: state.watermarks(), ends_input: false };
+        self.facts.times.insert(self.facts.first.saturating_sub(1), begins);
         // State after the entries that a checkpoint in the log claims to hold.
         let mut held: BTreeMap<u64, State> = self.checkpoints.values().map(|c| (c.upto, state.clone())).collect();
         held.retain(|upto, _| *upto + 1 >= self.facts.first);

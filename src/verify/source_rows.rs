@@ -59,13 +59,34 @@ pub struct DeadRow {
     pub table: Option<String>,
 }
 
+/// Of the offsets `..end` that the log decided, the source still holds `from..to`.
+#[derive(Debug, Clone, Copy)]
+pub struct Held {
+    pub from: i64,
+    pub to: i64,
+    pub end: i64,
+}
+
+impl Held {
+    pub fn has(&self, from: i64, to: i64) -> bool {
+        from == to || (self.from <= from && to <= self.to)
+    }
+
+    /// The log decided this offset and nobody can read it any more.
+    pub fn lost(&self, offset: i64) -> bool {
+        offset < self.end && !(self.from..self.to).contains(&offset)
+    }
+}
+
 /// What a source holds of what the log decided.
 #[derive(Default)]
 pub struct SourceRows {
     pub tables: BTreeMap<String, TableRows>,
     pub dead: Vec<DeadRow>,
-    /// Partition to the offsets that the log holds and the source no longer does: below the first, from the second on.
-    pub held: BTreeMap<i32, (i64, i64)>,
+    /// Partition to the offsets of the log that the source still holds.
+    pub held: BTreeMap<i32, Held>,
+    /// Records that the log decided are not in the source any more.
+    pub partly_lost: bool,
     /// Rows of windows that start at or before it may be lost; `i64::MAX` when nothing bounds them.
     pub lost_until_us: Option<i64>,
     pub findings: Vec<Finding>,
@@ -145,7 +166,7 @@ impl<'a> Reader<'a> {
             let (begin, last) = known.partitions.get(&partition).copied().unwrap_or((i64::MAX, i64::MIN));
             let (from, to) = (start.max(begin).min(end), end.min(last.max(start.min(end))));
             self.lost(partition, (start, from), (to.max(from), end));
-            self.out.held.insert(partition, (from, to.max(from)));
+            self.out.held.insert(partition, Held { from, to: to.max(from), end });
             if from < to {
                 left.insert(partition, (from, to));
             }
@@ -154,7 +175,10 @@ impl<'a> Reader<'a> {
         self.poll(source, left, total, progress)?;
         self.judge_facts();
         if self.facts.first > 0 {
-            let before = self.facts.lost_event_us.get(self.name).copied().flatten();
+            self.out.partly_lost = true;
+            // Rows beyond `max_ahead` left no trace in what a checkpoint holds.
+            let capped = matches!(self.spec.input, crate::pipeline::Input::Kafka(_));
+            let before = if capped { Some(i64::MAX) } else { self.facts.lost_event_us.get(self.name).copied().flatten() };
             self.out.lost_until_us = self.out.lost_until_us.max(before);
         }
         Ok(self.out)
@@ -176,6 +200,7 @@ impl<'a> Reader<'a> {
 
     fn lost(&mut self, partition: i32, below: (i64, i64), above: (i64, i64)) {
         for (from, to) in [below, above].into_iter().filter(|(from, to)| from < to) {
+            self.out.partly_lost = true;
             self.out.unprovable.push(format!(
                 "source {} partition {partition}: offsets {from}..{to} are in the log and no longer in the source: rows and windows that they may have counted in cannot be proven",
                 self.name
@@ -383,7 +408,7 @@ impl<'a> Reader<'a> {
 
     /// Event times and counts of the log's entries against what was read.
     fn judge_facts(&mut self) {
-        let whole = |p: i32, s: &Span| self.out.held.get(&p).is_some_and(|(from, to)| *from <= s.from && s.to <= *to);
+        let whole = |p: i32, s: &Span| self.out.held.get(&p).is_some_and(|h| h.has(s.from, s.to));
         let mut findings = vec![];
         let timed = self.facts.plan().sources.get(self.name).is_some_and(|s| s.time_column.is_some());
         let caps = matches!(self.spec.input, crate::pipeline::Input::Kafka(_));
@@ -405,7 +430,7 @@ impl<'a> Reader<'a> {
         }
         for (&entry, data) in &self.facts.data {
             let Some(counts) = data.counts.get(self.name) else { continue };
-            let complete = data.intervals.get(self.name).into_iter().flatten().all(|(p, i)| self.out.held.get(p).is_some_and(|(from, to)| i.from == i.to || (*from <= i.from && i.to <= *to)));
+            let complete = data.intervals.get(self.name).into_iter().flatten().all(|(p, i)| self.out.held.get(p).is_some_and(|h| h.has(i.from, i.to)));
             let seen = self.counts.get(&entry).copied().unwrap_or_default();
             if complete && counts.records != seen.records {
                 findings.push(Finding::new("entry-counts", format!("source {}: the entry says {} records, its offsets hold {}", self.name, counts.records, seen.records)).at(entry));
