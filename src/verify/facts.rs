@@ -452,6 +452,12 @@ impl<'a> Walk<'a> {
                 if plan.replaces != Some(state.plan_entry) {
                     self.say(Finding::new("plan-chain", format!("it replaces plan {:?}, and the newest was {}", plan.replaces, state.plan_entry)).at(seq));
                 }
+                for (name, source) in &plan.sources {
+                    let before = state.plan.sources.get(name).and_then(|s| s.incarnation.clone());
+                    if before.is_some() && before != source.incarnation {
+                        self.say(Finding::new("topic-id", format!("source {name} is topic {:?} from here on, and was {before:?}", source.incarnation)).at(seq));
+                    }
+                }
                 state.adopt(Arc::new(plan), seq);
                 self.adopt(state, seq);
             }

@@ -7,9 +7,9 @@
 use super::window::Windows;
 use crate::pipeline::Column;
 use crate::pipeline::sql::Tumble;
-use arrow::array::{Array, ArrayRef, AsArray, BooleanArray, Decimal128Array, Float64Array, UInt32Array, new_null_array};
+use arrow::array::{Array, ArrayRef, AsArray, BooleanArray, Decimal128Array, Float64Array, UInt32Array, UInt64Array, new_null_array};
 use arrow::compute::{CastOptions, cast_with_options, concat, filter_record_batch, take_record_batch};
-use arrow::datatypes::{DataType, Decimal128Type, Decimal256Type, Field, Float32Type, Float64Type, Int64Type, Schema, SchemaRef, TimestampMicrosecondType, i256};
+use arrow::datatypes::{DataType, Decimal128Type, Decimal256Type, Field, Float32Type, Float64Type, Int64Type, Schema, SchemaRef, TimestampMicrosecondType, UInt64Type, i256};
 use arrow::record_batch::{RecordBatch, RecordBatchOptions};
 use datafusion::common::tree_node::{Transformed, TreeNode};
 use datafusion::common::{DFSchema, DFSchemaRef, ScalarValue, TableReference};
@@ -28,6 +28,9 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 
 type Physical = Arc<dyn PhysicalExpr>;
+
+/// The column that tells states of the same rows apart; no source can have it, because it is no word.
+const AT: &str = "at entry";
 
 /// The query of one table under one plan.
 pub struct Select {
@@ -62,6 +65,17 @@ pub struct Passed {
     /// Columns of a plain table; of a windowed one its group key and arguments.
     pub values: RecordBatch,
     pub failed: Vec<u32>,
+}
+
+/// Groups as they were after several entries.
+pub struct States {
+    /// Columns of the table.
+    pub rows: RecordBatch,
+    pub groups: RecordBatch,
+    /// By row: the entry, the window's start, and whether `having` lets it be seen.
+    pub at: Vec<u64>,
+    pub window: Vec<i64>,
+    pub shown: Vec<bool>,
 }
 
 /// Rows of the table after all is summed up.
@@ -250,43 +264,77 @@ impl Select {
 
     /// Runs the GROUP BY over rows that [`Select::pass`] has let through, and what stands above it.
     pub async fn sum_up(&self, batches: Vec<RecordBatch>) -> Result<Shown> {
+        let (a, having, exprs) = self.parts()?;
+        let summed = self.summed(a, batches, None).await?;
+        let (rows, shown) = self.above(a, having, exprs, &summed)?;
+        let groups = summed.project(&(0..a.group_expr.len()).collect::<Vec<_>>())?;
+        let mask = BooleanArray::from(shown);
+        Ok(Shown { rows: filter_record_batch(&rows, &mask)?, groups: filter_record_batch(&groups, &mask)? })
+    }
+
+    /// As [`Select::sum_up`], for several states of the rows at once: `at` says of each row which state it is in.
+    pub async fn sum_up_at(&self, batches: Vec<RecordBatch>, at: Vec<Vec<u64>>) -> Result<States> {
+        let (a, having, exprs) = self.parts()?;
+        let summed = self.summed(a, batches, Some(at)).await?;
+        let (rows, shown) = self.above(a, having, exprs, &summed)?;
+        let width = a.group_expr.len();
+        let groups = summed.project(&(0..width).collect::<Vec<_>>())?;
+        let column = |name: &str| summed.column_by_name(name).cloned().ok_or_else(|| odd(&self.plan));
+        let at = column(AT)?.as_primitive::<UInt64Type>().values().to_vec();
+        let start = a.group_expr.iter().position(|e| matches!(e, Expr::Column(c) if c.name == "window_start")).ok_or_else(|| odd(&self.plan))?;
+        let window = summed.column(start).as_primitive::<TimestampMicrosecondType>().values().to_vec();
+        Ok(States { rows, groups, at, window, shown })
+    }
+
+    /// The aggregate, the condition above it, the columns.
+    fn parts(&self) -> Result<(&Aggregate, Option<&Expr>, &[Expr])> {
         let LogicalPlan::Projection(top) = &self.plan else { return Err(odd(&self.plan)) };
         let (having, base) = filtered(&top.input);
         let LogicalPlan::Aggregate(a) = base else { return Err(odd(&self.plan)) };
-        let table = MemTable::try_new(self.input.clone(), vec![batches])?;
-        self.context.deregister_table(TableReference::bare(self.source.as_str()))?;
-        self.context.register_table(TableReference::bare(self.source.as_str()), Arc::new(table))?;
-        // The plan names the table as it was planned; it is read anew under the same name.
-        let provider = self.context.table_provider(TableReference::bare(self.source.as_str())).await?;
-        let source = datafusion::datasource::provider_as_source(provider);
-        let wide = wide(a)?.transform_up(|node| match node {
-            LogicalPlan::TableScan(scan) => {
-                let scan = LogicalPlanBuilder::scan(scan.table_name.clone(), source.clone(), None)?.build()?;
-                Ok(Transformed::yes(scan))
+        Ok((a, having, &top.expr))
+    }
+
+    /// The aggregate's columns over these rows, and [`AT`] after them where states are told apart.
+    async fn summed(&self, a: &Aggregate, mut batches: Vec<RecordBatch>, at: Option<Vec<Vec<u64>>>) -> Result<RecordBatch> {
+        let mut fields: Vec<Arc<Field>> = self.input.fields().to_vec();
+        let states = at.is_some();
+        if let Some(at) = at {
+            fields.push(Arc::new(Field::new(AT, DataType::UInt64, false)));
+            let schema = Arc::new(Schema::new(fields.clone()));
+            for (batch, at) in batches.iter_mut().zip(at) {
+                let mut columns = batch.columns().to_vec();
+                columns.push(Arc::new(UInt64Array::from(at)));
+                *batch = RecordBatch::try_new(schema.clone(), columns)?;
             }
+        }
+        let table = MemTable::try_new(Arc::new(Schema::new(fields)), vec![batches])?;
+        let source = datafusion::datasource::provider_as_source(Arc::new(table));
+        let plan = wide(a, states, &|node| match node {
+            LogicalPlan::TableScan(scan) => Ok(Transformed::yes(LogicalPlanBuilder::scan(scan.table_name.clone(), source.clone(), None)?.build()?)),
             other => Ok(Transformed::no(other)),
         })?;
-        let frame = self.context.execute_logical_plan(wide.data).await?;
-        let batches = frame.collect().await?;
-        let schema: SchemaRef = Arc::new(a.schema.as_arrow().clone());
-        let columns = (0..schema.fields().len()).map(|i| {
+        let batches = self.context.execute_logical_plan(plan).await?.collect().await?;
+        let mut schema: Vec<Field> = a.schema.fields().iter().map(|f| f.as_ref().clone()).collect();
+        if states {
+            schema.push(Field::new(AT, DataType::UInt64, true));
+        }
+        let columns = schema.iter().enumerate().map(|(i, field)| {
             let of: Vec<&dyn Array> = batches.iter().map(|b| b.column(i).as_ref()).collect();
-            if of.is_empty() { Ok(new_null_array(schema.field(i).data_type(), 0)) } else { Ok(concat(&of)?) }
+            if of.is_empty() { Ok(new_null_array(field.data_type(), 0)) } else { Ok(concat(&of)?) }
         });
         let columns = columns.collect::<Result<Vec<ArrayRef>>>()?;
         let rows = columns.first().map_or(0, |c| c.len());
-        let fields: Vec<Field> = schema.fields().iter().zip(&columns).map(|(f, c)| Field::new(f.name(), c.data_type().clone(), true)).collect();
-        let summed = RecordBatch::try_new_with_options(Arc::new(Schema::new(fields)), columns, &RecordBatchOptions::new().with_row_count(Some(rows)))?;
-        self.above(a, having, &top.expr, summed)
+        let fields: Vec<Field> = schema.iter().zip(&columns).map(|(f, c)| Field::new(f.name(), c.data_type().clone(), true)).collect();
+        Ok(RecordBatch::try_new_with_options(Arc::new(Schema::new(fields)), columns, &RecordBatchOptions::new().with_row_count(Some(rows)))?)
     }
 
     /// `having` and the columns, row by row: what cannot be computed is null.
-    fn above(&self, a: &Aggregate, having: Option<&Expr>, exprs: &[Expr], summed: RecordBatch) -> Result<Shown> {
+    fn above(&self, a: &Aggregate, having: Option<&Expr>, exprs: &[Expr], summed: &RecordBatch) -> Result<(RecordBatch, Vec<bool>)> {
         let rows = summed.num_rows();
         let mut shown: Vec<bool> = vec![true; rows];
         if let Some(e) = having {
             let value = Value1 { expr: checked(create_physical_expr(e, &a.schema, &Default::default())?)?, digits: None, to: None };
-            let passed = value.each(&summed)?;
+            let passed = value.each(summed)?;
             let passed = passed.as_boolean();
             (0..rows).for_each(|i| shown[i] = passed.is_valid(i) && passed.value(i));
         }
@@ -298,13 +346,11 @@ impl Select {
                 _ => None,
             };
             let value = Value1 { expr: checked(create_physical_expr(e, &a.schema, &Default::default())?)?, digits, to: Some(field.data_type().clone()) };
-            columns.push(value.each(&summed)?);
+            columns.push(value.each(summed)?);
         }
-        let mask = BooleanArray::from(shown);
         let fields: Vec<Field> = self.output.fields().iter().map(|f| f.as_ref().clone().with_nullable(true)).collect();
         let all = RecordBatch::try_new_with_options(Arc::new(Schema::new(fields)), columns, &RecordBatchOptions::new().with_row_count(Some(rows)))?;
-        let groups = summed.project(&(0..a.group_expr.len()).collect::<Vec<_>>())?;
-        Ok(Shown { rows: filter_record_batch(&all, &mask)?, groups: filter_record_batch(&groups, &mask)? })
+        Ok((all, shown))
     }
 }
 
@@ -517,7 +563,7 @@ fn adds_floats(call: &Expr, schema: &DFSchema) -> bool {
 
 /// The aggregate with sums that hold any number of rows, narrowed again to the declared types: what
 /// does not fit is null.
-fn wide(a: &Aggregate) -> Result<LogicalPlan> {
+fn wide(a: &Aggregate, states: bool, scan: &dyn Fn(LogicalPlan) -> Result<Transformed<LogicalPlan>>) -> Result<LogicalPlan> {
     let schema = a.input.schema();
     let (mut calls, mut columns): (Vec<Expr>, Vec<Expr>) = (vec![], vec![]);
     let mut groups = vec![];
@@ -533,7 +579,16 @@ fn wide(a: &Aggregate) -> Result<LogicalPlan> {
         let done = widened(&f, field.data_type(), schema, i, &mut calls)?;
         columns.push(done.alias_qualified(qualifier.cloned(), field.name()));
     }
-    LogicalPlanBuilder::from(a.input.as_ref().clone()).aggregate(groups, calls)?.project(columns)?.build()
+    if states {
+        let at = Expr::Column(datafusion::common::Column::new_unqualified(AT));
+        groups.push(at.clone());
+        columns.push(at);
+    }
+    // The plan names the table as it was planned; its rows are read under the same name.
+    let input = a.input.as_ref().clone().transform_up(scan)?.data;
+    // What holds of a plan's schema was written when it was made.
+    let input = input.transform_up(|node| Ok(Transformed::yes(node.recompute_schema()?)))?.data;
+    LogicalPlanBuilder::from(input).aggregate(groups, calls)?.project(columns)?.build()
 }
 
 fn widened(f: &AggregateFunction, declared: &DataType, schema: &DFSchema, nth: usize, calls: &mut Vec<Expr>) -> Result<Expr> {

@@ -386,7 +386,7 @@ async fn one(seed: u64, keep_runs: bool) -> Reached {
                 workers[w].fold(most).await
             }
             85..94 => match workers[w].tables.commit_all(true).await {
-                Ok(()) => workers[w].tables.checkpoint_and_truncate().await,
+                Ok(()) => workers[w].tables.checkpoint_and_truncate(false).await,
                 Err(e) => Err(e),
             },
             94..97 => Err(WorkerError::StartOver("killed".into())),

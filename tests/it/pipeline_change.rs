@@ -120,6 +120,7 @@ fn a_changed_file_goes_on_or_is_refused() {
     assert_eq!(pond.status()["next_entry"], log);
     pond.until_end();
     assert_eq!(spend().last().unwrap(), "10:45 Z 1");
+    pond.assert_proven();
 }
 
 /// A partition was idle and the watermark went on without it; then everything stopped and a backlog
@@ -191,4 +192,5 @@ commit: {{every: 300ms}}
     let counted: i64 = rows.iter().map(|r| r["n"].as_i64().unwrap()).sum();
     // The last window is open still.
     assert_eq!(counted, before + 2 * 368);
+    pond.assert_proven();
 }
