@@ -3,7 +3,6 @@
 use super::{OK, SystemClock, fail, load, report};
 use crate::commit::LakeTable;
 use crate::epoch::entry::Body;
-use crate::epoch::ledger::Ledger;
 use crate::pipeline::{Pipeline, TableFormatKind};
 use crate::read::query::{Ndjson, human_table, run};
 use crate::read::LakeTableProvider;
@@ -74,7 +73,7 @@ async fn query(pipeline: &Arc<Pipeline>, a: &Arguments) -> Result<(), WorkerErro
     }
     let internal = |e: datafusion::error::DataFusionError| WorkerError::Internal(e.to_string());
     let memory = |batch: RecordBatch| Ok::<Arc<dyn TableProvider>, WorkerError>(Arc::new(MemTable::try_new(batch.schema(), vec![vec![batch]]).map_err(internal)?));
-    providers.push(("millpond.epochs".into(), memory(epochs(&reading.start, &reading.tail)?)?));
+    providers.push(("millpond.epochs".into(), memory(epochs(&reading.tail)?)?));
     providers.push(("millpond.commits".into(), memory(commits.batch()?)?));
 
     let (schema, stream) = run(providers, &a.sql).await.map_err(|e| WorkerError::Refused(e.to_string()))?;
@@ -96,7 +95,7 @@ async fn query(pipeline: &Arc<Pipeline>, a: &Arguments) -> Result<(), WorkerErro
 
 /// The entries of the log that are not truncated, one row a source partition of a data entry, one
 /// row for each other entry.
-fn epochs(_start: &Ledger, tail: &[(u64, crate::epoch::entry::Entry)]) -> Result<RecordBatch, WorkerError> {
+fn epochs(tail: &[(u64, crate::epoch::entry::Entry)]) -> Result<RecordBatch, WorkerError> {
     #[derive(Default)]
     struct Rows {
         entry: Vec<u64>,

@@ -19,6 +19,10 @@ pub struct Arguments {
     /// Then close every open window: no more rows are expected
     #[arg(long = "final", requires = "until_end")]
     last: bool,
+    /// Go back to an older pipeline file on purpose, or begin a table anew under the name of one that was taken out.
+    /// For one run: a service that always starts with it lets two versions of the file alternate
+    #[arg(long)]
+    accept: bool,
     /// Progress and the summary as JSON, one object a line
     #[arg(long)]
     json: bool,
@@ -45,7 +49,7 @@ pub async fn main(a: Arguments) -> i32 {
     let stop = Arc::new(AtomicBool::new(false));
     watch_signals(stop.clone());
     let shown = tokio::spawn(progress::show(metrics.clone(), a.json));
-    let options = RunOptions { until_end: a.until_end, last: a.last, reread_runs: a.reread_runs, deadline: Duration::from_secs(a.deadline) };
+    let options = RunOptions { until_end: a.until_end, last: a.last, reread_runs: a.reread_runs, deadline: Duration::from_secs(a.deadline), accept: a.accept };
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     let start = Instant::now();
     let done = worker::run(loaded.pipeline, loaded.plans, options, metrics.clone(), clock, stop).await;

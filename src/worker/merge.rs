@@ -82,8 +82,8 @@ impl Tables {
         };
         let one = tokio::task::block_in_place(|| fold.merged(window, ordered.into_iter().flat_map(|(_, _, batches)| batches))).map_err(|e| failed(&e))?;
         let (bytes, refs) = write_runs(&[one]).map_err(|e| failed(&e))?;
-        let object = format!("{}/runs/merged-{:020}-{}.run", self.state_folder, self.trail.next - 1, Uuid::now_v7());
-        self.store.put(&Path::from(object.as_str()), bytes.into()).await.map_err(|e| WorkerError::Unavailable(format!("cannot write {object}: {e}")))?;
+        let object = format!("{}/runs/merged-{:020}-{}.run", self.parts.state_folder, self.trail.next - 1, Uuid::now_v7());
+        self.parts.store.put(&Path::from(object.as_str()), bytes.into()).await.map_err(|e| WorkerError::Unavailable(format!("cannot write {object}: {e}")))?;
         let run = refs.into_iter().next().ok_or_else(|| failed(&"nothing was written"))?;
         Ok(LiveRun { entry: first, nth: 0, object, run: RunEntry { run, last_window_end_us: end }, horizon_before: None })
     }

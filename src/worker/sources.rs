@@ -16,6 +16,7 @@ pub enum Command {
     Start { generation: u64, positions: BTreeMap<i32, Position> },
     Pause(Vec<i32>),
     Facts(oneshot::Sender<Result<SourceFacts, SourceError>>),
+    /// The tables hold the offsets up to here.
     Committed(BTreeMap<i32, i64>),
     Stop,
 }
@@ -44,6 +45,11 @@ impl SourceThread {
         let (sender, events) = mpsc::channel(QUEUED);
         let thread = std::thread::Builder::new().name(format!("source {name}")).spawn(move || run(source, &received, &sender, &metrics))?;
         Ok(Self { name, commands, events, thread: Some(thread) })
+    }
+
+    /// Where receipts go.
+    pub fn receipts(&self) -> (String, std_mpsc::Sender<Command>) {
+        (self.name.clone(), self.commands.clone())
     }
 
     pub fn send(&self, command: Command) {
@@ -76,6 +82,7 @@ fn run(mut source: Box<dyn Source>, commands: &std_mpsc::Receiver<Command>, even
     let mut joined = false;
     let mut troubled = false;
     let mut waiting: VecDeque<Event> = VecDeque::new();
+    let mut released = BTreeMap::new();
     loop {
         // With something to deliver and nobody to take it, commands are all there is to do.
         let command = if waiting.is_empty() { commands.try_recv().ok() } else { commands.recv_timeout(Duration::from_millis(2)).ok() };
@@ -84,7 +91,8 @@ fn run(mut source: Box<dyn Source>, commands: &std_mpsc::Receiver<Command>, even
             Some(Command::Start { generation: next, positions }) => {
                 waiting.retain(|e| !matches!(e, Event::Batch { .. }));
                 generation = next;
-                match source.start(&positions) {
+                // What was released before partitions were ours is told now that they are.
+                match source.start(&positions).and_then(|()| source.report_committed(&released)) {
                     Ok(()) => started = true,
                     Err(e) => waiting.push_back(Event::Failed(e)),
                 }
@@ -104,6 +112,7 @@ fn run(mut source: Box<dyn Source>, commands: &std_mpsc::Receiver<Command>, even
                 if let Err(e) = source.report_committed(&offsets) {
                     waiting.push_back(Event::Notice(e.to_string()));
                 }
+                released = offsets;
                 continue;
             }
             None => {}
