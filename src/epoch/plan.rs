@@ -201,6 +201,9 @@ fn change(
     let mut tables = BTreeMap::new();
     for (decl, plan) in pipeline.tables.iter().zip(plans) {
         let before = old.tables.get(&decl.name);
+        if let Some(before) = before {
+            same_table(&decl.name, before, decl, plan)?;
+        }
         let planned = table_plan(decl, plan, before.map_or(ledger.next, |b| b.born), before)?;
         match before {
             None if ledger.ended.contains(&decl.name) && !accept => {
@@ -318,26 +321,34 @@ fn refuse(name: &str, what: &str) -> PlanError {
     PlanError::Refused(format!("table {name}: {what}; give the changed table another name (it begins empty and `run` fills it from here on), or undo the change"))
 }
 
+/// What a table is, whatever its columns: asked before they are compared, for the better word.
+fn same_table(name: &str, before: &WindowedOrPlain, decl: &TableDecl, plan: &TablePlan) -> Result<(), PlanError> {
+    let refuse = |what: &str| Err(refuse(name, what));
+    let old = &before.table;
+    let sorted = |formats: &[TableFormatKind]| formats.iter().copied().collect::<BTreeSet<_>>();
+    if before.source != plan.source {
+        return refuse(&format!("it moves from source {} to {}", before.source, plan.source));
+    }
+    if before.window.is_some() != plan.window.is_some() {
+        return refuse("it changes between a plain select and a windowed aggregate");
+    }
+    if old.key != plan.key {
+        let words = |key: &[String]| if key.is_empty() { "none".to_string() } else { format!("[{}]", key.join(", ")) };
+        return refuse(&format!("its key changes from {} to {}", words(&old.key), words(&plan.key)));
+    }
+    if sorted(&old.formats) != sorted(&decl.formats) {
+        let words = |formats: &[TableFormatKind]| formats.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+        return refuse(&format!("its formats change from [{}] to [{}]: the rows so far are in the former only", words(&old.formats), words(&decl.formats)));
+    }
+    if old.partition_by != decl.partition_by {
+        return refuse("its partitioning changes");
+    }
+    Ok(())
+}
+
 fn table_change(name: &str, before: &WindowedOrPlain, after: &WindowedOrPlain, changes: &mut Vec<String>) -> Result<(), PlanError> {
     let refuse = |what: &str| refuse(name, what);
     let (old, new) = (&before.table, &after.table);
-    if before.source != after.source {
-        return Err(refuse(&format!("it moves from source {} to {}", before.source, after.source)));
-    }
-    if old.key != new.key {
-        let words = |key: &[String]| if key.is_empty() { "none".to_string() } else { format!("[{}]", key.join(", ")) };
-        return Err(refuse(&format!("its key changes from {} to {}", words(&old.key), words(&new.key))));
-    }
-    if old.formats != new.formats {
-        let words = |formats: &[TableFormatKind]| formats.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
-        return Err(refuse(&format!("its formats change from [{}] to [{}]: the rows so far are in the former only", words(&old.formats), words(&new.formats))));
-    }
-    if old.partition_by != new.partition_by {
-        return Err(refuse("its partitioning changes"));
-    }
-    if before.window.is_some() != after.window.is_some() {
-        return Err(refuse("it changes between a plain select and a windowed aggregate"));
-    }
     if before.window.is_some() && before.state != after.state {
         let only = |a: &str, b: &str| a.lines().filter(|l| !b.lines().any(|m| m == *l)).collect::<Vec<_>>().join("; ");
         let or_nothing = |text: String| if text.is_empty() { "nothing".to_string() } else { text };
