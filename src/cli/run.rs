@@ -9,7 +9,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 use tokio::signal::unix::{SignalKind, signal};
 
+const EXAMPLES: &str = "Examples:
+  millpond run spend.yaml                       until it is stopped
+  millpond run spend.yaml --until-end --final   what the topics hold now, then every window is closed
+  millpond run spend.yaml --accept              once, after the file was set back to an older one on purpose";
+
 #[derive(clap::Args)]
+#[command(after_help = EXAMPLES)]
 pub struct Arguments {
     /// The pipeline file
     file: PathBuf,
@@ -27,7 +33,7 @@ pub struct Arguments {
     #[arg(long)]
     json: bool,
     /// Seconds that stopping may take to bring the tables up to what was decided
-    #[arg(long, default_value_t = 30)]
+    #[arg(long, default_value_t = 30, value_name = "SECONDS")]
     deadline: u64,
     /// Read own runs back from the lake instead of handing them over in memory (for tests: the result is the same)
     #[arg(long, hide = true)]

@@ -1,6 +1,6 @@
 //! `millpond status FILE`.
 
-use super::{OK, SystemClock, fail, load, report};
+use super::{OK, SystemClock, fail, has_run, load, report};
 use crate::epoch::ledger::PartitionState;
 use crate::pipeline::{Pipeline, SourceSpec};
 use crate::worker::progress::instant;
@@ -38,6 +38,9 @@ pub async fn main(a: Arguments) -> i32 {
 }
 
 async fn status(pipeline: &Arc<Pipeline>) -> Result<Value, WorkerError> {
+    if !has_run(pipeline) {
+        return Ok(json!({ "pipeline": pipeline.name, "log": null }));
+    }
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     let place = Place::open(pipeline, &clock).await?;
     let Some(reading) = place.log.open().await? else {
