@@ -9,6 +9,7 @@ use crate::commit::upsert::ChangeOp;
 use crate::commit::{CommitError, Stamp, TableFormat};
 use crate::epoch::checkpoint::{self, Cadence, Checkpoint};
 use crate::epoch::entry::{Body, Entry, SpecRecord};
+use crate::epoch::history::{self, History};
 use crate::epoch::ledger::{Ledger, LiveRun, Times};
 use crate::epoch::plan::compile;
 use crate::failpoint;
@@ -495,6 +496,20 @@ impl Tables {
         Ok(())
     }
 
+    /// Writes down the facts of the entries up to M that no segment holds yet, before they are freed.
+    async fn keep_history(&self, upto: u64) -> Result<(), String> {
+        let mut kept = vec![];
+        // A fold that began at birth has not seen entry 0 as such.
+        if self.trail.next == 1
+            && let Some(birth) = self.head.log.read(0).await.map_err(|e| e.to_string())?
+        {
+            kept.push(history::record(0, &birth));
+        }
+        let freed = self.recent.iter().filter(|(seq, _)| *seq >= self.trail.next && *seq <= upto);
+        kept.extend(freed.map(|(seq, entry)| history::record(*seq, entry)));
+        History::new(self.store.clone(), &self.state_folder).append(self.at.log, kept).await.map_err(|e| e.to_string())
+    }
+
     /// The highest entry with nothing left to do for any format of any table.
     fn lowest_stamp(&self) -> u64 {
         let folded = self.at.next - 1;
@@ -517,6 +532,10 @@ impl Tables {
             Body::Data(data) => data.runs.as_ref().map(|r| r.path.clone()),
             _ => None,
         }));
+        if let Err(why) = self.keep_history(upto).await {
+            self.metrics.waiting("store", &why);
+            return Ok(());
+        }
         self.advance_trail(upto)?;
         if self.trail.next != upto + 1 {
             return Ok(());
