@@ -8,7 +8,7 @@ use super::sources::Command;
 use crate::epoch::entry::{Body, ByPartition, Entry};
 use crate::epoch::ledger::Ledger;
 use std::sync::Arc;
-use std::sync::mpsc as std_mpsc;
+use tokio::sync::mpsc;
 
 /// Every format of every table holds all entries up to this one, which is to say: these offsets.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -40,11 +40,11 @@ impl Receipt {
 /// The way of receipts to the sources.
 #[derive(Clone, Default)]
 pub struct Receipts {
-    sources: Vec<(String, std_mpsc::Sender<Command>)>,
+    sources: Vec<(String, mpsc::UnboundedSender<Command>)>,
 }
 
 impl Receipts {
-    pub fn to(sources: Vec<(String, std_mpsc::Sender<Command>)>) -> Self {
+    pub fn to(sources: Vec<(String, mpsc::UnboundedSender<Command>)>) -> Self {
         Self { sources }
     }
 
