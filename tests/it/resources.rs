@@ -22,10 +22,10 @@ fn in_table(pipeline: &Pipeline) -> Option<usize> {
 }
 
 /// A file system of its own, unmounted at the end.
-struct Mounted<'a>(&'a Path);
+pub struct Mounted<'a>(&'a Path);
 
 impl<'a> Mounted<'a> {
-    fn tmpfs(at: &'a Path, mib: u32) -> Option<Self> {
+    pub fn tmpfs(at: &'a Path, mib: u32) -> Option<Self> {
         fs::create_dir_all(at).unwrap();
         let done = Command::new("mount").args(["-t", "tmpfs", "-o", &format!("size={mib}m"), "tmpfs"]).arg(at).output().ok()?;
         done.status.success().then_some(Self(at))
