@@ -82,6 +82,7 @@ impl<'a> Writer<'a> {
             let record = BaseRecord::<str, str>::to(self.topic).partition(partition).key("k").payload(&value);
             // What could not be queued was not written: the topic says what there is.
             let _ = producer.send(record);
+            producer.poll(Duration::ZERO);
         }
     }
 
@@ -150,7 +151,8 @@ impl<'a> Writer<'a> {
 fn finish(producer: &BaseProducer, mut commit: bool) -> bool {
     let deadline = Instant::now() + Duration::from_secs(60);
     loop {
-        let done = if commit { producer.flush(WAIT).and_then(|()| producer.commit_transaction(WAIT)) } else { producer.abort_transaction(WAIT) };
+        // Also before an abort: its records lie in the topic then, and librdkafka waits for their answers in vain otherwise.
+        let done = producer.flush(WAIT).and_then(|()| if commit { producer.commit_transaction(WAIT) } else { producer.abort_transaction(WAIT) });
         match done {
             Ok(()) => return true,
             Err(KafkaError::Transaction(e)) if e.txn_requires_abort() && commit => commit = false,
