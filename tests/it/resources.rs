@@ -38,6 +38,7 @@ impl Drop for Mounted<'_> {
     }
 }
 
+/// FAULTS 64, and 7: a stop keeps its deadline while nothing can be written.
 #[test]
 fn a_full_disk_is_waited_for() {
     let dir = tempfile::Builder::new().prefix("millpond-full-").tempdir().unwrap();
@@ -102,6 +103,7 @@ fn a_full_disk_is_waited_for() {
     assert_content(&full, &expected(&events), "after a full disk");
 }
 
+/// FAULTS 28: it waits, says why, stops within its deadline meanwhile, and goes on.
 #[test]
 fn a_broker_that_goes_away_is_waited_for() {
     let broker = Broker::own();

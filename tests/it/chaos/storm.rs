@@ -85,26 +85,22 @@ impl<'a> Storm<'a> {
         self.tend();
         until(PATIENCE, "the first worker decides", || self.newest() > 2);
         let (mut at, mut since) = (self.newest(), self.tally.kills);
-        // Every 25 kills bring one of each; a storm of fewer has one of each, too.
-        let round = kills.clamp(5, 25);
-        let mut done = [0u32; 5];
-        while self.tally.kills < kills && Instant::now() < deadline {
-            let pause = self.chance.millis(50, 1200);
+        // Every 25 kills bring one of each of five deeds; a storm of fewer kills has one of each, too.
+        let deeds = 5 * kills.div_ceil(25);
+        let mut done = 0;
+        while (self.tally.kills < kills || done < deeds) && Instant::now() < deadline {
+            // Some come while the last one's successor is still starting, most when it is at work.
+            let pause = if self.chance.below(3) == 0 { self.chance.millis(50, 400) } else { self.chance.millis(600, 3500) };
             std::thread::sleep(pause);
-            let progress = self.tally.kills * 5 / round;
-            for (nth, done) in done.iter_mut().enumerate() {
-                // The fifths of a round, each at its own.
-                let due = (progress + 4 - nth as u32) / 5;
-                if *done < due {
-                    *done = due;
-                    match nth {
-                        0 => self.add_partition(),
-                        1 => self.sleep_through_truncation(),
-                        2 => self.fill_disk(),
-                        3 => self.restart_broker(false),
-                        _ => self.restart_broker(true),
-                    }
+            if done < (self.tally.kills * deeds / kills.max(1)).min(deeds) {
+                match done % 5 {
+                    0 => self.add_partition(),
+                    1 => self.fill_disk(),
+                    2 => self.restart_broker(false),
+                    3 => self.sleep_through_truncation(),
+                    _ => self.restart_broker(true),
                 }
+                done += 1;
             }
             self.tend();
             let victim = self.chance.below(2) as usize;
