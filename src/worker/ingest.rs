@@ -6,6 +6,7 @@
 use super::head::{Appended, Head};
 use super::lane::{EpochTerms, LaneCommand, LanePart};
 use super::sources::{Command, Event, SourceThread};
+use super::surroundings::Ids;
 use super::{Clock, WorkerError};
 use crate::epoch::entry::{Body, ByPartition, Data, Interval, Note, RunEntry, RunObject, StagedFile};
 use crate::epoch::ledger::Ledger;
@@ -22,8 +23,9 @@ use object_store::{ObjectStore, ObjectStoreExt};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::mpsc as std_mpsc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
+use tokio::sync::mpsc;
+use tokio::time::Instant;
 use uuid::Uuid;
 
 /// A transaction that is open for longer than this (or than `idle_after` where that is shorter) is told of.
@@ -38,11 +40,12 @@ pub struct Ingest {
     pub state_folder: String,
     pub head: Arc<Head>,
     pub sources: Vec<SourceThread>,
-    pub lanes: Vec<std_mpsc::SyncSender<LaneCommand>>,
+    pub lanes: Vec<mpsc::Sender<LaneCommand>>,
     /// Bytes that the open epoch holds, by lane.
     pub held: Vec<Arc<AtomicU64>>,
     pub metrics: Arc<Metrics>,
     pub clock: Arc<dyn Clock>,
+    pub ids: Ids,
     /// Set when the tables are too far behind: nothing more is decided meanwhile.
     pub paused: Arc<AtomicBool>,
     pub stop: Arc<AtomicBool>,
@@ -151,7 +154,7 @@ impl Ingest {
     async fn begin(&mut self, readings: &[Reading]) -> Result<Open, WorkerError> {
         self.head.refresh().await?;
         let ledger = self.head.ledger().await;
-        let mut work = Open { attempt: Uuid::now_v7(), began: ledger.next, ..Default::default() };
+        let mut work = Open { attempt: (self.ids)(), began: ledger.next, ..Default::default() };
         work.data.read_at_ms = self.clock.now_ms();
         let mut judge_at = BTreeMap::new();
         for (thread, reading) in self.sources.iter().zip(readings) {
@@ -519,7 +522,7 @@ impl Ingest {
             return Ok(());
         }
         let note = Body::Note(Note::EndOfInput { ends });
-        match self.head.append(Uuid::now_v7(), began, note, vec![], self.clock.now_ms()).await? {
+        match self.head.append((self.ids)(), began, note, vec![], self.clock.now_ms()).await? {
             Appended::Decided(_) => Ok(()),
             Appended::Stale(unfit) => Err(WorkerError::Internal(format!("the end of input was not accepted: {unfit}"))),
         }
@@ -533,16 +536,9 @@ enum Gathered {
     Reassigned,
 }
 
-/// Hands over without blocking the runtime: a lane's queue is short on purpose.
-async fn send(lane: &std_mpsc::SyncSender<LaneCommand>, mut command: LaneCommand) -> Result<(), WorkerError> {
-    loop {
-        match lane.try_send(command) {
-            Ok(()) => return Ok(()),
-            Err(std_mpsc::TrySendError::Full(back)) => command = back,
-            Err(std_mpsc::TrySendError::Disconnected(_)) => return Err(WorkerError::Internal("a lane has ended".into())),
-        }
-        tokio::time::sleep(Duration::from_micros(500)).await;
-    }
+/// A lane's queue is short on purpose.
+async fn send(lane: &mpsc::Sender<LaneCommand>, command: LaneCommand) -> Result<(), WorkerError> {
+    lane.send(command).await.map_err(|_| WorkerError::Internal("a lane has ended".into()))
 }
 
 pub(super) fn last_window_end(run: &Run) -> i64 {
