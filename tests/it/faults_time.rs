@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use millpond::observe::Metrics;
 use millpond::pipeline::sql;
+use millpond::worker::surroundings::System;
 use millpond::worker::{self, Clock, RunOptions};
 use serde_json::{Value, json};
 
@@ -209,11 +210,11 @@ fn f61_a_wall_clock_that_jumps_changes_no_result() {
     let plans: Vec<_> = pipeline.tables.iter().map(|t| Arc::new(sql::plan(t, &pipeline.sources).unwrap())).collect();
     let metrics = Arc::new(Metrics::default());
     let stop = Arc::new(AtomicBool::new(false));
-    let clock: Arc<dyn Clock> = Arc::new(Jumping(AtomicI64::new(0)));
+    let world = Arc::new(System { clock: Arc::new(Jumping(AtomicI64::new(0))) });
     let options = RunOptions { deadline: Duration::from_secs(20), ..Default::default() };
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
     runtime.block_on(async {
-        let run = tokio::spawn(worker::run(Arc::new(pipeline), plans, options, metrics.clone(), clock, stop.clone()));
+        let run = tokio::spawn(worker::run(Arc::new(pipeline), plans, options, metrics.clone(), world, stop.clone()));
         let start = std::time::Instant::now();
         // It takes the idle claim of the second partition to get there, and rows read while the clock is right.
         let mut id = 3_000;
