@@ -35,7 +35,6 @@ const AT: &str = "at entry";
 /// The query of one table under one plan.
 pub struct Select {
     sql: String,
-    source: String,
     context: SessionContext,
     /// The source columns that are read, followed by `window_start` and `window_end` of a windowed table.
     pub input: SchemaRef,
@@ -128,7 +127,7 @@ impl Select {
             Some(op) if op.name() == crate::pipeline::sql::OP => Arc::new(Schema::new(table.fields()[..table.fields().len() - 1].to_vec())),
             _ => Arc::new(table.clone()),
         };
-        let mut select = Self { sql: sql.to_string(), source: source.to_string(), context, input, reads, plan, condition: None, values: vec![], output, inexact: BTreeSet::new() };
+        let mut select = Self { sql: sql.to_string(), context, input, reads, plan, condition: None, values: vec![], output, inexact: BTreeSet::new() };
         select.analyze()?;
         Ok(select)
     }
