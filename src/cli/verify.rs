@@ -1,10 +1,10 @@
 //! `millpond verify FILE`.
 
-use super::{DIFFERENT, OK, UNPROVEN, fail, load, report as report_problems};
+use super::{DIFFERENT, FAILED, OK, REFUSED, UNAVAILABLE, UNPROVEN, USAGE, has_run, load, report as report_problems};
 use crate::pipeline::{Pipeline, SourceSpec};
 use crate::store::local::DurableLocal;
 use crate::verify::{Finding, Lake, Options, Report, VerifyError, verify};
-use crate::worker::{WorkerError, open_source};
+use crate::worker::open_source;
 use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -55,25 +55,35 @@ pub async fn main(a: Arguments) -> i32 {
                 (true, true) => OK,
             }
         }
-        Err(e) => fail(&e, a.json),
+        Err(Unchecked(code, why)) => {
+            if a.json {
+                println!("{}", serde_json::json!({ "ok": false, "error": why }));
+            } else {
+                eprintln!("error: {why}");
+            }
+            code
+        }
     }
 }
 
-fn time(text: &Option<String>, flag: &str) -> Result<Option<i64>, WorkerError> {
+/// Exit code, and why nothing could be checked.
+struct Unchecked(i32, String);
+
+fn time(text: &Option<String>, flag: &str) -> Result<Option<i64>, Unchecked> {
     let parse = |t: &String| {
         chrono::DateTime::parse_from_rfc3339(t)
             .map(|t| t.timestamp_micros())
-            .map_err(|e| WorkerError::Refused(format!("{flag} {t} is no time: {e}; expected a form like 2026-01-31T10:00:00Z")))
+            .map_err(|e| Unchecked(USAGE, format!("{flag} {t} is no time: {e}; expected a form like 2026-01-31T10:00:00Z")))
     };
     text.as_ref().map(parse).transpose()
 }
 
-async fn run(pipeline: &Arc<Pipeline>, a: &Arguments) -> Result<Report, WorkerError> {
-    let root = &pipeline.lake.root;
-    if !root.is_dir() {
-        return Err(WorkerError::Refused(format!("pipeline {} has not run yet: there is no lake at {}", pipeline.name, root.display())));
+async fn run(pipeline: &Arc<Pipeline>, a: &Arguments) -> Result<Report, Unchecked> {
+    if !has_run(pipeline) {
+        return Err(Unchecked(FAILED, VerifyError::NothingYet(pipeline.name.clone()).to_string()));
     }
-    let local = DurableLocal::open(root).map_err(|e| WorkerError::Unavailable(format!("cannot open lake.root {}: {e}", root.display())))?;
+    let root = &pipeline.lake.root;
+    let local = DurableLocal::open(root).map_err(|e| Unchecked(UNAVAILABLE, format!("cannot open lake.root {}: {e}", root.display())))?;
     let root = local.root().to_path_buf();
     let lake = Lake { store: Arc::new(local), root, state_folder: format!("_millpond/{}", pipeline.name) };
     let options = Options {
@@ -95,9 +105,14 @@ async fn run(pipeline: &Arc<Pipeline>, a: &Arguments) -> Result<Report, WorkerEr
             let _ = write!(std::io::stderr(), "\r[{}{}] {read} of {total} records{end}", "#".repeat(tenths), "-".repeat(30 - tenths));
         }
     };
-    verify(pipeline, &lake, &options, &open, &progress).await.map_err(|e| match e {
-        VerifyError::NothingYet(_) | VerifyError::Refused(_) => WorkerError::Refused(e.to_string()),
-        VerifyError::Unavailable(_) => WorkerError::Unavailable(e.to_string()),
+    verify(pipeline, &lake, &options, &open, &progress).await.map_err(|e| {
+        let code = match e {
+            VerifyError::NothingYet(_) => FAILED,
+            VerifyError::NoTable(_) => USAGE,
+            VerifyError::Refused(_) => REFUSED,
+            VerifyError::Unavailable(_) => UNAVAILABLE,
+        };
+        Unchecked(code, e.to_string())
     })
 }
 

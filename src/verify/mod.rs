@@ -162,6 +162,8 @@ pub enum VerifyError {
     #[error("pipeline {0} has not run yet: there is nothing to verify")]
     NothingYet(String),
     #[error("{0}")]
+    NoTable(String),
+    #[error("{0}")]
     Refused(String),
     #[error("{0}")]
     Unavailable(String),

@@ -99,7 +99,7 @@ pub async fn check(pipeline: &Pipeline, lake: &Lake, facts: &Facts, options: &Op
         && !all.iter().any(|(r, _, _)| r.name == *table)
     {
         let names: Vec<&str> = all.iter().map(|(r, _, _)| r.name.as_str()).collect();
-        return Err(VerifyError::Refused(format!("there is no table {table}; there are {}", names.join(", "))));
+        return Err(VerifyError::NoTable(format!("there is no table {table}; there are {}", names.join(", "))));
     }
     for (record, role, born) in all {
         if !chosen(options, &record.name, &role) {

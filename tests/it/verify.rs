@@ -151,7 +151,13 @@ fn right_tables_are_found_right() {
     let ended = pond.millpond(&["verify", "pipeline.yaml", "--deep"]);
     assert!(ended.code == 0 && ended.stdout.contains("is right"), "{ended:?}");
     let ended = pond.millpond(&["verify", "pipeline.yaml", "--table", "spent"]);
-    assert!(ended.code == 75 && ended.stderr.contains("spend_log"), "{ended:?}");
+    assert!(ended.code == 2 && ended.stderr.contains("spend_log"), "{ended:?}");
+    let ended = pond.millpond(&["verify", "pipeline.yaml", "--from", "yesterday"]);
+    assert!(ended.code == 2 && ended.stderr.contains("yesterday"), "{ended:?}");
+    let fresh = Pond::new(&yaml(pond.path(), "[delta]", "5s"));
+    let ended = fresh.millpond(&["verify", "pipeline.yaml"]);
+    assert!(ended.code == 1 && ended.stderr.contains("has not run yet"), "{ended:?}");
+    assert!(!fresh.path().join("lake").exists(), "asking makes no folder");
 }
 
 /// A lake that is right, and what is needed to damage it and to mend it again.
@@ -160,6 +166,8 @@ struct Site {
     healthy: tempfile::TempDir,
     format: TableFormatKind,
     planted: Vec<String>,
+    /// Corruptions that were not named.
+    missed: Vec<String>,
 }
 
 fn copy(from: &Path, to: &Path) {
@@ -244,7 +252,7 @@ impl Site {
         fill(&pond);
         let healthy = tempfile::tempdir().unwrap();
         copy(&pond.path().join("lake"), healthy.path());
-        let site = Self { pond, healthy, format, planted: vec![] };
+        let site = Self { pond, healthy, format, planted: vec![], missed: vec![] };
         assert_right(&judge(&site.pond, deep()));
         site
     }
@@ -260,8 +268,8 @@ impl Site {
         damage(self);
         let report = judge(&self.pond, deep());
         let found: BTreeSet<&str> = report.findings.iter().map(|f| f.kind).collect();
-        for kind in kinds {
-            assert!(found.contains(kind), "{what}: expected {kind}, found {found:?}: {report:#?}");
+        if let Some(kind) = kinds.iter().find(|k| !found.contains(*k)) {
+            self.missed.push(format!("{what}: expected {kind}, found {found:?}"));
         }
         self.planted.push(what.to_string());
     }
@@ -364,6 +372,7 @@ impl Site {
     }
 
     fn done(&self, least: usize) {
+        assert!(self.missed.is_empty(), "{:#?}", self.missed);
         let names: BTreeSet<&String> = self.planted.iter().collect();
         assert_eq!(names.len(), self.planted.len());
         assert!(names.len() >= least, "{} corruptions planted", names.len());
@@ -422,7 +431,7 @@ impl Site {
         });
         self.plant("a late row with another offset", &["row-missing", "row-extra"], |s| edit_rows(&s.live("spend__late")[0], |b| one_more(b, "_offset")));
         self.plant("a late row with another window", &["row-different"], |s| edit_rows(&s.live("spend__late")[0], |b| one_more(b, "window_start")));
-        self.plant("a dead letter's bytes changed", &["row-different"], |s| edit_rows(&s.live("events__dead")[0], |b| in_text(b, "_table", "plain", "other")));
+        self.plant("a dead letter that names another table", &["row-missing", "row-extra"], |s| edit_rows(&s.live("events__dead")[0], |b| in_text(b, "_table", "plain", "other")));
         self.plant("an open window's count of users off by one", &["row-different"], |s| edit_rows(s.live("live").last().unwrap(), |b| one_more(b, "users")));
     }
 }
@@ -774,13 +783,12 @@ fn a_changed_pipeline_file_is_judged_by_the_plan_of_each_entry() {
     pond.until_end();
     assert_right(&judge(&pond, deep()));
     assert!(pond.number("select count(*) as n from spend__late") > 0);
-    // Another condition: windows that have rows from before and after it are told apart.
-    pond.rewrite(&second.replace("where amount > 0", "where amount > 1"));
+    // Other rows and values of a plain table from here on.
+    pond.rewrite(&second.replace("where amount <> 3", "where amount <> 1.04").replace("upper(user_id) as who", "lower(user_id) as who"));
     append(&pond, 0, &minutes(400, 58..90));
     pond.until_end();
-    let report = judge(&pond, deep());
-    assert!(report.is_right() && !report.is_proven(), "{report:#?}");
-    assert!(report.unprovable.iter().all(|u| u.contains("SQL changed")), "{report:#?}");
+    assert_right(&judge(&pond, deep()));
+    assert!(pond.number("select count(*) as n from plain where who = 'ann'") > 0);
 }
 
 #[test]
@@ -816,4 +824,88 @@ fn a_topic_is_read_again_and_expired_records_are_said_to_be_unprovable() {
     let report = judge(&pond, deep());
     assert!(report.is_right() && report.unprovable.iter().any(|u| u.contains("partition 0: offsets 0..20")), "{report:#?}");
     assert!(report.tables.iter().any(|t| t.table == "spend" && t.compared > Some(0)), "later windows are still compared: {report:#?}");
+}
+
+/// Types and aggregates of all kinds: what is computed by two ways must be one.
+#[test]
+fn every_type_and_aggregate_is_computed_alike() {
+    let pond = Pond::new("");
+    pond.rewrite(&format!(
+        r#"
+pipeline: proof
+sources:
+  events:
+    file: "{dir}/data/*.ndjson"
+    format: json
+    columns:
+      ID: int64
+      b: bool
+      i: int32
+      f: float32
+      d: float64
+      m: "decimal(38,4)"
+      s: string
+      x: binary
+      day: date
+      tod: time
+      at: timestamp
+      loc: timestamp_local
+      u: uuid
+      l: "list<int64>"
+      st: "struct<a: int64, b: string>"
+      mp: "map<string, int64>"
+      j: json
+    watermark: {{column: at, delay: 1m, idle_after: never}}
+tables:
+  all_columns:
+    sql: >
+      select id, b, i, f, d, m, s, x, day, tod, at, loc, u, l, st, mp, j, i + 1 as next, -id as minus, d / 3 as third, m * 2 as twice, s || '!' as loud,
+      case when d > 0.5 then 1.5 else d end as picked, cast(s as int) as number, date_trunc('hour', at) as hour, coalesce(st['a'], 7) as inner_a
+      from events where d < 1e300 and f <> 0.25
+  sums:
+    sql: >
+      select window_start, b, f, sum(id) as ids, sum(i) as eyes, sum(m) as money, avg(m) as mean_money, avg(id) as mean_id, avg(d) as mean_d,
+      sum(d) as ds, sum(f) as fs, stddev_pop(d) as spread, var(d) as variance, min(s) as low, max(s) as high, min(at) as first, max(day) as last_day,
+      min(x) as bytes, count(distinct f) as floats, count(distinct s) as texts, bool_and(b) as every, bool_or(b) as some, max(f) as most,
+      min(d) as least, count(i) filter (where i > 3) as large, sum(m) + 1 as more
+      from tumble(events, interval '1 day', 'Europe/Berlin') group by window_start, b, f
+    key: [window_start, b, f]
+    allowed_lateness: 30d
+  by_expression:
+    sql: >
+      select window_start, upper(s) as who, i % 3 as third, count(*) as n, max(loc) as latest, sum(m) filter (where b) as paid
+      from tumble(events, interval '90 minutes', interval '20 minutes') group by window_start, upper(s), i % 3 having count(*) < 4
+lake: {{root: ./lake}}
+epoch: {{every: 1s}}
+"#,
+        dir = pond.path().display()
+    ));
+    let row = |n: i64| {
+        let mut row = json!({
+            "ID": if n % 40 == 7 { json!(i64::MAX - n) } else { json!(n * 3 - 50) },
+            "b": n % 3 == 0, "i": n % 11, "f": [0.5, 0.25, 1.5, -0.0, 0.0][n as usize % 5], "d": (n as f64 * 0.37).sin(), "m": format!("{}.{:04}", n * n * 1_000_003, n),
+            "s": ["ann", "Bob", "7", "çé"][n as usize % 4], "x": ["AAE=", "//8=", ""][n as usize % 3], "day": format!("2026-01-{:02}", 1 + n % 28),
+            "tod": format!("{:02}:30:00.000{:03}", n % 24, n), "at": chrono::DateTime::from_timestamp_millis(TEN + n * 17 * MINUTE).unwrap().to_rfc3339(),
+            "loc": format!("2026-02-{:02}T01:02:03", 1 + n % 28), "u": format!("00000000-0000-4000-8000-{n:012}"), "l": [n, null, n + 1], "st": {"a": n, "b": "x"},
+            "mp": {"k": n}, "j": {"any": [n, "thing"]},
+        });
+        // Nulls everywhere but in the time.
+        let columns: Vec<String> = row.as_object().unwrap().keys().filter(|k| *k != "at").cloned().collect();
+        if n % 6 == 5 {
+            row[&columns[n as usize % columns.len()]] = Value::Null;
+        }
+        row.to_string()
+    };
+    for run in 0..3 {
+        append(&pond, 0, &(run * 80..run * 80 + 80).map(row).collect::<Vec<_>>());
+        append(&pond, 1, &(run * 80..run * 80 + 80).map(|n| row(n * 7 % 240)).collect::<Vec<_>>());
+        pond.until_end();
+    }
+    pond.run(&["--final"]);
+    let report = judge(&pond, deep());
+    assert_right(&report);
+    for table in ["all_columns", "sums", "by_expression", "events__dead"] {
+        assert!(report.tables.iter().any(|t| t.table == table && t.compared > Some(20)), "{table}: {report:#?}");
+    }
+    assert!(pond.number("select count(*) as n from sums where ids is null") > 0, "a sum that did not fit");
 }
