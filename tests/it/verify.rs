@@ -881,10 +881,12 @@ epoch: {{every: 1s}}
         dir = pond.path().display()
     ));
     let row = |n: i64| {
+        let at = n as usize;
+        let (f, s, x) = ([0.5, 0.25, 1.5, -0.0, 0.0][at % 5], ["ann", "Bob", "7", "çé"][at % 4], ["AAE=", "//8=", ""][at % 3]);
         let mut row = json!({
             "ID": if n % 40 == 7 { json!(i64::MAX - n) } else { json!(n * 3 - 50) },
-            "b": n % 3 == 0, "i": n % 11, "f": [0.5, 0.25, 1.5, -0.0, 0.0][n as usize % 5], "d": (n as f64 * 0.37).sin(), "m": format!("{}.{:04}", n * n * 1_000_003, n),
-            "s": ["ann", "Bob", "7", "çé"][n as usize % 4], "x": ["AAE=", "//8=", ""][n as usize % 3], "day": format!("2026-01-{:02}", 1 + n % 28),
+            "b": n % 3 == 0, "i": n % 11, "f": f, "d": (n as f64 * 0.37).sin(), "m": format!("{}.{:04}", n * n * 1_000_003, n),
+            "s": s, "x": x, "day": format!("2026-01-{:02}", 1 + n % 28),
             "tod": format!("{:02}:30:00.000{:03}", n % 24, n), "at": chrono::DateTime::from_timestamp_millis(TEN + n * 17 * MINUTE).unwrap().to_rfc3339(),
             "loc": format!("2026-02-{:02}T01:02:03", 1 + n % 28), "u": format!("00000000-0000-4000-8000-{n:012}"), "l": [n, null, n + 1], "st": {"a": n, "b": "x"},
             "mp": {"k": n}, "j": {"any": [n, "thing"]},
