@@ -105,7 +105,7 @@ pub async fn check(
         };
         let dead = mine.iter().any(|c| matches!(c.role, Role::Dead(_)));
         // What is dead depends on every table of the source.
-        let declared = facts.plan().tables.iter().filter(|(_, t)| t.source == *name).map(|(n, _)| n.clone());
+        let declared = facts.eras.iter().flat_map(|e| &e.plan.tables).filter(|(_, t)| t.source == *name).map(|(n, _)| n.clone());
         let computed: BTreeSet<String> = match dead {
             true => declared.collect(),
             false => mine.iter().map(|c| match &c.role { Role::Late(table) => table.clone(), _ => c.spec.name.clone() }).collect(),
@@ -146,7 +146,12 @@ async fn compare_table(lake: &Lake, facts: &Facts, rows: &SourceRows, table: &Ch
     // Below a checkpoint's M nothing was left to do for any table.
     let as_of = stamp.max(facts.upto.unwrap_or(0)).max(facts.first.saturating_sub(1)).min(facts.last);
     let as_of = if options.caught_up { facts.last } else { as_of };
-    let Some(expected) = expect(facts, rows, table, options, as_of, report).await? else { return Ok(()) };
+    // Dead letters go to a format from the plan on that asks for it.
+    let since = match &table.role {
+        Role::Dead(source) => facts.eras.iter().find(|e| e.plan.sources.get(source).is_some_and(|s| s.dead.formats.contains(&state.format))).map_or(0, |e| e.entry),
+        _ => 0,
+    };
+    let Some(expected) = expect(facts, rows, table, options, (since, as_of), report).await? else { return Ok(()) };
     let (findings, compared) = meet(lake, rows, table, state, expected).await?;
     let right = findings.is_empty();
     report.findings.extend(findings.into_iter().map(|f| f.of(name, state.format)));
@@ -155,7 +160,7 @@ async fn compare_table(lake: &Lake, facts: &Facts, rows: &SourceRows, table: &Ch
     }
     if right && as_of < facts.last && !quiet_since(facts, as_of) {
         let mut silent = Report::default();
-        let Some(newest) = expect(facts, rows, table, options, facts.last, &mut silent).await? else { return Ok(()) };
+        let Some(newest) = expect(facts, rows, table, options, (since, facts.last), &mut silent).await? else { return Ok(()) };
         let (behind, _) = meet(lake, rows, table, state, newest).await?;
         if !behind.is_empty() {
             let due: u64 = behind.iter().map(|f| f.count).sum();
@@ -165,7 +170,7 @@ async fn compare_table(lake: &Lake, facts: &Facts, rows: &SourceRows, table: &Ch
     Ok(())
 }
 
-async fn expect(facts: &Facts, rows: &SourceRows, table: &Checked, options: &Options, as_of: u64, report: &mut Report) -> Result<Option<Expected>, VerifyError> {
+async fn expect(facts: &Facts, rows: &SourceRows, table: &Checked, options: &Options, (since, as_of): (u64, u64), report: &mut Report) -> Result<Option<Expected>, VerifyError> {
     let keep = Keep { from_us: options.from_us, to_us: options.to_us, sample: options.sample_percent, lost_until_us: rows.lost_until_us, ..Keep::default() };
     let name = &table.spec.name;
     let all: Vec<usize> = (0..table.spec.schema.fields().len()).collect();
@@ -223,7 +228,7 @@ async fn expect(facts: &Facts, rows: &SourceRows, table: &Checked, options: &Opt
                 return Ok(None);
             }
             let topic = facts.plan().sources.get(source).map(|s| s.topic.clone()).unwrap_or_default();
-            let (batch, origin) = dead_batch(rows, &topic, as_of)?;
+            let (batch, origin) = dead_batch(rows, &topic, (since, as_of))?;
             let key = ["_partition", "_offset", "_table"].into_iter().filter_map(column).collect();
             let keep = Keep { held: Some(rows.held.clone()), ..Keep::default() };
             Some(Expected { batches: vec![batch], origin: Origin::Rows(vec![origin]), compared: without_reason, inexact: BTreeSet::new(), key, window: None, keep, only_missing: false })
@@ -245,14 +250,31 @@ fn lineage_of(batch: &RecordBatch, entries: &[u64]) -> Vec<Lineage> {
     (0..batch.num_rows()).map(|i| Lineage { entry: entries[i], partition: p.value(i), offset: o.value(i) }).collect()
 }
 
-/// When a window is shown for the first time: the watermark passes its end, or the input ends, and it has a row by then.
-fn shown_first(facts: &Facts, table: &str, on_update: bool, (end, first): (i64, u64), as_of: u64) -> Option<u64> {
-    if on_update {
-        return Some(first);
+/// When windows of a table are shown for the first time: the watermark passes their end, or the input ends and they have a row.
+struct Closing {
+    on_update: bool,
+    /// Entries and the watermark after each; neither ever falls.
+    watermarks: Vec<(u64, Option<i64>)>,
+    ends: Vec<u64>,
+}
+
+impl Closing {
+    fn new(facts: &Facts, table: &str, on_update: bool, as_of: u64) -> Self {
+        let times = facts.times.range(..=as_of);
+        let watermarks = times.clone().filter_map(|(e, t)| Some((*e, *t.watermark_after.get(table)?))).collect();
+        Self { on_update, watermarks, ends: times.filter(|(_, t)| t.ends_input).map(|(e, _)| *e).collect() }
     }
-    let due = |(_, t): &(&u64, &super::facts::Times)| t.watermark_after.get(table).copied().flatten().is_some_and(|w| end <= w);
-    // A note shows the windows that held a row before it.
-    facts.times.range(first..=as_of).find(|(e, t)| due(&(*e, *t)) || (t.ends_input && **e > first)).map(|(e, _)| *e)
+
+    /// The entry at which a window is shown that ends at `end_us` and got its first row by `first`.
+    fn first_shown(&self, end_us: i64, first: u64) -> Option<u64> {
+        if self.on_update {
+            return Some(first);
+        }
+        let passed = self.watermarks.partition_point(|(_, w)| w.is_none_or(|w| w < end_us));
+        let passed = self.watermarks.get(passed).map(|(e, _)| (*e).max(first));
+        let ended = self.ends.iter().copied().find(|e| *e > first);
+        [passed, ended].into_iter().flatten().min()
+    }
 }
 
 /// Rows that an append-only table may be computed for beyond those of its source, before only what is left is compared.
@@ -270,10 +292,11 @@ async fn replayed(facts: &Facts, computed: &TableRows, nth: usize, name: &str, s
         }
     }
     // The entries at which each window is shown, and how many rows that takes.
+    let closing = Closing::new(facts, name, on_update, as_of);
     let mut shown_at: BTreeMap<i64, Vec<u64>> = BTreeMap::new();
     let mut rows = 0;
     for (start, (end, entries)) in &windows {
-        let Some(first) = entries.keys().next().and_then(|first| shown_first(facts, name, on_update, (*end, *first), as_of)) else { continue };
+        let Some(first) = entries.keys().next().and_then(|first| closing.first_shown(*end, *first)) else { continue };
         let at: Vec<u64> = std::iter::once(first).chain(entries.keys().copied().filter(|e| *e > first)).collect();
         rows += at.iter().map(|n| entries.range(..=n).map(|(_, rows)| rows).sum::<usize>()).sum::<usize>();
         shown_at.insert(*start, at);
@@ -356,11 +379,8 @@ async fn windowed(facts: &Facts, computed: &TableRows, table: &Checked, as_of: u
         let text = if lost == i64::MAX { "no window can be compared: lost records may lie in any".to_string() } else { format!("windows that start up to {} are not compared: lost records may have counted in them", instant(lost)) };
         report.unprovable.push(format!("table {name}: {text}"));
     }
-    let watermark = facts.watermark(name, as_of);
-    let ended: Vec<u64> = facts.times.range(..=as_of).filter(|(_, t)| t.ends_input).map(|(e, _)| *e).collect();
-    let shown = |start: &i64| {
-        windows.get(start).is_some_and(|(end, first, _)| planned.emit_on_update || watermark.is_some_and(|w| *end <= w) || ended.iter().any(|e| e > first))
-    };
+    let closing = Closing::new(facts, name, planned.emit_on_update, as_of);
+    let shown = |start: &i64| windows.get(start).is_some_and(|(end, first, _)| closing.first_shown(*end, *first).is_some());
     let (mut batches, mut groups) = (vec![], vec![]);
     let (mut inexact, mut window, mut key) = (BTreeSet::new(), None, vec![]);
     for (nth, select) in computed.selects.iter().enumerate() {
@@ -404,8 +424,8 @@ async fn windowed(facts: &Facts, computed: &TableRows, table: &Checked, as_of: u
     Ok(Some(Expected { batches, origin: Origin::Groups(groups), compared, inexact, key, window, keep, only_missing: false }))
 }
 
-fn dead_batch(rows: &SourceRows, topic: &str, as_of: u64) -> Result<(RecordBatch, Vec<Lineage>), VerifyError> {
-    let dead: Vec<_> = rows.dead.iter().filter(|d| d.lineage.entry <= as_of).collect();
+fn dead_batch(rows: &SourceRows, topic: &str, (since, as_of): (u64, u64)) -> Result<(RecordBatch, Vec<Lineage>), VerifyError> {
+    let dead: Vec<_> = rows.dead.iter().filter(|d| d.lineage.entry > since && d.lineage.entry <= as_of).collect();
     let (mut keys, mut values) = (BinaryBuilder::new(), BinaryBuilder::new());
     let names = MapFieldNames { entry: "entries".into(), key: "key".into(), value: "value".into() };
     let mut headers = MapBuilder::new(Some(names), StringBuilder::new(), BinaryBuilder::new());

@@ -90,11 +90,6 @@ impl Facts {
         }
         positions
     }
-
-    /// A source's watermark, or a table's horizon, is kept by table: what holds after `as_of`.
-    pub fn watermark(&self, table: &str, as_of: u64) -> Option<i64> {
-        self.times.range(..=as_of).rev().find_map(|(_, t)| t.watermark_after.get(table).copied()).flatten()
-    }
 }
 
 /// The state that entries change.
@@ -314,6 +309,12 @@ async fn objects(log: &Log, report: &mut Report) -> Result<Option<Objects>, Veri
     Err(VerifyError::Unavailable("the log is truncated faster than it can be read; try again".into()))
 }
 
+/// The number of the log's newest entry.
+pub async fn newest(lake: &Lake) -> Result<Option<u64>, VerifyError> {
+    let log = Log::new(lake.store.clone(), Path::from(format!("{}/log", lake.state_folder)));
+    log.list(0).await.map(|l| l.last().copied()).map_err(|e| VerifyError::Unavailable(e.to_string()))
+}
+
 /// Reads and checks the log. `None`: it is too damaged to judge anything by it; the report says why.
 pub async fn read(pipeline: &Pipeline, lake: &Lake, report: &mut Report) -> Result<Option<Facts>, VerifyError> {
     let log = Log::new(lake.store.clone(), Path::from(format!("{}/log", lake.state_folder)));
@@ -500,8 +501,6 @@ impl<'a> Walk<'a> {
                 }
                 state.condemned.extend(attempts);
             }
-            #[allow(unreachable_patterns)]
-            RecordedBody::Note(_) => {}
             RecordedBody::Checkpoint { upto } => {
                 if state.upto.is_some_and(|newest| upto <= newest) {
                     self.say(Finding::new("checkpoint-falls", format!("it holds the state as of entry {upto}, an earlier one that as of {:?}", state.upto)).at(seq));

@@ -195,10 +195,19 @@ pub type Progress<'a> = &'a (dyn Fn(u64, u64) + Sync);
 /// # Errors
 /// Only when nothing can be said: no log, or a store that is away. What is damaged is a finding.
 pub async fn verify(pipeline: &Pipeline, lake: &Lake, options: &Options, open: OpenSource<'_>, progress: Progress<'_>) -> Result<Report, VerifyError> {
-    let mut report = Report { pipeline: pipeline.name.clone(), deep: options.deep, ..Report::default() };
-    let Some(facts) = facts::read(pipeline, lake, &mut report).await? else { return Ok(report) };
-    report.entries = Some((facts.first, facts.last));
-    let tables = structure::check(pipeline, lake, &facts, options, &mut report).await?;
+    let mut tries = 0;
+    let (facts, tables, mut report) = loop {
+        let mut report = Report { pipeline: pipeline.name.clone(), deep: options.deep, ..Report::default() };
+        let Some(facts) = facts::read(pipeline, lake, &mut report).await? else { return Ok(report) };
+        report.entries = Some((facts.first, facts.last));
+        let tables = structure::check(pipeline, lake, &facts, options, &mut report).await?;
+        // A worker may have decided and committed since the log was read: then it is read again.
+        let ahead = tables.iter().flat_map(|t| &t.states).any(|s| s.stamp.is_some_and(|(log, entry)| log == facts.log && entry > facts.last));
+        tries += 1;
+        if !ahead || tries == 5 || facts::newest(lake).await? == Some(facts.last) {
+            break (facts, tables, report);
+        }
+    };
     if options.deep {
         deep::check(pipeline, lake, &facts, &tables, options, open, progress, &mut report).await?;
     }

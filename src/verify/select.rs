@@ -18,6 +18,8 @@ use datafusion::datasource::empty::EmptyTable;
 use datafusion::error::{DataFusionError, Result};
 use datafusion::logical_expr::expr::{AggregateFunction, AggregateFunctionParams};
 use datafusion::logical_expr::{Aggregate, BinaryExpr as LogicalBinary, Cast, ColumnarValue, Expr, ExprSchemable, LogicalPlan, LogicalPlanBuilder, Operator, TryCast, Volatility, create_udf};
+use datafusion::logical_expr::simplify::SimplifyContext;
+use datafusion::optimizer::simplify_expressions::ExprSimplifier;
 use datafusion::physical_expr::expressions::BinaryExpr;
 use datafusion::physical_expr::{PhysicalExpr, create_physical_expr};
 use datafusion::prelude::{SessionConfig, SessionContext};
@@ -43,15 +45,15 @@ pub struct Select {
     plan: LogicalPlan,
     condition: Option<Physical>,
     /// What each row must be able to yield: group keys, arguments, filters; or a plain table's columns.
-    values: Vec<Value1>,
+    values: Vec<Strict>,
     /// Columns of the table, of the rows that come out (without `_op`).
     output: SchemaRef,
     /// Positions in `output` of values that depend on the order in which floats are added.
     pub inexact: BTreeSet<usize>,
 }
 
-/// An expression, evaluated with checks.
-struct Value1 {
+/// An expression that fails where it would otherwise wrap or lose digits.
+struct Strict {
     expr: Physical,
     /// Digits that a computed decimal may have.
     digits: Option<u8>,
@@ -135,14 +137,14 @@ impl Select {
     fn analyze(&mut self) -> Result<()> {
         let LogicalPlan::Projection(top) = &self.plan else { return Err(odd(&self.plan)) };
         let (above, base) = filtered(&top.input);
-        let physical = |e: &Expr, schema: &DFSchemaRef| checked(create_physical_expr(e, schema, &Default::default())?);
-        let value = |e: &Expr, schema: &DFSchemaRef, to: Option<DataType>| -> Result<Value1> {
+        let physical = |e: &Expr, schema: &DFSchemaRef| strict(&self.context, e, schema);
+        let value = |e: &Expr, schema: &DFSchemaRef, to: Option<DataType>| -> Result<Strict> {
             let digits = match (e, e.get_type(schema)?) {
                 (Expr::Column(_), _) => None,
                 (_, DataType::Decimal128(p, _)) => Some(p),
                 _ => None,
             };
-            Ok(Value1 { expr: physical(e, schema)?, digits, to })
+            Ok(Strict { expr: physical(e, schema)?, digits, to })
         };
         let mut values = vec![];
         let condition;
@@ -332,7 +334,7 @@ impl Select {
         let rows = summed.num_rows();
         let mut shown: Vec<bool> = vec![true; rows];
         if let Some(e) = having {
-            let value = Value1 { expr: checked(create_physical_expr(e, &a.schema, &Default::default())?)?, digits: None, to: None };
+            let value = Strict { expr: strict(&self.context, e, &a.schema)?, digits: None, to: None };
             let passed = value.each(summed)?;
             let passed = passed.as_boolean();
             (0..rows).for_each(|i| shown[i] = passed.is_valid(i) && passed.value(i));
@@ -344,7 +346,7 @@ impl Select {
                 (_, DataType::Decimal128(p, _)) => Some(p),
                 _ => None,
             };
-            let value = Value1 { expr: checked(create_physical_expr(e, &a.schema, &Default::default())?)?, digits, to: Some(field.data_type().clone()) };
+            let value = Strict { expr: strict(&self.context, e, &a.schema)?, digits, to: Some(field.data_type().clone()) };
             columns.push(value.each(summed)?);
         }
         let fields: Vec<Field> = self.output.fields().iter().map(|f| f.as_ref().clone().with_nullable(true)).collect();
@@ -353,7 +355,7 @@ impl Select {
     }
 }
 
-impl Value1 {
+impl Strict {
     fn of(&self, batch: &RecordBatch) -> Result<ArrayRef> {
         let mut column = self.expr.evaluate(batch)?.into_array(batch.num_rows())?;
         if let Some(digits) = self.digits {
@@ -366,7 +368,7 @@ impl Value1 {
         Ok(column)
     }
 
-    /// As [`Value1::of`], null in the rows that fail.
+    /// As [`Strict::of`], null in the rows that fail.
     fn each(&self, batch: &RecordBatch) -> Result<ArrayRef> {
         let n = batch.num_rows();
         match self.of(batch) {
@@ -535,6 +537,14 @@ fn promised_expr(mut e: Expr, schema: &DFSchema) -> Result<Transformed<Expr>> {
         }
     }
     Ok(if changed { Transformed::yes(e) } else { Transformed::no(e) })
+}
+
+/// An expression that can be evaluated. Some functions are only ever run in the form that simplifying gives them.
+fn strict(context: &SessionContext, e: &Expr, schema: &DFSchemaRef) -> Result<Physical> {
+    let state = context.state();
+    let simplify = SimplifyContext::default().with_schema(schema.clone()).with_config_options(state.config_options().clone());
+    let simple = ExprSimplifier::new(simplify).simplify(e.clone())?;
+    checked(create_physical_expr(&simple, schema, state.execution_props())?)
 }
 
 /// Integer `+`, `-` and `*` that fail instead of wrapping.

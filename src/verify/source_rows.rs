@@ -104,6 +104,8 @@ struct Era {
 
 struct EraTable {
     name: String,
+    /// Its rows are in the table as it is now; of one that was taken out, or came again anew, only the dead letters are left.
+    counts: bool,
     select: Option<usize>,
     windows: Option<Windows>,
     /// Places among the decoded columns.
@@ -359,8 +361,13 @@ impl<'a> Reader<'a> {
             let (record, entry) = records[*row as usize];
             self.dead(raw, record, entry, Some(&table.name));
         }
+        if !table.counts {
+            return Ok(());
+        }
         let times = time.map(|t| batch.column(t).clone());
         let (mut counted, mut late): (Vec<u32>, Vec<u32>) = (vec![], vec![]);
+        // Neighbours are mostly in one entry.
+        let mut known: Option<(u64, Option<i64>)> = None;
         for (nth, &row) in passed.rows.iter().enumerate() {
             let (_, entry) = records[row as usize];
             if windows.is_empty() {
@@ -370,7 +377,11 @@ impl<'a> Reader<'a> {
                 }
                 continue;
             }
-            let horizon = self.facts.times.get(&entry).and_then(|t| t.horizon_before.get(&table.name).copied()).flatten();
+            let horizon = match known {
+                Some((of, horizon)) if of == entry => horizon,
+                _ => self.facts.times.get(&entry).and_then(|t| t.horizon_before.get(&table.name).copied()).flatten(),
+            };
+            known = Some((entry, horizon));
             let (start, end) = windows[row as usize];
             if horizon.is_some_and(|h| end <= h) {
                 late.push(row);
@@ -452,9 +463,10 @@ fn plan_era(plan: &Plan, newest: &Plan, name: &str, source: &SourcePlan, spec: &
     let place = |column: &str| source.columns.iter().position(|c| c.name == column);
     let time_column = source.time_column.as_deref().and_then(place);
     let mut used: Vec<usize> = time_column.into_iter().collect();
-    let mut eras: Vec<(String, &WindowedOrPlain, Option<usize>, Vec<usize>, Option<(SchemaRef, Vec<(String, usize)>)>)> = vec![];
+    let mut eras: Vec<(String, bool, &WindowedOrPlain, Option<usize>, Vec<usize>, Option<(SchemaRef, Vec<(String, usize)>)>)> = vec![];
     for (table_name, table) in plan.tables.iter().filter(|(n, t)| t.source == name && tables.contains(*n)) {
-        let Some(latest) = newest.tables.get(table_name) else { continue };
+        let latest = newest.tables.get(table_name).filter(|latest| latest.born == table.born).unwrap_or(table);
+        let counts = newest.tables.get(table_name).is_some_and(|latest| latest.born == table.born);
         let rows = out.tables.entry(table_name.clone()).or_default();
         let made = latest.table.spec().map_err(|e| e.to_string()).and_then(|spec| {
             Select::new(&table.sql, name, &source.columns, table.window, source.time_column.as_deref(), &spec.schema).map_err(|e| e.to_string())
@@ -486,7 +498,7 @@ fn plan_era(plan: &Plan, newest: &Plan, name: &str, source: &SourcePlan, spec: &
         };
         used.extend(&reads);
         used.extend(late.iter().flat_map(|(_, c)| c.iter().map(|(_, at)| *at)));
-        eras.push((table_name.clone(), table, select, reads, late));
+        eras.push((table_name.clone(), counts, table, select, reads, late));
     }
     let mut columns_used: Vec<usize> = vec![];
     for column in used {
@@ -496,8 +508,9 @@ fn plan_era(plan: &Plan, newest: &Plan, name: &str, source: &SourcePlan, spec: &
     }
     let decoded = |column: usize| columns_used.iter().position(|u| *u == column).unwrap_or_default();
     let decoder = JsonDecoder::new(&source.columns, &columns_used, time_column, spec.max_depth).map_err(|e| VerifyError::Refused(e.to_string()))?;
-    let tables = eras.into_iter().map(|(name, table, select, reads, late)| EraTable {
+    let tables = eras.into_iter().map(|(name, counts, table, select, reads, late)| EraTable {
         name,
+        counts,
         select,
         windows: table.window.map(Windows::new),
         projection: reads.into_iter().map(decoded).collect(),

@@ -134,7 +134,7 @@ async fn one(lake: &Lake, facts: &Facts, mut table: Checked, report: &mut Report
     for state in &mut table.states {
         stamps(facts, &name, table.born, state);
         present(lake, &name, state).await?;
-        staged(facts, &name, &table.role, state);
+        staged(facts, &name, &table.role, table.born, state);
         if !table.spec.key.is_empty() {
             keys(lake, &table.spec, state).await;
         }
@@ -216,11 +216,12 @@ async fn present(lake: &Lake, name: &str, state: &mut TableState) -> Result<(), 
 }
 
 /// What the entries up to the stamp staged is in the table, once, or in a file that it was compacted into.
-fn staged(facts: &Facts, name: &str, role: &Role, state: &mut TableState) {
+fn staged(facts: &Facts, name: &str, role: &Role, born: u64, state: &mut TableState) {
     let Some((_, stamp)) = state.stamp else { return };
     let mut staged: BTreeMap<&str, (u64, u64)> = BTreeMap::new();
     let mut found = vec![];
-    for (entry, data) in &facts.data {
+    // Files of a table of this name that was dropped before are not this one's.
+    for (entry, data) in facts.data.range(born..) {
         for file in data.files.iter().filter(|f| f.table == name && f.format == state.format) {
             if let Some((before, _)) = staged.insert(&file.file.path, (*entry, file.file.records)) {
                 found.push(Finding::new("staged-twice", format!("file {} is staged by entry {before} too", file.file.path)).at(*entry));

@@ -344,6 +344,7 @@ fn a_table_taken_out_comes_again_only_anew() {
     filed.sends(&[("B", "10:04"), ("Z", "10:33")]);
     filed.pond.until_end();
     assert_eq!(filed.spend(), ["10:00 B 1", "10:15 Z 1"]);
+    filed.pond.assert_proven();
 }
 
 #[test]
@@ -406,6 +407,7 @@ fn a_format_that_comes_with_a_new_table_takes_dead_letters_from_then_on() {
         ended.stdout.lines().map(|l| serde_json::from_str::<Value>(l).unwrap()["_offset"].clone()).collect::<Vec<_>>()
     };
     assert_eq!((dead("iceberg"), dead("delta")), (vec![json!(1), json!(3)], vec![json!(3)]));
+    filed.pond.assert_proven();
 }
 
 #[test]

@@ -474,7 +474,7 @@ fn every_corruption_of_an_iceberg_table_is_found_and_named() {
         let metadata: Value = serde_json::from_slice(&std::fs::read(s.metadata("spend")).unwrap()).unwrap();
         metadata["properties"]["millpond.entry"].as_str().unwrap().parse().unwrap()
     };
-    site.plant("a stamp moved back", &["stamp-disagrees", "stamp-offsets", "row-extra"], |s| property(s, "plain", "millpond.entry", json!("1")));
+    site.plant("a stamp moved back", &["stamp-disagrees", "stamp-offsets", "staged-early"], |s| property(s, "plain", "millpond.entry", json!("1")));
     site.plant("a stamp moved beyond the log", &["stamp-ahead"], |s| property(s, "spend", "millpond.entry", json!("99")));
     site.plant("a stamp that says other offsets", &["stamp-offsets"], |s| property(s, "spend", "millpond.offsets", json!(r#"{"events":{"0":1,"1":1}}"#)));
     site.plant("a stamp of another log", &["stamp-log"], |s| property(s, "spend", "millpond.log", json!("00000000-0000-4000-8000-000000000000")));
@@ -487,7 +487,7 @@ fn every_corruption_of_an_iceberg_table_is_found_and_named() {
     });
     site.plant("a table rolled back by its branch", &["rolled-back"], |s| {
         edit_json(&s.metadata("spend"), |m| {
-            let first = m["snapshots"][0]["snapshot-id"].clone();
+            let first = m["snapshots"].as_array().unwrap().iter().min_by_key(|s| s["sequence-number"].as_i64()).unwrap()["snapshot-id"].clone();
             m["current-snapshot-id"] = first.clone();
             m["refs"]["main"]["snapshot-id"] = first;
         });
@@ -551,7 +551,7 @@ fn every_corruption_of_a_delta_table_is_found_and_named() {
     });
     let txn = |a: &mut Vec<Value>, edit: &dyn Fn(&mut Value)| edit(a.iter_mut().find_map(|a| a.get_mut("txn")).unwrap());
     let info = |a: &mut Vec<Value>, edit: &dyn Fn(&mut Value)| edit(a.iter_mut().find_map(|a| a.get_mut("commitInfo")).unwrap());
-    site.plant("a stamp moved back", &["stamp-disagrees", "row-extra"], |s| s.edit_commit("plain", "txn", |a| txn(a, &|t| t["version"] = json!(1))));
+    site.plant("a stamp moved back", &["stamp-disagrees", "stamp-offsets", "staged-early"], |s| s.edit_commit("plain", "txn", |a| txn(a, &|t| t["version"] = json!(1))));
     site.plant("a stamp moved beyond the log", &["stamp-ahead"], |s| s.edit_commit("spend", "txn", |a| txn(a, &|t| t["version"] = json!(99))));
     site.plant("a stamp that says other offsets", &["stamp-offsets"], |s| s.edit_commit("spend", "txn", |a| info(a, &|i| i["millpond.offsets"]["events"]["0"] = json!(1))));
     site.plant("stamps of two logs", &["stamp-log"], |s| {
