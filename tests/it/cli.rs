@@ -82,7 +82,7 @@ fn a_wrong_question_is_told_from_trouble() {
     assert!(!pond.path().join("lake").exists());
     pond.until_end();
     for (args, word) in [
-        (vec!["select * from rowz"], "there are rows, "),
+        (vec!["select * from rowz"], "there are minutes, minutes__late, rows, "),
         (vec!["selec"], "cannot run the query: "),
         (vec!["drop table rows"], "only queries are run"),
         (vec!["select nope from rows"], "nope"),
