@@ -34,7 +34,7 @@ memory: 16MiB
     for (partition, first_minute) in [(0, 10_000), (1, 0)] {
         for n in 0..rows {
             let at = chrono::DateTime::from_timestamp(1_769_853_600 + 60 * first_minute + n * 7200 / rows, 0).unwrap().format("%Y-%m-%dT%H:%M:%SZ");
-            producer.send(topic, partition, "k", &format!(r#"{{"user_id":"somebody-with-a-long-name-{n}","at":"{at}"}}"#), 1_800_000_000_000);
+            producer.send(topic, partition, "k", &format!(r#"{{"user_id":"somebody-with-a-long-name-{n}","at":"{at}"}}"#), 0);
         }
         producer.flush();
     }
