@@ -414,6 +414,15 @@ impl KafkaSource {
                 }
                 self.place(&[(partition, position)].into())
             }
+            // The other partitions go on; it is asked for again and again.
+            Code::BadCompression => {
+                self.notice(format!(
+                    "source `{}`: partition {partition} of topic `{topic}`: {}: the batch is damaged, or does not decompress within `receive.message.max.bytes` \
+                     (100000000 unless set, a third of it with zstd); raise it in `options`: records over max_record_bytes become dead letters then",
+                    self.name, error.text
+                ));
+                Ok(())
+            }
             code => self.weigh(code, &format!("partition {partition} of topic `{topic}`: {}", error.text)),
         }
     }
