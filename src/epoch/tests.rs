@@ -295,6 +295,23 @@ fn lateness_raised_or_lowered_never_lets_the_horizon_fall() {
     assert!(matches!(fits(&l, &entry(90, 0, l.next, Body::Data(data(&[], Some(99))))), Err(Unfit::Plan { made: 0, newest: 3 })));
 }
 
+/// FAULTS 28: the epoch of a position is that of its last record or unknown, never an older one.
+#[test]
+fn the_epoch_of_a_tail_without_records_is_unknown() {
+    let mut l = ledger();
+    let mut step = |from: i64, to: i64, leader_epoch: i32, partition: i32| {
+        let mut data = data(&[(partition, from, to, None)], None);
+        data.intervals.get_mut("events").unwrap().get_mut(&partition).unwrap().leader_epoch = leader_epoch;
+        apply(&mut l, 1, Body::Data(data));
+        l.sources["events"].partitions[&partition].leader_epoch
+    };
+    assert_eq!(step(0, 5, 2, 0), 2);
+    assert_eq!(step(5, 5, -1, 0), 2, "an idle claim moves nothing");
+    assert_eq!(step(5, 8, -1, 0), -1, "markers of a later leader");
+    assert_eq!(step(8, 9, 4, 0), 4);
+    assert_eq!(step(0, 3, -1, 7), -1, "a partition that was added, and showed no record of a known epoch yet");
+}
+
 #[test]
 fn a_checkpoint_trails_the_head_and_every_stamp() {
     let (trail, every) = (checkpoint::TRAIL, checkpoint::EVERY);
