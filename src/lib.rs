@@ -44,3 +44,6 @@ pub mod commit;
 pub mod worker;
 
 pub mod cli;
+
+#[cfg(test)]
+mod model;
