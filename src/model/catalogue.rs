@@ -15,6 +15,12 @@ pub struct Case {
     pub run: Box<dyn Fn() -> Found>,
 }
 
+impl Case {
+    fn large_if(self, large: bool) -> Self {
+        Self { large, ..self }
+    }
+}
+
 fn case<W: World>(name: String, breaks: Option<&'static str>, world: impl Fn() -> W + 'static) -> Case {
     Case { name, breaks, large: false, run: Box::new(move || search(&world())) }
 }
@@ -31,7 +37,7 @@ pub fn log() -> Vec<Case> {
     let claims = ([1, 1], false, Budget { faults: 1, claims: 1, ..none });
     let plans = ([1, 0], false, Budget { faults: 0, checkpoints: 1, plans: 2, ..none });
     let clean = |checkpoints| ([1, 0], false, Budget { checkpoints, condemnations: 1, ..none });
-    let clean2 = |checkpoints| ([1, 1], false, Budget { checkpoints, condemnations: 1, ..none });
+    let clean_planned = ([1, 0], false, Budget { checkpoints: 1, condemnations: 1, plans: 1, ..none });
     let merge = ([2, 0], true, Budget { checkpoints: 2, ..none });
     let rows: Vec<(&str, Rule, ([u8; 2], bool, Budget), Option<&'static str>)> = vec![
         ("puts", Sound, puts(1), None),
@@ -39,6 +45,12 @@ pub fn log() -> Vec<Case> {
         ("plans", Sound, plans, None),
         ("clean", Sound, clean(1), None),
         ("merge", Sound, merge, None),
+        ("large puts", Sound, ([2, 1], false, Budget { faults: 2, checkpoints: 1, ..none }), None),
+        ("large claims", Sound, ([1, 1], false, Budget { faults: 1, checkpoints: 1, claims: 1, ..none }), None),
+        ("large plans", Sound, ([1, 0], false, Budget { faults: 1, checkpoints: 1, plans: 2, ..none }), None),
+        ("large clean", Sound, ([1, 1], false, Budget { faults: 1, checkpoints: 1, condemnations: 1, ..none }), None),
+        ("large clean twice", Sound, ([1, 0], false, Budget { checkpoints: 2, condemnations: 2, plans: 1, ..none }), None),
+        ("large merge", Sound, ([2, 0], true, Budget { faults: 1, checkpoints: 2, ..none }), None),
         ("puts", TrustCreated, puts(1), I5),
         ("puts", TrustAnswers, puts(1), I5),
         ("puts", TrustLost, puts(1), None),
@@ -65,13 +77,13 @@ pub fn log() -> Vec<Case> {
         ("clean", Entries(Without::Condemned), clean(0), I4),
         ("clean", Entries(Without::CondemnsUndecided), clean(0), I4),
         ("clean", Entries(Without::BeganCondemned), clean(1), I4),
-        ("clean", Entries(Without::CondemnedAboveM), clean2(1), I4),
+        ("clean", Entries(Without::CondemnedAboveM), clean_planned, I4),
         ("clean", Entries(Without::BeganData), clean(1), I4),
         ("merge", Entries(Without::CheckpointsOnNewest), merge, I4),
         ("merge", Entries(Without::RisingCheckpoints), merge, I4),
     ];
     rows.into_iter()
-        .map(|(what, rule, (ends, merging, budget), breaks)| case(format!("log {what} {rule:?}"), breaks, move || LogWorld::new(rule, ends, merging, budget)))
+        .map(|(what, rule, (ends, merging, budget), breaks)| case(format!("log {what} {rule:?}"), breaks, move || LogWorld::new(rule, ends, merging, budget)).large_if(what.starts_with("large")))
         .collect()
 }
 
@@ -84,20 +96,25 @@ pub fn fold() -> Vec<Case> {
     const STARVES: Option<&str> = Some("work");
     let world = |shape: &str, rule| {
         let (rows, last, lateness) = match shape {
-            "two workers" | "ends" => ([2, 1], 1, 0),
+            "two workers" => ([2, 1], 1, 0),
             "lateness" => ([1, 1], 2, 1),
             "alone" => ([2, 2], 2, 1),
-            "never idle" | "raised" => ([2, 1], 2, 0),
-            "lowered" => ([2, 1], 1, 1),
+            "never idle" => ([2, 1], 2, 0),
+            "raised" => ([1, 1], 2, 0),
+            "lowered" => ([1, 1], 2, 1),
+            "ends" => ([1, 1], 2, 0),
+            "large" => ([2, 1], 2, 1),
+            "large raised" => ([2, 1], 2, 0),
+            "large lowered" | "large ends" => ([2, 1], 1, 1),
             other => unreachable!("no world is called {other}"),
         };
         let mut world = FoldWorld::new(rule, rows, last, lateness);
         world.alone = shape == "alone";
         world.idleness = shape != "never idle";
-        world.ends = shape == "ends";
+        world.ends = shape.ends_with("ends");
         world.replan = match shape {
-            "raised" => Some(1),
-            "lowered" => Some(0),
+            "raised" | "large raised" => Some(1),
+            "lowered" | "large lowered" => Some(0),
             _ => None,
         };
         world
@@ -110,8 +127,11 @@ pub fn fold() -> Vec<Case> {
         ("raised", Sound, None),
         ("lowered", Sound, None),
         ("ends", Sound, None),
+        ("large", Sound, None),
+        ("large raised", Sound, None),
+        ("large lowered", Sound, None),
+        ("large ends", Sound, None),
         ("alone", ClaimCarriedOver, MADE_LATE),
-        ("two workers", ClaimNotRechecked, MADE_LATE),
         ("two workers", ClaimFromSilence, MADE_LATE),
         ("two workers", UnseenDoesNotHold, MADE_LATE),
         ("two workers", BoundIsWatermark, STARVES),
@@ -123,12 +143,12 @@ pub fn fold() -> Vec<Case> {
         ("never idle", JudgeAfter, I6),
         ("alone", DropFirst, I2),
         ("alone", NoCorrections, I2),
-        ("never idle", WatermarkFalls, I2),
-        ("raised", HorizonFalls, I6),
+        ("two workers", WatermarkFalls, I2),
+        ("raised", HorizonFalls, I2),
         ("raised", AnyPlan, I6),
         ("lowered", AnyPlan, I6),
     ];
-    rows.into_iter().map(|(shape, rule, breaks)| case(format!("fold {shape} {rule:?}"), breaks, move || world(shape, rule))).collect()
+    rows.into_iter().map(|(shape, rule, breaks)| case(format!("fold {shape} {rule:?}"), breaks, move || world(shape, rule)).large_if(shape.starts_with("large"))).collect()
 }
 
 /// Tables, and what the log keeps for them.
@@ -153,6 +173,9 @@ pub fn table() -> Vec<Case> {
         ("expired iceberg", ICEBERG, Sound, gone, None),
         ("expired delta", DELTA, Sound, gone, None),
         ("two formats", BOTH, Sound, kept, None),
+        ("large races iceberg", ICEBERG, Sound, table::Budget { lost: 2, ..races }, None),
+        ("large races delta", DELTA, Sound, table::Budget { lost: 2, ..races }, None),
+        ("large two formats", BOTH, Sound, table::Budget { lost: 1, ..kept }, None),
         ("races iceberg", ICEBERG, NoBase, races, I2),
         ("races delta", DELTA, NoBase, races, I2),
         ("races iceberg", ICEBERG, RebaseUnread, races, I2),
@@ -171,6 +194,6 @@ pub fn table() -> Vec<Case> {
         ("two formats", BOTH, MergeAbove, kept, I7),
         ("two formats", BOTH, MergeMiddle, kept, I7),
     ];
-    let named = |(what, formats, rule, budget, breaks): (&str, _, table::Rule, _, _)| case(format!("table {what} {rule:?}"), breaks, move || TableWorld { rule, formats, budget });
+    let named = |(what, formats, rule, budget, breaks): (&str, _, table::Rule, _, _)| case(format!("table {what} {rule:?}"), breaks, move || TableWorld { rule, formats, budget }).large_if(what.starts_with("large"));
     rows.into_iter().map(named).collect()
 }

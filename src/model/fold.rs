@@ -34,8 +34,6 @@ pub enum Rule {
     Sound,
     /// A partition stays idle until rows of it are decided.
     ClaimCarriedOver,
-    /// A claim is not void when the position moves.
-    ClaimNotRechecked,
     /// Claimed because nothing came, without a look at the broker's end.
     ClaimFromSilence,
     /// A partition without a row does not hold the watermark.
@@ -312,10 +310,8 @@ impl FoldWorld {
         let highest = |p: usize| s.times[p][work.from[p] as usize..to[p] as usize].iter().copied().max();
         let mut claims = work.claims;
         for (p, claim) in claims.iter_mut().enumerate() {
-            match self.rule {
-                Rule::ClaimNotRechecked if claim.is_some() => *claim = Some(s.facts.ends[p]),
-                Rule::ClaimCarriedOver if s.carried[p] && work.from[p] == to[p] => *claim = Some(s.facts.ends[p]),
-                _ => {}
+            if self.rule == Rule::ClaimCarriedOver && s.carried[p] && work.from[p] == to[p] {
+                *claim = Some(s.facts.ends[p]);
             }
         }
         let plan = if self.rule == Rule::AnyPlan { s.facts.plan } else { work.plan };
