@@ -15,6 +15,10 @@
 
 pub mod failpoint;
 
+pub mod runtime;
+
+pub mod mutant;
+
 pub mod observe;
 
 pub mod store;
@@ -47,3 +51,5 @@ pub mod cli;
 
 #[cfg(test)]
 mod model;
+#[cfg(test)]
+mod simulation;

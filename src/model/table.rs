@@ -9,13 +9,13 @@
 use super::search::{Step, World};
 use crate::commit::delta::log::{Origin, holds_first};
 use crate::commit::iceberg::stamp::{Link, Soundness, judge};
-use crate::epoch::checkpoint::{EVERY, TRAIL, upto};
+use crate::epoch::checkpoint::{Cadence, upto};
 
 const WORKERS: usize = 2;
 const SIDES: usize = 2;
 const LAST: u8 = 4;
-/// Real entries to one of these, so that a checkpoint is worth writing after each.
-const STRIDE: u64 = EVERY + TRAIL;
+/// Checkpoints trail the head by an entry, and are worth writing after each.
+const CADENCE: Cadence = Cadence { trail: 1, every: 1, most_runs: 1 };
 /// The entry that has nothing for the second side.
 const QUIET: u8 = 2;
 
@@ -305,12 +305,11 @@ impl TableWorld {
         let stamps = (0..self.formats.len()).map(|side| self.effective(s, side));
         let lowest = match self.rule {
             Rule::CheckpointIgnoresStamps => u64::MAX,
-            Rule::CheckpointOfFastest => stamps.max().map_or(0, |n| n as u64 * STRIDE),
-            _ => stamps.min().map_or(0, |n| n as u64 * STRIDE),
+            Rule::CheckpointOfFastest => stamps.max().unwrap_or(0) as u64,
+            _ => stamps.min().unwrap_or(0) as u64,
         };
-        let m = upto(s.entries as u64 * STRIDE + 1, lowest, s.checkpoint.map(|c| c.upto as u64 * STRIDE)).map(|m| (m / STRIDE) as u8);
-        let rises = m.filter(|m| *m > s.checkpoint.map_or(0, |c| c.upto) && s.budget.checkpoints > 0);
-        if let Some(upto) = rises {
+        let m = upto(CADENCE, s.entries as u64 + 1, lowest, s.checkpoint.map(|c| c.upto as u64));
+        if let Some(upto) = m.map(|m| m as u8).filter(|_| s.budget.checkpoints > 0) {
             let most = if self.rule == Rule::MergeAbove { s.entries.min(LAST - 1) } else { upto.min(LAST - 1) };
             let lowest = if self.rule == Rule::MergeMiddle { 2 } else { 1 };
             // What an older checkpoint merged stays merged.
