@@ -104,16 +104,16 @@ pub fn fold() -> Vec<Case> {
             "lowered" => ([1, 1], 2, 1),
             "ends" => ([1, 1], 2, 0),
             "large" => ([2, 1], 2, 1),
-            "large raised" => ([2, 1], 2, 0),
+            "raised alone" | "large raised" => ([2, 1], 2, 0),
             "large lowered" | "large ends" => ([2, 1], 1, 1),
             other => unreachable!("no world is called {other}"),
         };
         let mut world = FoldWorld::new(rule, rows, last, lateness);
-        world.alone = shape == "alone";
+        world.alone = shape.ends_with("alone");
         world.idleness = shape != "never idle";
         world.ends = shape.ends_with("ends");
         world.replan = match shape {
-            "raised" | "large raised" => Some(1),
+            "raised" | "raised alone" | "large raised" => Some(1),
             "lowered" | "large lowered" => Some(0),
             _ => None,
         };
@@ -143,9 +143,8 @@ pub fn fold() -> Vec<Case> {
         ("never idle", JudgeAfter, I6),
         ("alone", DropFirst, I2),
         ("alone", NoCorrections, I2),
-        ("two workers", WatermarkFalls, I2),
-        ("raised", HorizonFalls, I2),
-        ("raised", AnyPlan, I6),
+        ("two workers", WatermarkFalls, I6),
+        ("raised alone", HorizonFalls, I2),
         ("lowered", AnyPlan, I6),
     ];
     rows.into_iter().map(|(shape, rule, breaks)| case(format!("fold {shape} {rule:?}"), breaks, move || world(shape, rule)).large_if(shape.starts_with("large"))).collect()
