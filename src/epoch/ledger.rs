@@ -246,10 +246,13 @@ impl Ledger {
         for (name, intervals) in &data.intervals {
             let source = self.sources.entry(name.clone()).or_default();
             for (&partition, interval) in intervals {
-                let state = source.partitions.entry(partition).or_default();
+                let begins = || PartitionState { offset: interval.from, leader_epoch: -1, max_event_us: None, name: None };
+                let state = source.partitions.entry(partition).or_insert_with(begins);
                 state.offset = interval.to;
                 state.max_event_us = state.max_event_us.max(interval.max_event_us);
-                if interval.leader_epoch >= 0 {
+                // A tail of markers is of an epoch that we were not shown: the epoch of the record before it,
+                // said of the offset behind it, would look like a truncation.
+                if !interval.claims_idle() {
                     state.leader_epoch = interval.leader_epoch;
                 }
                 if state.name.is_none() {

@@ -191,6 +191,7 @@ fn work_that_began_at_or_below_the_newest_m_is_stale_whatever_its_kind() {
         assert_eq!(fits(&l, &entry(31, 0, l.next, checkpoint(upto))), Err(Unfit::CheckpointFalls { upto, newest: 3 }));
     }
     assert_eq!(fits(&l, &entry(31, 0, l.next, checkpoint(4))), Ok(()));
+    assert_eq!(fits(&l, &entry(31, 0, 6, checkpoint(4))), Err(Unfit::CheckpointUnseen { began: 6, newest: 6 }), "it may name runs that were merged");
     // Attempt 12 is entry 3: the log shows it no more, and a search that began there has not seen it.
     let bodies = [
         Body::Data(data(&[(0, 5, 6, None)], None)),
@@ -202,7 +203,9 @@ fn work_that_began_at_or_below_the_newest_m_is_stale_whatever_its_kind() {
         for began in [0, 2, 3] {
             assert_eq!(fits(&l, &entry(40, 0, began, body.clone())), Err(Unfit::BeganBelowCheckpoint { began, upto: 3 }), "{body:?}");
         }
-        assert_eq!(fits(&l, &entry(40, 0, 4, body)), Ok(()));
+        // A checkpoint is made on the newest one, which is entry 6.
+        let began = if matches!(body, Body::Checkpoint(_)) { 7 } else { 4 };
+        assert_eq!(fits(&l, &entry(40, 0, began, body)), Ok(()));
     }
 }
 
@@ -293,6 +296,23 @@ fn lateness_raised_or_lowered_never_lets_the_horizon_fall() {
     assert_eq!((t.horizon_before, t.horizon_after), (Some(89 * MINUTE), Some(97 * MINUTE)));
     // Work under the older plan is stale.
     assert!(matches!(fits(&l, &entry(90, 0, l.next, Body::Data(data(&[], Some(99))))), Err(Unfit::Plan { made: 0, newest: 3 })));
+}
+
+/// FAULTS 28: the epoch of a position is that of its last record or unknown, never an older one.
+#[test]
+fn the_epoch_of_a_tail_without_records_is_unknown() {
+    let mut l = ledger();
+    let mut step = |from: i64, to: i64, leader_epoch: i32, partition: i32| {
+        let mut data = data(&[(partition, from, to, None)], None);
+        data.intervals.get_mut("events").unwrap().get_mut(&partition).unwrap().leader_epoch = leader_epoch;
+        apply(&mut l, 1, Body::Data(data));
+        l.sources["events"].partitions[&partition].leader_epoch
+    };
+    assert_eq!(step(0, 5, 2, 0), 2);
+    assert_eq!(step(5, 5, -1, 0), 2, "an idle claim moves nothing");
+    assert_eq!(step(5, 8, -1, 0), -1, "markers of a later leader");
+    assert_eq!(step(8, 9, 4, 0), 4);
+    assert_eq!(step(0, 3, -1, 7), -1, "a partition that was added, and showed no record of a known epoch yet");
 }
 
 #[test]

@@ -561,19 +561,26 @@ impl Tables {
             self.parts.metrics.waiting("store", &why);
             return Ok(());
         }
-        self.advance_trail(upto)?;
-        if self.trail.next != upto + 1 {
+        // On a copy: should another's checkpoint be decided in its place, then what that one merged is gone,
+        // and the trail goes on from there.
+        let mut trail = self.trail.clone();
+        for (seq, entry) in self.recent.iter().take_while(|(seq, _)| *seq <= upto) {
+            if *seq >= trail.next {
+                trail.apply(entry).map_err(|e| WorkerError::Refused(e.to_string()))?;
+            }
+        }
+        if trail.next != upto + 1 {
             return Ok(());
         }
-        self.merge_runs().await?;
-        self.trail.runs_as_of = upto;
-        let body = Body::Checkpoint(Checkpoint { upto, ledger: Box::new(self.trail.clone()) });
+        self.merge_runs(&mut trail).await?;
+        trail.runs_as_of = upto;
+        let live = objects(&trail);
+        let body = Body::Checkpoint(Checkpoint { upto, ledger: Box::new(trail) });
         let began = self.at.next;
         match self.parts.head.append((self.parts.ids)(), began, body, vec![], self.parts.clock.now_ms()).await? {
             Appended::Stale(_) => return Ok(()),
             Appended::Decided(_) => failpoint::hit("checkpoint-decided"),
         }
-        let live = objects(&self.trail);
         for path in known.difference(&live) {
             // What stays for want of an answer is an orphan, and found as one.
             let _ = self.parts.store.delete(&Path::from(path.as_str())).await;
