@@ -14,6 +14,7 @@ mod kafka_source;
 mod pipeline_change;
 mod receipts;
 mod running_example;
+mod skewed_partitions;
 mod support;
 mod two_workers;
 mod verify;
