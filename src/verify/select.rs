@@ -48,7 +48,7 @@ pub struct Select {
     values: Vec<Strict>,
     /// Columns of the table, of the rows that come out (without `_op`).
     output: SchemaRef,
-    /// Positions in `output` of values that depend on the order in which floats are added.
+    /// Positions in `output` of values that depend on the order in which floats come.
     pub inexact: BTreeSet<usize>,
 }
 
@@ -169,7 +169,7 @@ impl Select {
                 let names: BTreeSet<String> = e.column_refs().into_iter().map(|c| c.name.clone()).collect();
                 a.aggr_expr.iter().enumerate().any(|(i, call)| {
                     let (_, field) = a.schema.qualified_field(a.group_expr.len() + i);
-                    names.contains(field.name()) && adds_floats(call, schema)
+                    names.contains(field.name()) && depends_on_order(call, schema)
                 })
             };
             self.inexact = top.expr.iter().enumerate().filter(|(_, e)| inexact(e)).map(|(i, _)| i).collect();
@@ -559,13 +559,14 @@ fn checked(e: Physical) -> Result<Physical> {
     Ok(e.transform_up(strict)?.data)
 }
 
-/// Whether the result depends on the order of additions.
-fn adds_floats(call: &Expr, schema: &DFSchema) -> bool {
+/// Whether the result depends on the order in which floats come.
+fn depends_on_order(call: &Expr, schema: &DFSchema) -> bool {
     let Expr::AggregateFunction(f) = call.clone().unalias() else { return true };
     let float = f.params.args.first().and_then(|a| a.get_type(schema).ok()).is_some_and(|t| t.is_floating());
     match f.func.name() {
-        "sum" | "avg" => float,
-        "count" | "min" | "max" | "bool_and" | "bool_or" => false,
+        // Of least and greatest floats only the sign of zero depends on the order.
+        "sum" | "avg" | "min" | "max" => float,
+        "count" | "bool_and" | "bool_or" => false,
         _ => true,
     }
 }
