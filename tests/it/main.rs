@@ -7,6 +7,7 @@ mod faults_kafka;
 mod faults_process;
 mod faults_time;
 mod flights_year;
+mod guarantees;
 mod iceberg_readers;
 mod kills;
 mod resources;
