@@ -21,8 +21,7 @@ use bytes::Bytes;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::mpsc as std_mpsc;
-use tokio::sync::oneshot;
+use tokio::sync::{mpsc, oneshot};
 use uuid::Uuid;
 
 /// What a lane must know of one source and the tables that read it.
@@ -109,8 +108,8 @@ impl Lane {
     }
 
     /// Works until the sender is gone.
-    pub fn run(mut self, commands: &std_mpsc::Receiver<LaneCommand>) {
-        while let Ok(command) = commands.recv() {
+    pub fn run(mut self, mut commands: mpsc::Receiver<LaneCommand>) {
+        while let Some(command) = commands.blocking_recv() {
             match command {
                 LaneCommand::Begin(terms) => self.begin(terms),
                 LaneCommand::Batch { source, batch } => {

@@ -35,7 +35,6 @@ use sources::SourceThread;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::mpsc as std_mpsc;
 use std::time::{Duration, Instant};
 use tables::{Parts, Tables};
 use tokio::sync::mpsc;
@@ -269,6 +268,7 @@ async fn once(pipeline: &Arc<Pipeline>, plans: &[Arc<TablePlan>], options: RunOp
         stop: stop.clone(),
         until,
         final_note: options.last,
+        turn: 0,
     };
     let mut tables = tokio::spawn(tables.run());
     let mut ingest = tokio::spawn(ingest.run());
@@ -386,7 +386,10 @@ async fn layouts(pipeline: &Pipeline, plans: &[Arc<TablePlan>], head: &Head, fac
     Ok(layouts)
 }
 
-type Lanes = (Vec<std_mpsc::SyncSender<lane::LaneCommand>>, Vec<Arc<AtomicU64>>, Vec<std::thread::JoinHandle<()>>);
+/// Commands that wait for a lane. Its batches are what fills memory, so few.
+const LANE_QUEUE: usize = 4;
+
+type Lanes = (Vec<mpsc::Sender<lane::LaneCommand>>, Vec<Arc<AtomicU64>>, Vec<std::thread::JoinHandle<()>>);
 
 fn spawn_lanes(pipeline: &Pipeline, layouts: &[Arc<SourceLayout>], metrics: &Arc<Metrics>) -> Result<Lanes, WorkerError> {
     let internal = |e: &dyn std::fmt::Display| WorkerError::Internal(e.to_string());
@@ -395,8 +398,8 @@ fn spawn_lanes(pipeline: &Pipeline, layouts: &[Arc<SourceLayout>], metrics: &Arc
     for nth in 0..count {
         let bytes = Arc::new(AtomicU64::new(0));
         let lane = Lane::new(pipeline.name.clone(), nth, layouts, metrics.clone(), bytes.clone()).map_err(|e| internal(&e))?;
-        let (sender, commands) = std_mpsc::sync_channel(4);
-        let thread = std::thread::Builder::new().name(format!("lane {nth}")).spawn(move || lane.run(&commands)).map_err(|e| internal(&e))?;
+        let (sender, commands) = mpsc::channel(LANE_QUEUE);
+        let thread = std::thread::Builder::new().name(format!("lane {nth}")).spawn(move || lane.run(commands)).map_err(|e| internal(&e))?;
         senders.push(sender);
         held.push(bytes);
         threads.push(thread);

@@ -76,7 +76,7 @@ struct World {
 struct Worker {
     head: Arc<Head>,
     tables: Tables,
-    lane: std::sync::mpsc::Sender<LaneCommand>,
+    lane: mpsc::Sender<LaneCommand>,
 }
 
 struct Work {
@@ -165,9 +165,9 @@ impl World {
         let mut tables = Tables::open(parts, reading.start).await.unwrap_or_else(|e| panic!("{e}"));
         head.refresh().await.unwrap();
         tables.check_stamps(head.with(|l| l.next).await).unwrap();
-        let (lane, commands) = std::sync::mpsc::channel();
+        let (lane, commands) = mpsc::channel(4);
         let made = Lane::new("p".into(), 0, &[self.layout.clone()], metrics, Arc::default()).unwrap();
-        std::thread::spawn(move || made.run(&commands));
+        std::thread::spawn(move || made.run(commands));
         Worker { head, tables, lane }
     }
 
@@ -188,7 +188,7 @@ impl World {
         let windowed = ledger.plan.tables.iter().filter(|(_, t)| t.window.is_some());
         let judge_at = windowed.map(|(n, t)| (n.clone(), time::judge_below(ledger.horizons[n], bound, t.allowed_lateness_us))).collect();
         let mut data = Data { bounds: [("events".to_string(), bound)].into(), ..Default::default() };
-        worker.lane.send(LaneCommand::Begin(EpochTerms { attempt, read_at_ms: 0, judge_at })).unwrap();
+        worker.lane.send(LaneCommand::Begin(EpochTerms { attempt, read_at_ms: 0, judge_at })).await.unwrap();
         let mut intervals = BTreeMap::new();
         for p in own {
             let from = state.partitions[&p].offset;
@@ -201,13 +201,13 @@ impl World {
                 let middle = from + rng.below((to - from) as u64 + 1) as i64;
                 for (a, b) in [(from, middle), (middle, to)] {
                     let rows = &self.rows[p as usize][a as usize..b as usize];
-                    worker.lane.send(LaneCommand::Batch { source: 0, batch: raw(rows, p, a) }).unwrap();
+                    worker.lane.send(LaneCommand::Batch { source: 0, batch: raw(rows, p, a) }).await.unwrap();
                 }
             }
             intervals.insert(p, Interval { from, to, leader_epoch: -1, max_event_us: None, name: None });
         }
         let (reply, answer) = tokio::sync::oneshot::channel();
-        worker.lane.send(LaneCommand::Close(reply)).unwrap();
+        worker.lane.send(LaneCommand::Close(reply)).await.unwrap();
         let part = answer.await.unwrap().unwrap_or_else(|e| panic!("{e}"));
         for ((_, p), highest) in &part.max_event_us {
             intervals.get_mut(p).unwrap().max_event_us = Some(*highest);
