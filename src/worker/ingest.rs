@@ -6,6 +6,7 @@
 use super::head::{Appended, Head};
 use super::lane::{EpochTerms, LaneCommand, LanePart};
 use super::sources::{Command, Event, SourceThread};
+use super::surroundings::Ids;
 use super::{Clock, WorkerError};
 use crate::epoch::entry::{Body, ByPartition, Data, Interval, Note, RunEntry, RunObject, StagedFile};
 use crate::epoch::ledger::Ledger;
@@ -46,6 +47,7 @@ pub struct Ingest {
     pub held: Vec<Arc<AtomicU64>>,
     pub metrics: Arc<Metrics>,
     pub clock: Arc<dyn Clock>,
+    pub ids: Ids,
     /// Set when the tables are too far behind: nothing more is decided meanwhile.
     pub paused: Arc<AtomicBool>,
     pub stop: Arc<AtomicBool>,
@@ -157,7 +159,7 @@ impl Ingest {
     async fn begin(&mut self, readings: &[Reading]) -> Result<Open, WorkerError> {
         self.head.refresh().await?;
         let ledger = self.head.ledger().await;
-        let mut work = Open { attempt: Uuid::now_v7(), began: ledger.next, ..Default::default() };
+        let mut work = Open { attempt: (self.ids)(), began: ledger.next, ..Default::default() };
         work.data.read_at_ms = self.clock.now_ms();
         let mut judge_at = BTreeMap::new();
         for (thread, reading) in self.sources.iter().zip(readings) {
@@ -500,7 +502,7 @@ impl Ingest {
             return Ok(());
         }
         let note = Body::Note(Note::EndOfInput { ends });
-        match self.head.append(Uuid::now_v7(), began, note, vec![], self.clock.now_ms()).await? {
+        match self.head.append((self.ids)(), began, note, vec![], self.clock.now_ms()).await? {
             Appended::Decided(_) => Ok(()),
             Appended::Stale(unfit) => Err(WorkerError::Internal(format!("the end of input was not accepted: {unfit}"))),
         }
@@ -514,7 +516,7 @@ enum Gathered {
     Reassigned,
 }
 
-/// Waits where the lane has enough to do: its queue is short on purpose.
+/// A lane's queue is short on purpose.
 async fn send(lane: &mpsc::Sender<LaneCommand>, command: LaneCommand) -> Result<(), WorkerError> {
     lane.send(command).await.map_err(|_| WorkerError::Internal("a lane has ended".into()))
 }
