@@ -48,9 +48,10 @@ const DEFAULTS: [(&str, &str); 14] = [
     ("fetch.wait.max.ms", "100"),
     ("fetch.min.bytes", "65536"),
     ("fetch.message.max.bytes", "4194304"),
-    ("fetch.max.bytes", "16777216"),
+    ("fetch.max.bytes", "8388608"),
     ("queued.min.messages", "100000"),
-    ("queued.max.messages.kbytes", "32768"),
+    // Of values; librdkafka adds some 500 bytes to each record.
+    ("queued.max.messages.kbytes", "8192"),
     ("check.crcs", "true"),
     // How soon partitions that were added are seen.
     ("topic.metadata.refresh.interval.ms", "10000"),

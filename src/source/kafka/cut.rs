@@ -76,10 +76,10 @@ impl Cutter {
             start..batch.bytes.len() as u32
         };
         let key = record.key.filter(|k| k.len() <= self.max_record_bytes).map(&mut put);
-        let (value, headers) = if oversized {
-            (None, Vec::new())
-        } else {
-            (record.value.map(&mut put), record.headers.iter().map(|(n, v)| (put(n), v.map(&mut put))).collect())
+        let (value, headers) = match record.headers {
+            _ if oversized => (None, Vec::new()),
+            [] => (record.value.map(&mut put), Vec::new()),
+            headers => (record.value.map(&mut put), headers.iter().map(|(n, v)| (put(n), v.map(&mut put))).collect()),
         };
         batch.records.push(RawRecord {
             offset: record.offset,
