@@ -153,7 +153,7 @@ impl State {
         &self.log
     }
 
-    /// What the store shows, by its names.
+    /// What the store shows, by its names. What a checkpoint holds depends on the log below it.
     pub fn shown(&self) -> Vec<(u8, Entry)> {
         (0..self.log.len() as u8).filter_map(|at| Some((at, self.object(at)?))).collect()
     }

@@ -17,6 +17,9 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+/// A log, and what the store shows of it.
+type Shown = (Vec<Entry>, Vec<(u8, Entry)>);
+
 /// Shows one content for so many requests, and another from then on.
 #[derive(Debug)]
 struct Turning {
@@ -106,27 +109,28 @@ fn nobody_reads_a_stray_whatever_happens_between_two_requests() {
     let world = LogWorld::new(Rule::Sound, [2, 0], false, Budget { checkpoints: 2, ..Default::default() });
     let ledgers = Ledgers::new(super::ledgers::Without::Nothing);
     let reached = reach(&world);
-    let mut stores: HashMap<Vec<(u8, Entry)>, Arc<InMemory>> = HashMap::new();
-    let mut kept = |state: &State| stores.entry(state.shown()).or_insert_with(|| store(&ledgers, state)).clone();
-    let mut pairs: HashSet<(Vec<(u8, Entry)>, Vec<(u8, Entry)>)> = HashSet::new();
+    let mut stores: HashMap<Shown, Arc<InMemory>> = HashMap::new();
+    let shown = |state: &State| -> Shown { (state.log().to_vec(), state.shown()) };
+    let mut kept = |state: &State| stores.entry(shown(state)).or_insert_with(|| store(&ledgers, state)).clone();
+    let mut pairs: HashSet<(Shown, Shown)> = HashSet::new();
     let (mut readings, mut behind, mut refused) = (0, 0, 0);
     for (n, after) in reached.states.iter().enumerate() {
         for before in std::iter::once(after).chain(reached.before(n)) {
             // The name of an attempt may change on the way: such a pair is met by another way, or not at all.
-            if !after.log().starts_with(before.log()) || !pairs.insert((before.shown(), after.shown())) {
+            if !after.log().starts_with(before.log()) || !pairs.insert((shown(before), shown(after))) {
                 continue;
             }
             let (first, then) = (kept(before), kept(after));
             let whole = [before, after].map(|s| ledgers.after(s.log()));
             let is_whole = |head: &Ledger| whole.iter().any(|w| w.as_ref().as_ref() == Ok(head));
-            let steady = before.shown() == after.shown();
+            let steady = shown(before) == shown(after);
             for turns_after in if steady { 1..2 } else { 1..12 } {
                 let turning = || Arc::new(Turning { first: first.clone(), then: then.clone(), requests: AtomicUsize::new(0), turns_after });
                 let log = |store: &Arc<Turning>| Log::new(store.clone(), Path::from("log"));
                 let context = || format!("after {turns_after} requests\n  {before:?}\nturned into\n  {after:?}");
                 let opened = turning();
                 match block_on(log(&opened).open()) {
-                    Ok(Some(reading)) => assert!(is_whole(&reading.head), "{}: another state was read: {:?}", context(), reading.head),
+                    Ok(Some(reading)) => assert!(is_whole(&reading.head), "{}: another state was read: {:?}", context(), reading.head.sources),
                     other => panic!("{}: {other:?}", context()),
                 }
                 let long = before.log().len();
