@@ -62,6 +62,8 @@ struct Member {
 #[derive(Debug, Default)]
 pub struct Topic {
     pub incarnation: u64,
+    /// The records of the topic that the log was born from, when there is another by now.
+    pub first: Option<Vec<Vec<Slot>>>,
     pub partitions: Vec<Partition>,
     members: BTreeMap<u64, Member>,
     next_member: u64,
@@ -122,6 +124,7 @@ impl Topic {
     /// Deleted and made again under the same name.
     pub fn recreate(&mut self) {
         self.incarnation += 1;
+        self.first.get_or_insert_with(|| self.partitions.iter().map(|p| p.slots.clone()).collect());
         for p in &mut self.partitions {
             *p = Partition::default();
         }

@@ -10,6 +10,7 @@
 
 mod broker;
 mod check;
+mod foreign;
 mod reckoning;
 mod run;
 mod store;
@@ -88,6 +89,32 @@ fn seeds() {
         }
         panic!("{}", report(&failed));
     }
+}
+
+/// Each of the bugs of [`crate::mutant`] is found.
+#[test]
+fn every_mutant_is_found() {
+    let most = number("MILLPOND_MUTANT_SEEDS").unwrap_or(4000);
+    let only = std::env::var("MILLPOND_MUTANT").ok();
+    let mut missed = vec![];
+    for mutant in crate::mutant::Mutant::ALL {
+        let name = format!("{mutant:?}");
+        if only.as_ref().is_some_and(|o| *o != name) {
+            continue;
+        }
+        let began = std::time::Instant::now();
+        match first_failure(0, most, Some(mutant)).0 {
+            Some(found) => {
+                let why = found.failure.as_deref().unwrap_or_default().lines().next().unwrap_or_default().to_string();
+                eprintln!("{name}: seed {} in {:.1} s: {why}", found.seed, began.elapsed().as_secs_f64());
+            }
+            None => {
+                eprintln!("{name}: NOT FOUND in {most} seeds, {:.1} s", began.elapsed().as_secs_f64());
+                missed.push(name);
+            }
+        }
+    }
+    assert!(missed.is_empty(), "not found: {}", missed.join(", "));
 }
 
 #[test]

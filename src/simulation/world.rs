@@ -3,7 +3,7 @@
 
 use super::broker::{Broker, SimSource, wall};
 use super::check::{self, Decided};
-use super::reckoning::Rows;
+use super::reckoning::{Reckoning, Rows};
 use super::store::{Fate, WorkerCatalog, WorkerStore};
 use super::trace::Trace;
 use crate::commit::TableFormat;
@@ -23,7 +23,7 @@ use bytes::Bytes;
 use object_store::memory::InMemory;
 use object_store::path::Path;
 use object_store::{ObjectMeta, ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutResult};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -68,6 +68,12 @@ pub struct World {
     /// The highest stamp seen of each table.
     pub stamps: Mutex<BTreeMap<(String, TableFormatKind), u64>>,
     failure: Mutex<Option<String>>,
+    /// Words of refusals that are right by now.
+    expected: Mutex<Vec<&'static str>>,
+    /// Something happened after which nothing may go on.
+    pub doomed: AtomicBool,
+    /// Tables that were set back: nobody may commit to them.
+    pub frozen: Mutex<BTreeSet<(String, TableFormatKind)>>,
     ids: AtomicU64,
     me: std::sync::Weak<World>,
 }
@@ -94,6 +100,9 @@ impl World {
             foreign: Mutex::default(),
             stamps: Mutex::default(),
             failure: Mutex::default(),
+            expected: Mutex::default(),
+            doomed: AtomicBool::new(false),
+            frozen: Mutex::default(),
             ids: AtomicU64::new(1),
             me: me.clone(),
         })
@@ -120,6 +129,42 @@ impl World {
 
     pub fn failed(&self) -> Option<String> {
         self.failure.lock().unwrap().clone()
+    }
+
+    /// What a writer was told of its work must be so (I4, I5).
+    pub fn told(&self, attempt: Uuid, entry: Option<u64>) {
+        let mut decided = self.decided.lock().unwrap();
+        let found = decided.entries.iter().position(|e| e.attempt == attempt);
+        let wrong = match entry {
+            None => {
+                decided.stale.insert(attempt);
+                found.map(|seq| format!("I4: the writer of entry {seq} is told that it is stale"))
+            }
+            Some(seq) if found != Some(seq as usize) => Some(format!("I5: a writer is told that attempt {attempt} is entry {seq}, and it is {found:?}")),
+            Some(_) => None,
+        };
+        drop(decided);
+        if let Some(why) = wrong {
+            self.fail(why);
+        }
+    }
+
+    /// From now on refusals with this word are right.
+    pub fn expect(&self, word: &'static str) {
+        self.expected.lock().unwrap().push(word);
+    }
+
+    pub fn expects(&self, why: &str) -> bool {
+        self.expected.lock().unwrap().iter().any(|word| why.contains(word))
+    }
+
+    /// Whether the log holds something for this table beyond its stamp.
+    pub fn waits(&self, table: &str, kind: TableFormatKind, stamp: Option<u64>) -> bool {
+        let decided = self.decided.lock().unwrap();
+        let topic = self.broker.topic.lock().unwrap();
+        let upto = |n: usize| Reckoning::of(&topic, decided.entries[..n].iter()).content(table);
+        let _ = kind;
+        stamp.is_some_and(|s| upto(s as usize + 1) != upto(decided.entries.len()))
     }
 
     fn quiet(&self) -> bool {
@@ -274,6 +319,9 @@ impl World {
 
     /// A table was committed: sometimes it is read whole at once.
     async fn committed(&self, table: &str, kind: TableFormatKind) {
+        if self.frozen.lock().unwrap().contains(&(table.to_string(), kind)) {
+            self.fail(format!("{kind} table {table} was rolled back, and is committed to"));
+        }
         if self.decided.lock().unwrap().ledger.is_none() || !self.chance(6) {
             return;
         }
@@ -281,6 +329,9 @@ impl World {
     }
 
     pub async fn compare(&self, table: &str, kind: TableFormatKind) -> Option<u64> {
+        if self.frozen.lock().unwrap().contains(&(table.to_string(), kind)) {
+            return None;
+        }
         match check::compare(&self.strong(), table, kind).await {
             Ok(stamp) => {
                 let mut stamps = self.stamps.lock().unwrap();

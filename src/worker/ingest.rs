@@ -11,6 +11,7 @@ use super::{Clock, WorkerError};
 use crate::epoch::entry::{Body, ByPartition, Data, Interval, Note, RunEntry, RunObject, StagedFile};
 use crate::epoch::ledger::Ledger;
 use crate::failpoint;
+use crate::mutant::{self, Mutant};
 use crate::observe::{Metrics, cpu};
 use crate::pipeline::Pipeline;
 use crate::source::{Position, RawBatch, SourceError, SourceFacts};
@@ -394,7 +395,7 @@ impl Ingest {
         let intervals = work.data.intervals.entry(name.clone()).or_default();
         for &partition in &reading.own {
             let (Some(&next), Some(quiet)) = (reading.next.get(&partition), reading.quiet_since.get(&partition)) else { continue };
-            let at_end = reading.at_end.contains(&partition) && facts.partitions.get(&partition).is_some_and(|(_, end)| *end <= next);
+            let at_end = mutant::on(Mutant::SilenceIsIdleness) || reading.at_end.contains(&partition) && facts.partitions.get(&partition).is_some_and(|(_, end)| *end <= next);
             let quiet_long = quiet.elapsed() >= Duration::from_micros(idle_after as u64);
             if at_end && quiet_long && !intervals.contains_key(&partition) {
                 intervals.insert(partition, Interval { from: next, to: next, leader_epoch: -1, max_event_us: None, name: reading.names.get(&partition).cloned() });
