@@ -358,7 +358,8 @@ impl Ingest {
         }
     }
 
-    async fn check_incarnation(&self, nth: usize, facts: &SourceFacts) -> Result<(), WorkerError> {
+    /// Are these facts of the topic that the log was written from?
+    pub(super) async fn check_incarnation(&self, nth: usize, facts: &SourceFacts) -> Result<(), WorkerError> {
         let name = &self.sources[nth].name;
         let (known, renamed) = self
             .head
