@@ -206,7 +206,7 @@ impl Source for SimSource {
         self.trouble()?;
         let topic = self.world.broker.topic.lock().unwrap();
         let partitions = topic.partitions.iter().zip(0..).map(|(p, n)| (n, (p.begin, p.end()))).collect();
-        Ok(SourceFacts { incarnation: Some(format!("topic-{}", topic.incarnation)), topic: "events".into(), partitions, names: BTreeMap::new() })
+        Ok(SourceFacts { incarnation: Some(format!("topic-{}", topic.incarnation)), topic: "events".into(), partitions, held: BTreeMap::new(), names: BTreeMap::new() })
     }
 
     fn start_offsets(&mut self, partitions: &[i32]) -> Result<BTreeMap<i32, i64>, SourceError> {
