@@ -52,7 +52,9 @@ fn first_failure(from: u64, to: u64, mutant: Option<crate::mutant::Mutant>) -> (
                             *failed = Some(outcome);
                         }
                     } else {
-                        outcome.trace.clear();
+                        if to > from + 1 {
+                            outcome.trace.clear();
+                        }
                         done.lock().unwrap().push(outcome);
                     }
                 }
@@ -65,7 +67,7 @@ fn first_failure(from: u64, to: u64, mutant: Option<crate::mutant::Mutant>) -> (
 #[test]
 fn seeds() {
     let (from, to) = match number("MILLPOND_SEED") {
-        Some(seed) => (seed, seed + 1),
+        Some(seed) => (seed, seed + number("MILLPOND_SEEDS").unwrap_or(1)),
         None => (0, number("MILLPOND_SEEDS").unwrap_or(100)),
     };
     let began = std::time::Instant::now();
@@ -83,10 +85,10 @@ fn seeds() {
         sum(|o| o.strays),
         sum(|o| o.virtual_ms as u64) as f64 / 1000.0
     );
+    if std::env::var_os("MILLPOND_TRACE").is_some() {
+        failed.iter().chain(done.iter().take(1)).for_each(|o| eprintln!("{}", o.trace));
+    }
     if let Some(failed) = failed {
-        if std::env::var_os("MILLPOND_TRACE").is_some() {
-            eprintln!("{}", failed.trace);
-        }
         panic!("{}", report(&failed));
     }
 }

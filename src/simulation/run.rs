@@ -180,6 +180,12 @@ enum Happening {
     TopicRecreated,
     /// A table is set back by another hand: it must be refused from then on.
     RolledBack,
+    /// Another engine writes a table's rows into one file.
+    Compacted,
+    /// Another engine appends rows of its own, or writes all into one file and adds them.
+    Appended,
+    /// Another engine expires all snapshots but the newest.
+    Expired,
 }
 
 fn happenings(rng: &mut Rng) -> Vec<(u64, Happening)> {
@@ -188,6 +194,11 @@ fn happenings(rng: &mut Rng) -> Vec<(u64, Happening)> {
     for (what, percent) in [(LatenessChanges, 35), (EndOfInput, 15), (PartitionAdded, 10)] {
         if rng.chance(percent) {
             all.push((500 + rng.below(4000), what));
+        }
+    }
+    for what in [Compacted, Appended, Expired] {
+        for _ in 0..if rng.chance(30) { 1 + rng.below(3) } else { 0 } {
+            all.push((1000 + rng.below(5000), what));
         }
     }
     match rng.below(20) {
@@ -224,6 +235,9 @@ async fn happen(scene: Arc<Scene>, mut file: File, all: Vec<(u64, Happening)>) {
                 world.doomed.store(true, Ordering::Relaxed);
             }
             Happening::RolledBack => foreign::roll_back(world).await,
+            Happening::Compacted => foreign::write(world, true, false).await,
+            Happening::Appended => foreign::write(world, world.chance(30), true).await,
+            Happening::Expired => foreign::expire(world).await,
         }
     }
 }
@@ -270,6 +284,9 @@ async fn produce(world: Arc<World>, rows: i64) {
         if aborted || world.chance(10) {
             topic.append(p, Slot::Gap, world.trace.now_ms());
         }
+        if world.chance(4) {
+            topic.open(p, world.trace.now_ms() + world.below(2000) as i64);
+        }
         if world.chance(3) {
             topic.stall(p, world.trace.now_ms() + world.below(2000) as i64);
         }
@@ -283,7 +300,7 @@ async fn produce(world: Arc<World>, rows: i64) {
         {
             for (partition, state) in ledger.sources.get("events").map(|s| &s.partitions).into_iter().flatten() {
                 let held = &mut topic.partitions[*partition as usize];
-                held.begin = held.begin.max(state.offset.min(held.end()));
+                held.begin = held.begin.max(state.offset.min(held.written()));
             }
         }
     }
@@ -376,7 +393,7 @@ async fn finish(scene: &Arc<Scene>) {
         Err(e) => return world.fail(format!("the last worker panicked: {e}")),
     }
     if !doomed {
-        let ends: BTreeMap<i32, i64> = world.broker.topic.lock().unwrap().partitions.iter().zip(0..).map(|(p, n)| (n, p.end())).collect();
+        let ends: BTreeMap<i32, i64> = world.broker.topic.lock().unwrap().partitions.iter().zip(0..).map(|(p, n)| (n, p.written())).collect();
         let mut positions = {
             let decided = world.decided.lock().unwrap();
             Reckoning::of(&world.broker.topic.lock().unwrap(), decided.entries.iter()).positions().clone()

@@ -180,8 +180,10 @@ impl World {
         if self.quiet() {
             return;
         }
+        // Where it decides it sleeps longest.
+        let naps = if at.as_ref().contains("/log/0") { self.temper.naps * 8 } else { self.temper.naps };
         let ms = match self.below(10_000) {
-            n if n < self.temper.naps => 300 + self.below(3000),
+            n if n < naps => 300 + self.below(3000),
             n if n % 2 == 0 => 0,
             n => n % 7,
         };
