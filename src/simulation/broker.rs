@@ -134,6 +134,13 @@ impl Topic {
         p.open = Some((p.written(), until_ms));
     }
 
+    /// No transaction is open any more, and no fetch stalls.
+    pub fn calm(&mut self) {
+        for p in &mut self.partitions {
+            (p.open, p.stalled_until) = (None, 0);
+        }
+    }
+
     pub fn add_partition(&mut self) {
         self.partitions.push(Partition::default());
         self.deal();

@@ -31,17 +31,18 @@ pub async fn roll_back(world: &Arc<World>) {
     let mut tables = check::tables(world);
     while !tables.is_empty() {
         let (table, kind) = tables.swap_remove(world.below(tables.len() as u64) as usize);
+        world.frozen.lock().unwrap().insert((table.clone(), kind));
         let done = match kind {
             TableFormatKind::Iceberg => set_back(world, &table).await,
             TableFormatKind::Delta => restore(world, &table).await,
         };
         if done {
             world.trace.note("hand", format_args!("rolled back {kind} table {table}"));
-            world.frozen.lock().unwrap().insert((table, kind));
             world.expect("rolled back");
             world.doomed.store(true, Ordering::Relaxed);
             return;
         }
+        world.frozen.lock().unwrap().remove(&(table, kind));
     }
 }
 

@@ -370,6 +370,7 @@ async fn scenario(scene: &Arc<Scene>, file: File, rows: i64, all: Vec<(u64, Happ
     world.calm.store(true, Ordering::Relaxed);
     world.trace.note("world", "calm: everybody is killed, and one worker brings everything to its end");
     drop((hosts, producer, hand));
+    world.broker.topic.lock().unwrap().calm();
     pause(1).await;
     finish(scene).await;
 }
