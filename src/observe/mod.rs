@@ -61,6 +61,7 @@ pub struct Metrics {
     waiting: Mutex<BTreeMap<String, String>>,
     alerts: Mutex<BTreeMap<String, String>>,
     watermarks: Mutex<BTreeMap<String, (Option<i64>, String)>>,
+    lags: Mutex<BTreeMap<String, u64>>,
 }
 
 impl Metrics {
@@ -115,6 +116,16 @@ impl Metrics {
         self.watermarks.lock().unwrap_or_else(|e| e.into_inner()).clone()
     }
 
+    /// Offsets between the log's positions and the ends of a source's partitions, whoever reads them, when its ends were
+    /// asked for last. An offset is a record, but for those that transactions and compacted topics leave empty.
+    pub fn set_lag(&self, source: &str, offsets: u64) {
+        self.lags.lock().unwrap_or_else(|e| e.into_inner()).insert(source.to_string(), offsets);
+    }
+
+    pub fn lags(&self) -> BTreeMap<String, u64> {
+        self.lags.lock().unwrap_or_else(|e| e.into_inner()).clone()
+    }
+
     /// Prometheus text format, version 0.0.4.
     pub fn prometheus(&self) -> String {
         let mut text = String::new();
@@ -143,6 +154,10 @@ impl Metrics {
             if let Some(at) = at {
                 let _ = writeln!(text, "millpond_watermark_seconds{{source=\"{source}\"}} {}", at as f64 / 1e6);
             }
+        }
+        let _ = writeln!(text, "# HELP millpond_lag_offsets offsets between the log and the ends of a source's partitions\n# TYPE millpond_lag_offsets gauge");
+        for (source, offsets) in self.lags() {
+            let _ = writeln!(text, "millpond_lag_offsets{{source=\"{source}\"}} {offsets}");
         }
         let _ = writeln!(text, "# HELP millpond_alert something that a person should look at\n# TYPE millpond_alert gauge");
         for about in self.alerts().keys() {

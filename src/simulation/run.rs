@@ -220,7 +220,7 @@ async fn happen(scene: Arc<Scene>, mut file: File, all: Vec<(u64, Happening)>) {
                 file.lateness_min = [[0, 3, 10, 20][world.below(4) as usize], [0, 3, 15][world.below(3) as usize]];
                 scene.give(&file);
                 world.expect("plan");
-                one_life(&scene, 7, RunOptions::default(), 2500).await;
+                one_life(&scene, 7, RunOptions { accept: true, ..RunOptions::default() }, 2500).await;
             }
             Happening::EndOfInput => one_life(&scene, 8, RunOptions { until_end: true, last: true, ..RunOptions::default() }, 5000).await,
             Happening::PartitionAdded => world.broker.topic.lock().unwrap().add_partition(),
@@ -379,7 +379,7 @@ async fn scenario(scene: &Arc<Scene>, file: File, rows: i64, all: Vec<(u64, Happ
 async fn finish(scene: &Arc<Scene>) {
     let world = &scene.world;
     let doomed = world.doomed.load(Ordering::Relaxed);
-    let options = RunOptions { until_end: true, last: true, reread_runs: false, deadline: Duration::from_secs(1) };
+    let options = RunOptions { until_end: true, last: true, reread_runs: false, deadline: Duration::from_secs(1), accept: world.expects("plan") };
     let mut life = Task(tokio::spawn(scene.live(9, options, Arc::default())));
     let ended = tokio::select! {
         biased;

@@ -84,8 +84,9 @@ struct Open {
 }
 
 impl Ingest {
-    /// Runs until the ends are reached, the stop flag is up, or something must be told to the user.
-    pub async fn run(mut self) -> Result<(), WorkerError> {
+    /// Runs until the ends are reached, the stop flag is up, or something must be told to the user. Returns the sources,
+    /// which take receipts until the tables are done.
+    pub async fn run(mut self) -> Result<Vec<SourceThread>, WorkerError> {
         let mut readings: Vec<Reading> = self.sources.iter().map(|_| Reading::default()).collect();
         let every = Duration::from_millis(self.pipeline.epoch_every_ms);
         // A share of the memory for what an epoch gathers; the rest is for prefetch, fold and commit.
@@ -105,7 +106,7 @@ impl Ingest {
                 if reached && self.final_note && !stopping {
                     self.end_input().await?;
                 }
-                return Ok(());
+                return Ok(self.sources);
             }
             if open.is_none() {
                 open = Some(self.begin(&readings).await?);
@@ -332,13 +333,16 @@ impl Ingest {
             }
         }
         // After the data was read and before its entry is made: still the same topic? (PROTOCOLS section 3)
+        let mut all_facts = vec![];
         for (nth, reading) in readings.iter_mut().enumerate() {
             let facts = self.facts(nth).await?;
             self.check_incarnation(nth, &facts).await?;
             self.watch_transactions(nth, reading, &facts);
             self.claim_idle(nth, reading, &facts, &mut work).await;
+            all_facts.push(facts);
         }
         if !work.moved && !self.claims_matter(&work.data).await {
+            self.tell_lag(&all_facts).await;
             return Ok(true);
         }
         self.stage(&mut work, &mut part).await?;
@@ -361,12 +365,24 @@ impl Ingest {
                         );
                     }
                 }
+                self.tell_lag(&all_facts).await;
                 Ok(true)
             }
             Appended::Stale(_) => {
                 self.metrics.stale.fetch_add(1, Ordering::Relaxed);
                 Ok(false)
             }
+        }
+    }
+
+    /// How far the log is behind the ends of the partitions, by facts of all sources.
+    async fn tell_lag(&self, facts: &[SourceFacts]) {
+        for (thread, facts) in self.sources.iter().zip(facts) {
+            let behind = |l: &Ledger| {
+                let of = |(p, (begin, end)): (&i32, &(i64, i64))| end.saturating_sub(l.position(&thread.name, *p).unwrap_or(*begin)).max(0) as u64;
+                facts.partitions.iter().map(of).sum()
+            };
+            self.metrics.set_lag(&thread.name, self.head.with(behind).await);
         }
     }
 

@@ -19,7 +19,7 @@ impl Tables {
         if mutant::on(Mutant::MergedAcrossCheckpoint) {
             self.trail.runs = self.at.runs.clone();
         }
-        let crowded: Vec<String> = self.trail.runs.iter().filter(|(_, runs)| runs.len() > self.cadence.most_runs).map(|(n, _)| n.clone()).collect();
+        let crowded: Vec<String> = self.trail.runs.iter().filter(|(_, runs)| runs.len() > self.parts.cadence.most_runs).map(|(n, _)| n.clone()).collect();
         for table in crowded {
             if self.folds.contains_key(&table) {
                 let merged = self.merge_table(&table).await?;
@@ -82,8 +82,8 @@ impl Tables {
         };
         let one = crate::runtime::in_place(|| fold.merged(window, ordered.into_iter().flat_map(|(_, _, batches)| batches))).map_err(|e| failed(&e))?;
         let (bytes, refs) = write_runs(&[one]).map_err(|e| failed(&e))?;
-        let object = format!("{}/runs/merged-{:020}-{}.run", self.state_folder, self.trail.next - 1, (self.ids)());
-        self.store.put(&Path::from(object.as_str()), bytes.into()).await.map_err(|e| WorkerError::Unavailable(format!("cannot write {object}: {e}")))?;
+        let object = format!("{}/runs/merged-{:020}-{}.run", self.parts.state_folder, self.trail.next - 1, (self.parts.ids)());
+        self.parts.store.put(&Path::from(object.as_str()), bytes.into()).await.map_err(|e| WorkerError::Unavailable(format!("cannot write {object}: {e}")))?;
         let run = refs.into_iter().next().ok_or_else(|| failed(&"nothing was written"))?;
         Ok(LiveRun { entry: first, nth: 0, object, run: RunEntry { run, last_window_end_us: end }, horizon_before: None })
     }

@@ -266,7 +266,7 @@ impl Worker {
     async fn fold(&mut self, most: u64) -> Result<(), WorkerError> {
         self.head.refresh().await?;
         for _ in 0..most {
-            let Ok(next) = self.tables.entries.try_recv() else { break };
+            let Ok(next) = self.tables.parts.entries.try_recv() else { break };
             self.tables.fold(next).await?;
         }
         Ok(())
@@ -417,7 +417,7 @@ async fn one(seed: u64, keep_runs: bool) -> Reached {
     let began = last.head.with(|l| l.next).await;
     let note = Body::Note(Note::EndOfInput { ends });
     assert!(matches!(last.head.append(world.id(), began, note, vec![], 0).await, Ok(Appended::Decided(_))));
-    while let Ok(next) = last.tables.entries.try_recv() {
+    while let Ok(next) = last.tables.parts.entries.try_recv() {
         last.tables.fold(next).await.unwrap_or_else(|e| panic!("seed {seed}: {e}"));
         if rng.chance(20) {
             last.tables.commit_all(true).await.unwrap();

@@ -12,6 +12,7 @@ mod kills;
 mod resources;
 mod kafka_source;
 mod pipeline_change;
+mod receipts;
 mod running_example;
 mod support;
 mod two_workers;
