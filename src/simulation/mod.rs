@@ -10,6 +10,7 @@
 
 mod broker;
 mod check;
+mod cleaner;
 mod foreign;
 mod reckoning;
 mod run;

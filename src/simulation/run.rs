@@ -2,6 +2,7 @@
 
 use super::broker::{Partition, Row, Slot, wall};
 use super::check;
+use super::cleaner;
 use super::foreign;
 use super::reckoning::{MINUTE, Reckoning};
 use super::store::pause;
@@ -89,9 +90,24 @@ fn temper(rng: &mut Rng) -> Temper {
         let from = rng.below(3000) as i64;
         (kind, from, from + 500 + rng.below(4000) as i64)
     });
+    if rng.chance(25) {
+        // Whoever is about to decide falls asleep, and the others shorten the log as fast as they can.
+        return Temper {
+            faults: [0, 10][rng.below(2) as usize],
+            naps: 5,
+            naps_deciding: 700,
+            life_ms: 0,
+            workers: 2 + rng.below(2) as usize,
+            lagging: None,
+            cadence: Cadence { trail: rng.below(2), every: 1 + rng.below(2), most_runs: 256 },
+            reread_runs: false,
+        };
+    }
+    let naps = [0, 5, 20, 60][rng.below(4) as usize];
     Temper {
         faults: [0, 10, 40, 100][wild as usize],
-        naps: [0, 5, 20, 60][rng.below(4) as usize],
+        naps,
+        naps_deciding: naps * 8,
         life_ms: [0, 4000, 2000, 1000][rng.below(4) as usize],
         workers: [1, 2, 2, 3][rng.below(4) as usize],
         lagging,
@@ -356,6 +372,7 @@ async fn scenario(scene: &Arc<Scene>, file: File, rows: i64, all: Vec<(u64, Happ
     let hosts: Vec<_> = (0..world.temper.workers).map(|slot| Task(tokio::spawn(host(scene.clone(), slot)))).collect();
     let producer = Task(tokio::spawn(produce(world.clone(), rows)));
     let hand = Task(tokio::spawn(happen(scene.clone(), file, all)));
+    let cleaner = world.chance(50).then(|| Task(tokio::spawn(cleaner::clean(world.clone()))));
     while !(producer.0.is_finished() && hand.0.is_finished()) && world.failed().is_none() {
         pause(50).await;
     }
@@ -369,7 +386,7 @@ async fn scenario(scene: &Arc<Scene>, file: File, rows: i64, all: Vec<(u64, Happ
     }
     world.calm.store(true, Ordering::Relaxed);
     world.trace.note("world", "calm: everybody is killed, and one worker brings everything to its end");
-    drop((hosts, producer, hand));
+    drop((hosts, producer, hand, cleaner));
     world.broker.topic.lock().unwrap().calm();
     pause(1).await;
     finish(scene).await;

@@ -42,6 +42,8 @@ pub struct Temper {
     pub faults: u64,
     /// Calls that sleep for long, of ten thousand.
     pub naps: u64,
+    /// Those of the log's entries.
+    pub naps_deciding: u64,
     /// Virtual milliseconds that a worker lives, about; 0: it is never killed.
     pub life_ms: u64,
     pub workers: usize,
@@ -180,8 +182,17 @@ impl World {
         if self.quiet() {
             return;
         }
-        // Where it decides it sleeps longest.
-        let naps = if at.as_ref().contains("/log/0") { self.temper.naps * 8 } else { self.temper.naps };
+        self.doze(who, at, self.temper.naps).await;
+    }
+
+    /// As [`World::dawdle`], of a worker that is about to decide.
+    pub async fn dawdle_deciding(&self, who: &str, at: &Path) {
+        if !self.quiet() {
+            self.doze(who, at, self.temper.naps_deciding).await;
+        }
+    }
+
+    async fn doze(&self, who: &str, at: &Path, naps: u64) {
         let ms = match self.below(10_000) {
             n if n < naps => 300 + self.below(3000),
             n if n % 2 == 0 => 0,
