@@ -191,6 +191,7 @@ fn work_that_began_at_or_below_the_newest_m_is_stale_whatever_its_kind() {
         assert_eq!(fits(&l, &entry(31, 0, l.next, checkpoint(upto))), Err(Unfit::CheckpointFalls { upto, newest: 3 }));
     }
     assert_eq!(fits(&l, &entry(31, 0, l.next, checkpoint(4))), Ok(()));
+    assert_eq!(fits(&l, &entry(31, 0, 6, checkpoint(4))), Err(Unfit::CheckpointUnseen { began: 6, newest: 6 }), "it may name runs that were merged");
     // Attempt 12 is entry 3: the log shows it no more, and a search that began there has not seen it.
     let bodies = [
         Body::Data(data(&[(0, 5, 6, None)], None)),
@@ -202,7 +203,9 @@ fn work_that_began_at_or_below_the_newest_m_is_stale_whatever_its_kind() {
         for began in [0, 2, 3] {
             assert_eq!(fits(&l, &entry(40, 0, began, body.clone())), Err(Unfit::BeganBelowCheckpoint { began, upto: 3 }), "{body:?}");
         }
-        assert_eq!(fits(&l, &entry(40, 0, 4, body)), Ok(()));
+        // A checkpoint is made on the newest one, which is entry 6.
+        let began = if matches!(body, Body::Checkpoint(_)) { 7 } else { 4 };
+        assert_eq!(fits(&l, &entry(40, 0, began, body)), Ok(()));
     }
 }
 

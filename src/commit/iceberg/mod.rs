@@ -5,7 +5,7 @@ pub mod catalog;
 mod deletes;
 mod propose;
 mod schema;
-mod stamp;
+pub(crate) mod stamp;
 mod table;
 
 pub use catalog::{Catalog, SqliteCatalog};
