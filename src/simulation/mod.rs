@@ -20,6 +20,9 @@ mod world;
 
 use run::{Outcome, run_seed};
 
+/// Seeds that a plain run of the tests tries: what fits beside the others on two cores.
+const SEEDS: u64 = 400;
+
 fn number(name: &str) -> Option<u64> {
     std::env::var(name).ok()?.parse().ok()
 }
@@ -69,7 +72,7 @@ fn first_failure(from: u64, to: u64, mutant: Option<crate::mutant::Mutant>) -> (
 fn seeds() {
     let (from, to) = match number("MILLPOND_SEED") {
         Some(seed) => (seed, seed + number("MILLPOND_SEEDS").unwrap_or(1)),
-        None => (0, number("MILLPOND_SEEDS").unwrap_or(100)),
+        None => (0, number("MILLPOND_SEEDS").unwrap_or(SEEDS)),
     };
     let began = std::time::Instant::now();
     let (failed, done) = first_failure(from, to, None);
