@@ -46,11 +46,77 @@ pub async fn create_if_absent(store: &Arc<dyn ObjectStore>, folder: &Path, id: u
 #[cfg(test)]
 mod tests {
     use super::*;
+    use async_trait::async_trait;
+    use futures::stream::BoxStream;
+    use object_store::memory::InMemory;
+    use object_store::*;
+
+    /// What a store does with a create whose name is taken.
+    #[derive(Debug, Clone, Copy, PartialEq)]
+    enum Taken {
+        /// It overwrites, and says that all is well: the condition is ignored.
+        Overwrites,
+        /// It keeps what is there, and says that all is well.
+        KeepsAndLies,
+        /// It asks and then writes, with time in between for others: the last of several racers stays.
+        AsksFirst,
+    }
+
+    #[derive(Debug)]
+    struct Unconditional(InMemory, Taken);
+
+    impl std::fmt::Display for Unconditional {
+        fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            write!(f, "{:?}", self.1)
+        }
+    }
+
+    #[async_trait]
+    impl ObjectStore for Unconditional {
+        async fn put_opts(&self, at: &Path, payload: PutPayload, options: PutOptions) -> Result<PutResult> {
+            let taken = self.0.head(at).await.is_ok();
+            match self.1 {
+                Taken::KeepsAndLies if taken => return Ok(PutResult { e_tag: None, version: None }),
+                Taken::AsksFirst if taken => return self.0.put_opts(at, payload, options).await,
+                Taken::AsksFirst => tokio::task::yield_now().await,
+                Taken::Overwrites | Taken::KeepsAndLies => {}
+            }
+            self.0.put(at, payload).await
+        }
+        async fn put_multipart_opts(&self, at: &Path, options: PutMultipartOptions) -> Result<Box<dyn MultipartUpload>> {
+            self.0.put_multipart_opts(at, options).await
+        }
+        async fn get_opts(&self, at: &Path, options: GetOptions) -> Result<GetResult> {
+            self.0.get_opts(at, options).await
+        }
+        fn delete_stream(&self, paths: BoxStream<'static, Result<Path>>) -> BoxStream<'static, Result<Path>> {
+            self.0.delete_stream(paths)
+        }
+        fn list(&self, prefix: Option<&Path>) -> BoxStream<'static, Result<ObjectMeta>> {
+            self.0.list(prefix)
+        }
+        async fn list_with_delimiter(&self, prefix: Option<&Path>) -> Result<ListResult> {
+            self.0.list_with_delimiter(prefix).await
+        }
+        async fn copy_opts(&self, from: &Path, to: &Path, options: CopyOptions) -> Result<()> {
+            self.0.copy_opts(from, to, options).await
+        }
+    }
 
     #[tokio::test]
     async fn local_disk_passes() {
         let dir = tempfile::tempdir().unwrap();
         let store: Arc<dyn ObjectStore> = Arc::new(crate::store::local::DurableLocal::open(dir.path()).unwrap());
         create_if_absent(&store, &Path::from("x"), uuid::Uuid::nil()).await.unwrap();
+    }
+
+    /// FAULTS 15.
+    #[tokio::test]
+    async fn a_store_without_a_conditional_put_is_refused() {
+        for taken in [Taken::Overwrites, Taken::KeepsAndLies, Taken::AsksFirst] {
+            let store: Arc<dyn ObjectStore> = Arc::new(Unconditional(InMemory::new(), taken));
+            let refusal = create_if_absent(&store, &Path::from("x"), uuid::Uuid::nil()).await.expect_err(&format!("{taken:?} was trusted"));
+            assert!(refusal.contains("create-if-absent; use another store"), "{taken:?}: {refusal}");
+        }
     }
 }
