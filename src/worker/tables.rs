@@ -251,7 +251,7 @@ impl Tables {
                     self.commit_all(true).await?;
                     self.release(&receipts);
                     if self.lake.values().all(|t| t.pending.is_empty()) {
-                        self.checkpoint_and_truncate().await?;
+                        self.checkpoint_and_truncate(true).await?;
                         return Ok(());
                     }
                     tokio::time::sleep(Duration::from_millis(200)).await;
@@ -262,7 +262,7 @@ impl Tables {
             if self.last_commit.elapsed() >= every || self.crowded() {
                 self.commit_all(false).await?;
                 self.release(&receipts);
-                self.checkpoint_and_truncate().await?;
+                self.checkpoint_and_truncate(false).await?;
             }
         }
     }
@@ -542,10 +542,11 @@ impl Tables {
         self.released = Some(receipt.entry());
     }
 
-    async fn checkpoint_and_truncate(&mut self) -> Result<(), WorkerError> {
+    /// Who ends does it whatever its id: of runs that are all short, each follows one that is gone and was lower.
+    async fn checkpoint_and_truncate(&mut self, ending: bool) -> Result<(), WorkerError> {
         let lowest = self.lowest_stamp();
         let recent = self.at.writers.iter().filter(|(_, newest)| **newest + 50 > self.at.next).map(|(w, _)| w);
-        if recent.min().is_some_and(|w| *w < self.parts.head.writer) {
+        if !ending && recent.min().is_some_and(|w| *w < self.parts.head.writer) {
             return Ok(());
         }
         let Some(upto) = checkpoint::upto(self.parts.cadence, self.at.next, lowest, self.at.checkpoint.map(|c| c.upto)) else { return Ok(()) };
