@@ -4,6 +4,7 @@
 
 pub mod head;
 pub mod ingest;
+mod known;
 pub mod lane;
 mod merge;
 pub mod progress;
@@ -32,7 +33,7 @@ use object_store::ObjectStore;
 use object_store::path::Path;
 use scratch::Scratch;
 use sources::SourceThread;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc as std_mpsc;
@@ -233,6 +234,7 @@ async fn once(pipeline: &Arc<Pipeline>, plans: &[Arc<TablePlan>], options: RunOp
         clock: clock.clone(),
         paused: paused.clone(),
         entries,
+        ending: change.as_ref().map(|to| &lake_tables(&reading.start.plan) - &lake_tables(to)).unwrap_or_default(),
     };
     let mut tables = Tables::open(parts, reading.start).await?;
     // The stamps were read first: a stamp beyond this end of the log cannot come from it.
@@ -307,6 +309,12 @@ async fn once(pipeline: &Arc<Pipeline>, plans: &[Arc<TablePlan>], options: RunOp
     };
     tokio::task::block_in_place(|| threads.into_iter().for_each(|t| drop(t.join())));
     drained
+}
+
+/// Every table of the lake that a plan asks for.
+fn lake_tables(plan: &crate::epoch::entry::Plan) -> BTreeSet<String> {
+    let declared = plan.tables.values().flat_map(|t| [Some(&t.table), t.late.as_ref()]).flatten();
+    declared.chain(plan.sources.values().map(|s| &s.dead)).map(|t| t.name.clone()).collect()
 }
 
 /// Until stopping has been asked for and has taken as long as it may. Reaching the ends is no

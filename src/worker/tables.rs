@@ -1,11 +1,12 @@
 //! The table half: folds decided entries in order, and brings the tables up to them.
 
 use super::head::{Appended, Decided, Head};
+use super::known::Known;
 use super::progress::instant;
 use super::{Clock, WorkerError};
 use crate::commit::advance::{Advance, Pending, Side, advance};
 use crate::commit::upsert::ChangeOp;
-use crate::commit::{CommitError, Stamp, TableFormat};
+use crate::commit::{ANOTHER_NAME, CommitError, Stamp, TableFormat};
 use crate::epoch::checkpoint::{self, Checkpoint};
 use crate::epoch::entry::{Body, Entry, SpecRecord};
 use crate::epoch::ledger::{Ledger, LiveRun, Times};
@@ -50,6 +51,7 @@ pub struct Tables {
     pub clock: Arc<dyn Clock>,
     pub paused: Arc<AtomicBool>,
     pub entries: mpsc::UnboundedReceiver<Decided>,
+    ending: BTreeSet<String>,
     /// The log's state at the fold's position.
     at: Ledger,
     /// The log's state at the newest checkpoint's M, and the entries since.
@@ -76,6 +78,8 @@ pub struct Parts {
     pub clock: Arc<dyn Clock>,
     pub paused: Arc<AtomicBool>,
     pub entries: mpsc::UnboundedReceiver<Decided>,
+    /// Tables that the plan which this worker is about to propose lets end.
+    pub ending: BTreeSet<String>,
 }
 
 fn refused(e: CommitError) -> WorkerError {
@@ -109,6 +113,7 @@ impl Tables {
             clock: parts.clock,
             paused: parts.paused,
             entries: parts.entries,
+            ending: parts.ending,
             trail: start.clone(),
             recent: VecDeque::new(),
             at: start,
@@ -132,7 +137,6 @@ impl Tables {
         let specs: Vec<(SpecRecord, u64)> = self.at.specs().into_iter().map(|(s, b)| (s.clone(), b)).collect();
         let wanted: BTreeSet<String> = specs.iter().map(|(s, _)| s.name.clone()).collect();
         self.lake.retain(|name, _| wanted.contains(name));
-        // A table may have been evolved under a plan that this fold has yet to come to.
         let newest: BTreeMap<String, SpecRecord> = self.head.with(|l| l.specs().into_iter().map(|(s, _)| (s.name.clone(), s.clone())).collect()).await;
         for (record, born) in specs {
             let spec = record.shared().map_err(|e| WorkerError::Refused(format!("table {}: its record in the log is damaged: {e}", record.name)))?;
@@ -144,24 +148,69 @@ impl Tables {
             let mut sides = vec![];
             for format in &record.formats {
                 let Some(maker) = self.formats.get(format) else { continue };
-                let evolved = newest.get(&record.name).filter(|n| **n != record).map(SpecRecord::shared).transpose().map_err(WorkerError::Refused)?;
-                let existing = match evolved {
-                    Some(evolved) => maker.open(evolved).await.map_err(refused)?,
-                    None => None,
-                };
-                let mut table = match existing {
-                    Some(table) => table,
-                    None => maker.open_or_create(spec.clone(), &birth).await.map_err(refused)?,
-                };
-                let base = table.load().await.map_err(refused)?;
-                let folder = self.scratch.join("index").join(format!("{}-{format}", record.name));
-                let horizon = self.at.horizons.get(&record.name).copied().flatten();
-                sides.push(Side::new(*format, table, base, folder, horizon));
+                match self.opened(maker.as_ref(), *format, &record, &spec, &birth, newest.get(&record.name)).await {
+                    Ok(side) => sides.push(side),
+                    // The user let it end: what is wrong with it holds up nothing.
+                    Err(WorkerError::Refused(why)) if self.leaving(&record.name, &newest) => {
+                        eprintln!("{format} table {} ends as it is, which is not as the log implies: {why}", record.name);
+                    }
+                    Err(e) => return Err(e),
+                }
             }
             let windowed = self.at.plan.tables.contains_key(&record.name).then(|| record.name.clone()).filter(|n| self.folds.contains_key(n));
             self.lake.insert(record.name.clone(), LakeEntry { spec, windowed, sides, pending: VecDeque::new() });
         }
         Ok(())
+    }
+
+    /// Whether the newest plan, or the one that is about to be proposed, has the table no more.
+    fn leaving(&self, table: &str, newest: &BTreeMap<String, SpecRecord>) -> bool {
+        !newest.contains_key(table) || self.ending.contains(table)
+    }
+
+    /// Opens or creates a table in one format. One that this log has filled before must still be there.
+    async fn opened(
+        &self,
+        maker: &dyn TableFormat,
+        format: TableFormatKind,
+        record: &SpecRecord,
+        spec: &Arc<TableSpec>,
+        birth: &Stamp,
+        newest: Option<&SpecRecord>,
+    ) -> Result<Side, WorkerError> {
+        let name = &record.name;
+        let known = Known::new(self.store.clone(), &self.state_folder, self.at.log);
+        let uuid = known.uuid(name, format).await?;
+        // A table may have been evolved under a plan that this fold has yet to come to.
+        let evolved = newest.filter(|n| *n != record).map(SpecRecord::shared).transpose().map_err(WorkerError::Refused)?;
+        let existing = match (evolved, &uuid) {
+            (Some(evolved), _) => maker.open(evolved).await.map_err(refused)?,
+            (None, Some(_)) => maker.open(spec.clone()).await.map_err(refused)?,
+            (None, None) => None,
+        };
+        let mut table = match (existing, &uuid) {
+            (Some(table), _) => table,
+            (None, None) => maker.open_or_create(spec.clone(), birth).await.map_err(refused)?,
+            (None, Some(uuid)) => {
+                return Err(WorkerError::Refused(format!(
+                    "the {format} table {name} (uuid {uuid}) is gone: it was dropped, or its catalog was replaced; bring it back, or {ANOTHER_NAME}"
+                )));
+            }
+        };
+        let base = table.load().await.map_err(refused)?;
+        match uuid {
+            None => known.remember(name, format, &base.table_uuid).await?,
+            Some(uuid) if uuid == base.table_uuid => {}
+            Some(uuid) => {
+                return Err(WorkerError::Refused(format!(
+                    "the {format} table {name} has the uuid {}, and this pipeline filled {uuid}: it was dropped and made anew; bring the old one back, or {ANOTHER_NAME}",
+                    base.table_uuid
+                )));
+            }
+        }
+        let folder = self.scratch.join("index").join(format!("{name}-{format}"));
+        let horizon = self.at.horizons.get(name).copied().flatten();
+        Ok(Side::new(format, table, base, folder, horizon))
     }
 
     /// The lowest entry that all tables are stamped with or past; a stamp beyond the log is refused.

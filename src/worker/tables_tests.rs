@@ -161,6 +161,7 @@ impl World {
             clock: Arc::new(Still),
             paused: Arc::default(),
             entries,
+            ending: Default::default(),
         };
         let mut tables = Tables::open(parts, reading.start).await.unwrap_or_else(|e| panic!("{e}"));
         head.refresh().await.unwrap();

@@ -3,6 +3,7 @@
 mod cli;
 mod dead_letters;
 mod flights_year;
+mod foreign_hands;
 mod iceberg_readers;
 mod kills;
 mod resources;
