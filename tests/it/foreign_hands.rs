@@ -279,7 +279,6 @@ fn a_dropped_or_recreated_table_is_refused_and_another_name_goes_on() {
 
     // Made anew by another hand, empty, where ours lay.
     lake.act(&[json!({"in": "delta", "do": "recreate", "table": "plainly"})]);
-    lake.arrive();
     let said = lake.refused();
     assert!(said.contains("delta/hands/plainly") && said.contains("nobody's stamp") && said.contains("another name"), "{said}");
     lake.act(&[json!({"in": "delta", "do": "drop", "table": "plainly"})]);
@@ -287,7 +286,7 @@ fn a_dropped_or_recreated_table_is_refused_and_another_name_goes_on() {
     assert!(said.contains("the delta table plainly") && said.contains("is gone"), "{said}");
     lake.pond.rewrite(&renamed.replace("plainly:", "plainest:"));
     lake.act(&[json!({"in": "iceberg", "do": "recreate", "table": "plainly", "keep_properties": true})]);
-    lake.pond.until_end();
+    lake.more();
     let rows = lake.pond.query_in("delta", "select count(*) as n from plainest");
     assert_eq!(rows, [json!({"n": 100})]);
     // The other table noticed nothing.

@@ -4,6 +4,7 @@ mod cli;
 mod dead_letters;
 mod flights_year;
 mod foreign_hands;
+mod fuzz;
 mod iceberg_readers;
 mod kills;
 mod resources;

@@ -98,7 +98,7 @@ class Iceberg:
         return self.open(table).current_snapshot().snapshot_id
 
     def snapshots(self, table, **_):
-        return [s.snapshot_id for s in self.open(table).snapshots()]
+        return [s.snapshot_id for s in sorted(self.open(table).snapshots(), key=lambda s: s.sequence_number)]
 
     def metadata_location(self, table, **_):
         return self.open(table).metadata_location
