@@ -5,6 +5,7 @@
 
 pub mod dead;
 pub mod bounds;
+mod claims;
 pub mod layout;
 pub mod parquet;
 pub mod partition;

@@ -102,6 +102,7 @@ pub fn read_run(segment: &[u8], at: &RunRef) -> Result<Run, RunError> {
     if XxHash3_64::oneshot(body) != u64::from_le_bytes(hash) {
         return Err(corrupt("its checksum differs"));
     }
+    super::claims::hold(body).map_err(|e| corrupt(&e))?;
     let read = || -> Result<RecordBatch, ArrowError> {
         let reader = StreamReader::try_new(body, None)?;
         let schema = reader.schema();

@@ -5,9 +5,11 @@
 //! random numbers begin. An input that fails is written to `tests/fuzz/<target>/`, whose files are
 //! all tried first by every run: running the test again replays it.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
+use std::sync::Once;
 use std::time::{Duration, Instant};
 
 mod json_record;
@@ -98,8 +100,21 @@ fn change(input: &mut Vec<u8>, corpus: &[Vec<u8>], words: &[&[u8]], random: &mut
     input.truncate(LONGEST);
 }
 
+thread_local! {
+    static QUIET: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Whether the target panics, which is not told: there will be hundreds of it.
 fn fails(target: Target, input: &[u8]) -> bool {
-    catch_unwind(AssertUnwindSafe(|| target(input))).is_err()
+    static HOOK: Once = Once::new();
+    HOOK.call_once(|| {
+        let told = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |what| if !QUIET.get() { told(what) }));
+    });
+    QUIET.set(true);
+    let failed = catch_unwind(AssertUnwindSafe(|| target(input))).is_err();
+    QUIET.set(false);
+    failed
 }
 
 /// Cuts pieces out for as long as it still fails.
