@@ -15,6 +15,10 @@
 
 pub mod failpoint;
 
+pub mod runtime;
+
+pub mod mutant;
+
 pub mod observe;
 
 pub mod store;
@@ -44,3 +48,6 @@ pub mod commit;
 pub mod worker;
 
 pub mod cli;
+
+#[cfg(test)]
+mod simulation;

@@ -2,7 +2,8 @@
 
 use super::{OK, SystemClock, fail, load, report};
 use crate::observe::{Metrics, http};
-use crate::worker::{self, Clock, RunOptions, WorkerError, progress};
+use crate::worker::surroundings::System;
+use crate::worker::{self, RunOptions, WorkerError, progress};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -46,9 +47,9 @@ pub async fn main(a: Arguments) -> i32 {
     watch_signals(stop.clone());
     let shown = tokio::spawn(progress::show(metrics.clone(), a.json));
     let options = RunOptions { until_end: a.until_end, last: a.last, reread_runs: a.reread_runs, deadline: Duration::from_secs(a.deadline) };
-    let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+    let world = Arc::new(System { clock: Arc::new(SystemClock) });
     let start = Instant::now();
-    let done = worker::run(loaded.pipeline, loaded.plans, options, metrics.clone(), clock, stop).await;
+    let done = worker::run(loaded.pipeline, loaded.plans, options, metrics.clone(), world, stop).await;
     shown.abort();
     if let Err(e) = done {
         return fail(&e, a.json);

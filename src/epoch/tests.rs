@@ -1,4 +1,4 @@
-use super::checkpoint::{self, Checkpoint};
+use super::checkpoint::{self, Cadence, Checkpoint};
 use super::decide::{PutAnswer, ReadBack, Unfit, Verdict, fits, verdict};
 use super::entry::{Body, ByPartition, CheckpointRef, Counts, Data, Entry, Interval, Note, Plan, RunEntry, RunObject, StagedFile, VERSION, parse};
 use super::ledger::{Ledger, LiveRun};
@@ -44,7 +44,7 @@ pub(crate) fn loaded(text: &str) -> (Pipeline, Vec<Arc<TablePlan>>) {
 
 pub(crate) fn facts(partitions: i32) -> BTreeMap<String, SourceFacts> {
     let at = (0..partitions).map(|p| (p, (0, 0))).collect();
-    [("events".to_string(), SourceFacts { incarnation: None, topic: "events.ndjson".into(), partitions: at, names: BTreeMap::new() })].into()
+    [("events".to_string(), SourceFacts { incarnation: None, topic: "events.ndjson".into(), partitions: at, held: BTreeMap::new(), names: BTreeMap::new() })].into()
 }
 
 pub(crate) fn starts(partitions: i32) -> ByPartition<i64> {
@@ -298,15 +298,15 @@ fn lateness_raised_or_lowered_never_lets_the_horizon_fall() {
 #[test]
 fn a_checkpoint_trails_the_head_and_every_stamp() {
     let (trail, every) = (checkpoint::TRAIL, checkpoint::EVERY);
-    assert_eq!(checkpoint::upto(0, 0, None), None);
-    assert_eq!(checkpoint::upto(trail, 100, None), None);
-    assert_eq!(checkpoint::upto(trail + every, 1000, None), None, "M would be {}", every - 1);
-    assert_eq!(checkpoint::upto(trail + every + 1, 1000, None), Some(every));
-    assert_eq!(checkpoint::upto(1000, every, None), Some(every));
-    assert_eq!(checkpoint::upto(1000, every - 1, None), None, "a table lags");
-    assert_eq!(checkpoint::upto(1000, 200, Some(200 - every)), Some(200));
-    assert_eq!(checkpoint::upto(1000, 200, Some(201 - every)), None);
-    assert_eq!(checkpoint::upto(1000, 200, Some(300)), None, "M never falls");
+    assert_eq!(checkpoint::upto(Cadence::default(), 0, 0, None), None);
+    assert_eq!(checkpoint::upto(Cadence::default(), trail, 100, None), None);
+    assert_eq!(checkpoint::upto(Cadence::default(), trail + every, 1000, None), None, "M would be {}", every - 1);
+    assert_eq!(checkpoint::upto(Cadence::default(), trail + every + 1, 1000, None), Some(every));
+    assert_eq!(checkpoint::upto(Cadence::default(), 1000, every, None), Some(every));
+    assert_eq!(checkpoint::upto(Cadence::default(), 1000, every - 1, None), None, "a table lags");
+    assert_eq!(checkpoint::upto(Cadence::default(), 1000, 200, Some(200 - every)), Some(200));
+    assert_eq!(checkpoint::upto(Cadence::default(), 1000, 200, Some(201 - every)), None);
+    assert_eq!(checkpoint::upto(Cadence::default(), 1000, 200, Some(300)), None, "M never falls");
 }
 
 #[test]

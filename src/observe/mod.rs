@@ -59,6 +59,7 @@ pub struct Metrics {
     pub ready: AtomicBool,
     pub cpu: StageCpu,
     waiting: Mutex<BTreeMap<String, String>>,
+    alerts: Mutex<BTreeMap<String, String>>,
     watermarks: Mutex<BTreeMap<String, (Option<i64>, String)>>,
 }
 
@@ -83,6 +84,26 @@ impl Metrics {
 
     pub fn is_waiting(&self) -> Option<(String, String)> {
         self.waiting.lock().unwrap_or_else(|e| e.into_inner()).iter().next().map(|(a, b)| (a.clone(), b.clone()))
+    }
+
+    /// Something that the worker lives with and a person should look at: said once on stderr, and a
+    /// metric until [`Metrics::alert_over`]. Readiness does not depend on it.
+    pub fn alert(&self, about: &str, why: &str) {
+        let mut alerts = self.alerts.lock().unwrap_or_else(|e| e.into_inner());
+        if alerts.insert(about.to_string(), why.to_string()).as_deref() != Some(why) {
+            eprintln!("alert: {about}: {why}");
+        }
+    }
+
+    pub fn alert_over(&self, about: &str) {
+        let mut alerts = self.alerts.lock().unwrap_or_else(|e| e.into_inner());
+        if alerts.remove(about).is_some() {
+            eprintln!("{about}: the alert is over");
+        }
+    }
+
+    pub fn alerts(&self) -> BTreeMap<String, String> {
+        self.alerts.lock().unwrap_or_else(|e| e.into_inner()).clone()
     }
 
     /// A source's watermark (microseconds) and what holds it.
@@ -122,6 +143,10 @@ impl Metrics {
             if let Some(at) = at {
                 let _ = writeln!(text, "millpond_watermark_seconds{{source=\"{source}\"}} {}", at as f64 / 1e6);
             }
+        }
+        let _ = writeln!(text, "# HELP millpond_alert something that a person should look at\n# TYPE millpond_alert gauge");
+        for about in self.alerts().keys() {
+            let _ = writeln!(text, "millpond_alert{{about=\"{about}\"}} 1");
         }
         let _ = writeln!(text, "# HELP millpond_stage_cpu_seconds_total CPU time by stage\n# TYPE millpond_stage_cpu_seconds_total counter");
         for (stage, ns) in self.stages() {

@@ -10,16 +10,12 @@ use arrow::record_batch::RecordBatch;
 use object_store::path::Path;
 use object_store::ObjectStoreExt;
 use std::collections::BTreeMap;
-use uuid::Uuid;
-
-/// A table's runs below a checkpoint are merged when there are more.
-const MOST_RUNS: usize = 256;
 
 impl Tables {
     /// Replaces the runs of tables that have many, in the state that the next checkpoint holds. What
     /// they were made of is deleted once the checkpoint is decided.
     pub(super) async fn merge_runs(&mut self) -> Result<(), WorkerError> {
-        let crowded: Vec<String> = self.trail.runs.iter().filter(|(_, runs)| runs.len() > MOST_RUNS).map(|(n, _)| n.clone()).collect();
+        let crowded: Vec<String> = self.trail.runs.iter().filter(|(_, runs)| runs.len() > self.cadence.most_runs).map(|(n, _)| n.clone()).collect();
         for table in crowded {
             if self.folds.contains_key(&table) {
                 let merged = self.merge_table(&table).await?;
@@ -80,9 +76,9 @@ impl Tables {
         let Some(fold) = self.folds.get_mut(table).map(|f| f.get_mut().unwrap_or_else(|e| e.into_inner())) else {
             return Err(failed(&"its fold is gone"));
         };
-        let one = tokio::task::block_in_place(|| fold.merged(window, ordered.into_iter().flat_map(|(_, _, batches)| batches))).map_err(|e| failed(&e))?;
+        let one = crate::runtime::in_place(|| fold.merged(window, ordered.into_iter().flat_map(|(_, _, batches)| batches))).map_err(|e| failed(&e))?;
         let (bytes, refs) = write_runs(&[one]).map_err(|e| failed(&e))?;
-        let object = format!("{}/runs/merged-{:020}-{}.run", self.state_folder, self.trail.next - 1, Uuid::now_v7());
+        let object = format!("{}/runs/merged-{:020}-{}.run", self.state_folder, self.trail.next - 1, (self.ids)());
         self.store.put(&Path::from(object.as_str()), bytes.into()).await.map_err(|e| WorkerError::Unavailable(format!("cannot write {object}: {e}")))?;
         let run = refs.into_iter().next().ok_or_else(|| failed(&"nothing was written"))?;
         Ok(LiveRun { entry: first, nth: 0, object, run: RunEntry { run, last_window_end_us: end }, horizon_before: None })

@@ -10,6 +10,7 @@ mod merge;
 pub mod progress;
 pub mod scratch;
 pub mod sources;
+pub mod surroundings;
 pub mod tables;
 
 use crate::commit::TableFormat;
@@ -20,6 +21,7 @@ use crate::epoch::log::{Log, LogError, Reading};
 use crate::epoch::plan::{self, Fit, PlanError};
 use crate::observe::Metrics;
 use crate::pipeline::sql::TablePlan;
+use crate::runtime::in_place;
 use crate::pipeline::{Input, Pipeline, SourceSpec, TableFormatKind};
 use crate::source::file::FileSource;
 use crate::source::kafka::KafkaSource;
@@ -33,13 +35,14 @@ use object_store::ObjectStore;
 use object_store::path::Path;
 use scratch::Scratch;
 use sources::SourceThread;
+use surroundings::{Hosted, Surroundings, Task};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::mpsc as std_mpsc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use tables::{Parts, Tables};
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 use uuid::Uuid;
 
 /// The wall clock, injected.
@@ -155,10 +158,10 @@ pub fn open_source(spec: &SourceSpec, pipeline: &str, worker: &str) -> Result<Bo
 }
 
 /// Asks until the answer is not "away", for `patience`.
-fn patiently<T>(patience: Duration, stop: &AtomicBool, metrics: &Metrics, what: &str, mut ask: impl FnMut() -> Result<T, SourceError>) -> Result<T, WorkerError> {
+async fn patiently<T>(patience: Duration, stop: &AtomicBool, metrics: &Metrics, what: &str, mut ask: impl FnMut() -> Result<T, SourceError>) -> Result<T, WorkerError> {
     let start = Instant::now();
     loop {
-        match ask() {
+        match in_place(&mut ask) {
             Ok(answer) => {
                 metrics.waiting_over(what);
                 return Ok(answer);
@@ -166,7 +169,7 @@ fn patiently<T>(patience: Duration, stop: &AtomicBool, metrics: &Metrics, what: 
             Err(SourceError::Unavailable(_)) if stop.load(Ordering::Relaxed) => return Err(WorkerError::Stopped),
             Err(SourceError::Unavailable(why)) if start.elapsed() < patience => {
                 metrics.waiting(what, &why);
-                std::thread::sleep(Duration::from_millis(500));
+                tokio::time::sleep(Duration::from_millis(500)).await;
             }
             Err(e) => return Err(e.into()),
         }
@@ -176,9 +179,9 @@ fn patiently<T>(patience: Duration, stop: &AtomicBool, metrics: &Metrics, what: 
 /// Runs a worker until it is stopped, its ends are reached, or it must tell the user something.
 ///
 /// A worker that slept past a truncation of the log begins again from the log.
-pub async fn run(pipeline: Arc<Pipeline>, plans: Vec<Arc<TablePlan>>, options: RunOptions, metrics: Arc<Metrics>, clock: Arc<dyn Clock>, stop: Arc<AtomicBool>) -> Result<(), WorkerError> {
+pub async fn run(pipeline: Arc<Pipeline>, plans: Vec<Arc<TablePlan>>, options: RunOptions, metrics: Arc<Metrics>, world: Arc<dyn Surroundings>, stop: Arc<AtomicBool>) -> Result<(), WorkerError> {
     loop {
-        match once(&pipeline, &plans, options, &metrics, &clock, &stop).await {
+        match once(&pipeline, &plans, options, &metrics, &world, &stop).await {
             Err(WorkerError::StartOver(why)) => {
                 eprintln!("beginning again from the log: {why}");
                 tokio::time::sleep(Duration::from_millis(200)).await;
@@ -194,26 +197,27 @@ pub async fn run(pipeline: Arc<Pipeline>, plans: Vec<Arc<TablePlan>>, options: R
     }
 }
 
-async fn once(pipeline: &Arc<Pipeline>, plans: &[Arc<TablePlan>], options: RunOptions, metrics: &Arc<Metrics>, clock: &Arc<dyn Clock>, stop: &Arc<AtomicBool>) -> Result<(), WorkerError> {
-    let place = Place::open(pipeline, clock).await?;
-    probe::create_if_absent(&place.store, &Path::from(format!("{}/probe", place.state_folder)), Uuid::new_v4()).await.map_err(WorkerError::Refused)?;
+async fn once(pipeline: &Arc<Pipeline>, plans: &[Arc<TablePlan>], options: RunOptions, metrics: &Arc<Metrics>, world: &Arc<dyn Surroundings>, stop: &Arc<AtomicBool>) -> Result<(), WorkerError> {
+    let (clock, ids, hosting) = (world.clock(), world.ids(), world.hosting());
+    let place = world.open_place(pipeline).await?;
+    probe::create_if_absent(&place.store, &Path::from(format!("{}/probe", place.state_folder)), ids()).await.map_err(WorkerError::Refused)?;
     let scratch = Scratch::claim(&pipeline.lake.root.join(&place.state_folder).join("scratch")).map_err(|e| WorkerError::Unavailable(format!("cannot use the local state folder: {e}")))?;
-    let writer = format!("w{}", Uuid::now_v7().simple());
+    let writer = format!("w{}", ids().simple());
 
     let mut sources = vec![];
     let mut facts = BTreeMap::new();
     for spec in &pipeline.sources {
         let what = format!("source {}", spec.name);
         let open = || {
-            let mut source = open_source(spec, &pipeline.name, &writer)?;
+            let mut source = world.open_source(spec, &pipeline.name, &writer)?;
             let facts = source.facts()?;
             Ok((source, facts))
         };
-        let (source, found) = tokio::task::block_in_place(|| patiently(Duration::from_secs(300), stop, metrics, &what, open))?;
+        let (source, found) = patiently(Duration::from_secs(300), stop, metrics, &what, open).await?;
         facts.insert(spec.name.clone(), found);
         sources.push(source);
     }
-    let (reading, change) = settle_plan(pipeline, plans, &place, &mut sources, &facts, &writer, clock).await?;
+    let (reading, change) = settle_plan(pipeline, plans, &place, &mut sources, &facts, &writer, world).await?;
 
     let (sender, entries) = mpsc::unbounded_channel();
     let mut at = reading.start.clone();
@@ -232,6 +236,8 @@ async fn once(pipeline: &Arc<Pipeline>, plans: &[Arc<TablePlan>], options: RunOp
         head: head.clone(),
         metrics: metrics.clone(),
         clock: clock.clone(),
+        ids: ids.clone(),
+        cadence: world.cadence(),
         paused: paused.clone(),
         entries,
         ending: change.as_ref().map(|to| &lake_tables(&reading.start.plan) - &lake_tables(to)).unwrap_or_default(),
@@ -242,7 +248,7 @@ async fn once(pipeline: &Arc<Pipeline>, plans: &[Arc<TablePlan>], options: RunOp
     tables.check_stamps(head.with(|l| l.next).await)?;
     if let Some(plan) = change {
         let began = head.with(|l| l.next).await;
-        match head.append(Uuid::now_v7(), began, Body::Plan(*plan), vec![], clock.now_ms()).await? {
+        match head.append(ids(), began, Body::Plan(*plan), vec![], clock.now_ms()).await? {
             head::Appended::Decided(_) => {}
             head::Appended::Stale(why) => return Err(WorkerError::StartOver(format!("another worker changed the plan meanwhile: {why}"))),
         }
@@ -251,11 +257,11 @@ async fn once(pipeline: &Arc<Pipeline>, plans: &[Arc<TablePlan>], options: RunOp
     metrics.waiting_over("lake");
 
     let layouts = layouts(pipeline, plans, &head, &facts).await?;
-    let (lanes, held, threads) = spawn_lanes(pipeline, &layouts, metrics)?;
+    let (lanes, held, lanes_hosted) = spawn_lanes(pipeline, &layouts, metrics, world.as_ref())?;
     let until = options.until_end.then(|| facts.iter().map(|(n, f)| (n.clone(), f.partitions.iter().map(|(p, (_, end))| (*p, *end)).collect())).collect::<ByPartition<i64>>());
     let mut source_threads = vec![];
     for (source, spec) in sources.into_iter().zip(&pipeline.sources) {
-        source_threads.push(SourceThread::spawn(spec.name.clone(), source, metrics.clone()).map_err(|e| WorkerError::Internal(e.to_string()))?);
+        source_threads.push(SourceThread::spawn(spec.name.clone(), source, metrics.clone(), hosting).map_err(|e| WorkerError::Internal(e.to_string()))?);
     }
     let ingest = Ingest {
         pipeline: pipeline.clone(),
@@ -266,48 +272,45 @@ async fn once(pipeline: &Arc<Pipeline>, plans: &[Arc<TablePlan>], options: RunOp
         lanes,
         held,
         metrics: metrics.clone(),
-        clock: clock.clone(),
+        clock,
+        ids,
         paused,
         stop: stop.clone(),
         until,
         final_note: options.last,
     };
-    let mut tables = tokio::spawn(tables.run());
-    let mut ingest = tokio::spawn(ingest.run());
+    let mut tables = Task(tokio::spawn(tables.run()));
+    let mut ingest = Task(tokio::spawn(ingest.run()));
     // To give up half way is what a kill does: the next start goes on from the log.
     let overdue = overdue(stop, options.deadline);
     tokio::pin!(overdue);
     let first = tokio::select! {
-        done = &mut ingest => Some(flatten(done)),
-        done = &mut tables => {
+        biased;
+        done = &mut ingest.0 => Some(flatten(done)),
+        done = &mut tables.0 => {
             // The table half ends first only when it must say something.
-            stop_quietly(&mut ingest).await;
+            stop_quietly(&mut ingest.0).await;
             return flatten(done).and(Err(WorkerError::Internal("the table half has ended".into())));
         }
         () = &mut overdue => {
-            ingest.abort();
-            tables.abort();
             return Err(WorkerError::Stopped);
         }
     };
     let ingested = first.unwrap_or(Ok(()));
     if !matches!(ingested, Ok(()) | Err(WorkerError::Stopped)) {
-        tables.abort();
-        let _ = tables.await;
+        stop_quietly(&mut tables.0).await;
         return ingested;
     }
     let caught_up = async {
         head.close().await;
-        (&mut tables).await
+        (&mut tables.0).await
     };
     let drained = tokio::select! {
+        biased;
         done = caught_up => flatten(done),
-        () = &mut overdue => {
-            tables.abort();
-            return Err(WorkerError::Stopped);
-        }
+        () = &mut overdue => return Err(WorkerError::Stopped),
     };
-    tokio::task::block_in_place(|| threads.into_iter().for_each(|t| drop(t.join())));
+    in_place(|| lanes_hosted.into_iter().for_each(Hosted::end));
     drained
 }
 
@@ -337,26 +340,26 @@ fn flatten(done: Result<Result<(), WorkerError>, tokio::task::JoinError>) -> Res
 
 /// Gives birth to the log where there is none, and compares its plan with the file's: who loses the race for
 /// entry 0 runs under the winner's plan. Returns the very reading that was compared, and a plan to propose.
-async fn settle_plan(pipeline: &Pipeline, plans: &[Arc<TablePlan>], place: &Place, sources: &mut [Box<dyn Source>], facts: &BTreeMap<String, SourceFacts>, writer: &str, clock: &Arc<dyn Clock>) -> Result<(Reading, Option<Box<crate::epoch::entry::Plan>>), WorkerError> {
+async fn settle_plan(pipeline: &Pipeline, plans: &[Arc<TablePlan>], place: &Place, sources: &mut [Box<dyn Source>], facts: &BTreeMap<String, SourceFacts>, writer: &str, world: &Arc<dyn Surroundings>) -> Result<(Reading, Option<Box<crate::epoch::entry::Plan>>), WorkerError> {
     let mut existing = place.log.open().await?;
     let mut starts = BTreeMap::new();
     for (source, spec) in sources.iter_mut().zip(&pipeline.sources) {
         let known = existing.as_ref().is_some_and(|r| r.head.sources.contains_key(&spec.name));
         if !known {
             let partitions: Vec<i32> = facts[&spec.name].partitions.keys().copied().collect();
-            starts.insert(spec.name.clone(), tokio::task::block_in_place(|| source.start_offsets(&partitions))?);
+            starts.insert(spec.name.clone(), in_place(|| source.start_offsets(&partitions))?);
         }
     }
     if existing.is_none() {
         let birth = Entry {
             version: VERSION,
-            attempt: Uuid::now_v7(),
-            log: Uuid::new_v4(),
+            attempt: world.ids()(),
+            log: world.ids()(),
             writer: writer.to_string(),
             plan: 0,
             began: 0,
             checkpoint: None,
-            written_at_ms: clock.now_ms(),
+            written_at_ms: world.clock().now_ms(),
             body: Body::Plan(plan::birth(pipeline, plans, facts, &starts)?),
         };
         place.log.give_birth(&birth).await?;
@@ -394,20 +397,19 @@ async fn layouts(pipeline: &Pipeline, plans: &[Arc<TablePlan>], head: &Head, fac
     Ok(layouts)
 }
 
-type Lanes = (Vec<std_mpsc::SyncSender<lane::LaneCommand>>, Vec<Arc<AtomicU64>>, Vec<std::thread::JoinHandle<()>>);
+type Lanes = (Vec<mpsc::Sender<lane::LaneCommand>>, Vec<Arc<AtomicU64>>, Vec<Hosted>);
 
-fn spawn_lanes(pipeline: &Pipeline, layouts: &[Arc<SourceLayout>], metrics: &Arc<Metrics>) -> Result<Lanes, WorkerError> {
+fn spawn_lanes(pipeline: &Pipeline, layouts: &[Arc<SourceLayout>], metrics: &Arc<Metrics>, world: &dyn Surroundings) -> Result<Lanes, WorkerError> {
     let internal = |e: &dyn std::fmt::Display| WorkerError::Internal(e.to_string());
-    let count = std::thread::available_parallelism().map_or(2, |n| n.get()).clamp(1, 16);
-    let (mut senders, mut held, mut threads) = (vec![], vec![], vec![]);
-    for nth in 0..count {
+    let (mut senders, mut held, mut hosted) = (vec![], vec![], vec![]);
+    for nth in 0..world.lanes() {
         let bytes = Arc::new(AtomicU64::new(0));
         let lane = Lane::new(pipeline.name.clone(), nth, layouts, metrics.clone(), bytes.clone()).map_err(|e| internal(&e))?;
-        let (sender, commands) = std_mpsc::sync_channel(4);
-        let thread = std::thread::Builder::new().name(format!("lane {nth}")).spawn(move || lane.run(&commands)).map_err(|e| internal(&e))?;
+        let (sender, commands) = mpsc::channel(4);
+        let started = world.hosting().start(format!("lane {nth}"), Box::pin(lane.run(commands))).map_err(|e| internal(&e))?;
         senders.push(sender);
         held.push(bytes);
-        threads.push(thread);
+        hosted.push(started);
     }
-    Ok((senders, held, threads))
+    Ok((senders, held, hosted))
 }

@@ -3,12 +3,14 @@
 use super::head::{Appended, Decided, Head};
 use super::known::Known;
 use super::progress::instant;
+use super::surroundings::Ids;
 use super::{Clock, WorkerError};
 use crate::commit::advance::{Advance, Pending, Side, advance};
 use crate::commit::upsert::ChangeOp;
 use crate::commit::{ANOTHER_NAME, CommitError, Stamp, TableFormat};
-use crate::epoch::checkpoint::{self, Checkpoint};
+use crate::epoch::checkpoint::{self, Cadence, Checkpoint};
 use crate::epoch::entry::{Body, Entry, SpecRecord};
+use crate::epoch::history::{self, History};
 use crate::epoch::ledger::{Ledger, LiveRun, Times};
 use crate::epoch::plan::compile;
 use crate::failpoint;
@@ -16,6 +18,7 @@ use crate::fold::{EntryTimes, FoldConfig, FoldError, TableFold};
 use crate::observe::{Metrics, cpu};
 use crate::pipeline::sql::TablePlan;
 use crate::pipeline::{Emit, Pipeline, TableFormatKind};
+use crate::runtime::in_place;
 use crate::stage::dead::DeadRows;
 use crate::stage::rows::RowBatches;
 use crate::partial::Run;
@@ -27,9 +30,9 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use tokio::sync::mpsc;
-use uuid::Uuid;
+use tokio::time::Instant;
 
 pub struct LakeEntry {
     pub spec: Arc<TableSpec>,
@@ -49,6 +52,8 @@ pub struct Tables {
     pub head: Arc<Head>,
     pub metrics: Arc<Metrics>,
     pub clock: Arc<dyn Clock>,
+    pub ids: Ids,
+    pub cadence: Cadence,
     pub paused: Arc<AtomicBool>,
     pub entries: mpsc::UnboundedReceiver<Decided>,
     ending: BTreeSet<String>,
@@ -76,6 +81,8 @@ pub struct Parts {
     pub head: Arc<Head>,
     pub metrics: Arc<Metrics>,
     pub clock: Arc<dyn Clock>,
+    pub ids: Ids,
+    pub cadence: Cadence,
     pub paused: Arc<AtomicBool>,
     pub entries: mpsc::UnboundedReceiver<Decided>,
     /// Tables that the plan which this worker is about to propose lets end.
@@ -111,6 +118,8 @@ impl Tables {
             head: parts.head,
             metrics: parts.metrics,
             clock: parts.clock,
+            ids: parts.ids,
+            cadence: parts.cadence,
             paused: parts.paused,
             entries: parts.entries,
             ending: parts.ending,
@@ -423,7 +432,7 @@ impl Tables {
             let runs = by_table.remove(&name).unwrap_or_default();
             let Some(fold) = self.folds.get_mut(&name).map(|f| f.get_mut().unwrap_or_else(|e| e.into_inner())) else { continue };
             let metrics = self.metrics.clone();
-            let changes = tokio::task::block_in_place(|| cpu(&metrics.cpu.fold, || fold.apply(&at, runs))).map_err(|e| folding(&name, e))?;
+            let changes = in_place(|| cpu(&metrics.cpu.fold, || fold.apply(&at, runs))).map_err(|e| folding(&name, e))?;
             open_windows += fold.open_windows().len() as u64;
             for change in changes.rows {
                 let bytes = change.rows.bytes() as u64;
@@ -506,7 +515,8 @@ impl Tables {
                     window: window.as_ref(),
                     corrections,
                     only_look: !mine,
-                    attempt: Uuid::now_v7(),
+                    attempt: (self.ids)(),
+                    new_id: self.ids.as_ref(),
                     metrics: &self.metrics,
                 };
                 match advance(&mut entry.sides[nth], &entry.pending, what).await {
@@ -535,6 +545,20 @@ impl Tables {
         Ok(())
     }
 
+    /// Writes down the facts of the entries up to M that no segment holds yet, before they are freed.
+    async fn keep_history(&self, upto: u64) -> Result<(), String> {
+        let mut kept = vec![];
+        // A fold that began at birth has not seen entry 0 as such.
+        if self.trail.next == 1
+            && let Some(birth) = self.head.log.read(0).await.map_err(|e| e.to_string())?
+        {
+            kept.push(history::record(0, &birth));
+        }
+        let freed = self.recent.iter().filter(|(seq, _)| *seq >= self.trail.next && *seq <= upto);
+        kept.extend(freed.map(|(seq, entry)| history::record(*seq, entry)));
+        History::new(self.store.clone(), &self.state_folder).append(self.at.log, kept).await.map_err(|e| e.to_string())
+    }
+
     /// The highest entry with nothing left to do for any format of any table.
     fn lowest_stamp(&self) -> u64 {
         let folded = self.at.next - 1;
@@ -548,7 +572,7 @@ impl Tables {
         if recent.min().is_some_and(|w| *w < self.head.writer) {
             return Ok(());
         }
-        let Some(upto) = checkpoint::upto(self.at.next, lowest, self.at.checkpoint.map(|c| c.upto)) else { return Ok(()) };
+        let Some(upto) = checkpoint::upto(self.cadence, self.at.next, lowest, self.at.checkpoint.map(|c| c.upto)) else { return Ok(()) };
         // Run objects that entries up to M made or kept, by the entries that were folded here: an object found
         // by its number when it is removed may be a stray, whose attempt was decided under a higher one.
         let objects = |l: &Ledger| l.runs.values().flatten().map(|r| r.object.clone()).collect::<BTreeSet<String>>();
@@ -557,6 +581,10 @@ impl Tables {
             Body::Data(data) => data.runs.as_ref().map(|r| r.path.clone()),
             _ => None,
         }));
+        if let Err(why) = self.keep_history(upto).await {
+            self.metrics.waiting("store", &why);
+            return Ok(());
+        }
         self.advance_trail(upto)?;
         if self.trail.next != upto + 1 {
             return Ok(());
@@ -565,7 +593,7 @@ impl Tables {
         self.trail.runs_as_of = upto;
         let body = Body::Checkpoint(Checkpoint { upto, ledger: Box::new(self.trail.clone()) });
         let began = self.at.next;
-        match self.head.append(Uuid::now_v7(), began, body, vec![], self.clock.now_ms()).await? {
+        match self.head.append((self.ids)(), began, body, vec![], self.clock.now_ms()).await? {
             Appended::Stale(_) => return Ok(()),
             Appended::Decided(_) => failpoint::hit("checkpoint-decided"),
         }

@@ -1,7 +1,11 @@
 //! Every integration test, in one binary: each further binary would link DataFusion once more.
 
+mod chaos;
 mod cli;
 mod dead_letters;
+mod faults_kafka;
+mod faults_process;
+mod faults_time;
 mod flights_year;
 mod foreign_hands;
 mod fuzz;

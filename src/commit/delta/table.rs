@@ -212,7 +212,7 @@ impl DeltaTable {
         let bytes = store.get(&at).await.map_err(read)?.bytes().await.map_err(read)?;
         let (drop, spec_here) = (dropped.clone(), spec.clone());
         // Decoding and encoding a file would hold up everything else on this thread.
-        let rest = tokio::task::spawn_blocking(move || rewrite::without(bytes, &drop, &spec_here)).await;
+        let rest = crate::runtime::offload(move || rewrite::without(bytes, &drop, &spec_here)).await;
         let rest = rest.map_err(|e| self.refuse(format!("data file {path} could not be rewritten: {e}")))?;
         let rest = rest.map_err(|e| self.refuse(format!("data file {path} could not be rewritten: {e}")))?;
         let Some(file) = rest.file else { return Ok(Some(Rewritten { old: path.to_string(), new: None, dropped })) };

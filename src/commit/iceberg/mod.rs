@@ -8,7 +8,7 @@ mod schema;
 mod stamp;
 mod table;
 
-pub use catalog::SqliteCatalog;
+pub use catalog::{Catalog, SqliteCatalog};
 pub use table::IcebergTable;
 
 use crate::commit::{CommitError, LakeTable, Stamp, TableFormat};
@@ -45,7 +45,7 @@ pub struct IcebergFormat {
 pub(crate) struct Lake {
     io: FileIO,
     root: LakeRoot,
-    catalog: SqliteCatalog,
+    catalog: Arc<dyn Catalog>,
     pipeline: String,
     namespace: String,
     ambient: Ambient,
@@ -70,10 +70,10 @@ pub fn data_folder(pipeline: &str, table: &str) -> String {
 
 impl IcebergFormat {
     /// `root_url` is the absolute folder of the lake's root; the store's paths are relative to it.
-    pub fn new(store: Arc<dyn ObjectStore>, root_url: &Url, catalog: SqliteCatalog, pipeline: &str, namespace: &str, ambient: Ambient) -> Self {
+    pub fn new(store: Arc<dyn ObjectStore>, root_url: &Url, catalog: impl Catalog + 'static, pipeline: &str, namespace: &str, ambient: Ambient) -> Self {
         let root = LakeRoot::new(root_url);
         let io = file_io(store, root.clone());
-        let lake = Lake { io, root, catalog, pipeline: pipeline.to_string(), namespace: namespace.to_string(), ambient };
+        let lake = Lake { io, root, catalog: Arc::new(catalog), pipeline: pipeline.to_string(), namespace: namespace.to_string(), ambient };
         Self { lake: Arc::new(lake), log: None, expected: Mutex::default() }
     }
 
