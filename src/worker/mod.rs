@@ -2,6 +2,8 @@
 //!
 //! Stopping goes with the flow: the sources first, then the lanes and the log, the committer last.
 
+#[cfg(test)]
+mod faulty_store_tests;
 pub mod head;
 pub mod ingest;
 mod known;
@@ -127,8 +129,12 @@ impl Place {
         let root = &pipeline.lake.root;
         let local = DurableLocal::open(root).map_err(|e| WorkerError::Unavailable(format!("cannot open lake.root {}: {e}; check the path, its permissions and free space", root.display())))?;
         let root = local.root().to_path_buf();
-        let store: Arc<dyn ObjectStore> = Arc::new(local);
-        let url = url::Url::from_directory_path(&root).map_err(|()| WorkerError::Refused(format!("lake.root {} is no absolute path", root.display())))?;
+        Self::over(Arc::new(local), &root, pipeline, clock).await
+    }
+
+    /// The same over a store of this folder that is open already.
+    async fn over(store: Arc<dyn ObjectStore>, root: &std::path::Path, pipeline: &Pipeline, clock: &Arc<dyn Clock>) -> Result<Self, WorkerError> {
+        let url = url::Url::from_directory_path(root).map_err(|()| WorkerError::Refused(format!("lake.root {} is no absolute path", root.display())))?;
         let state_folder = format!("_millpond/{}", pipeline.name);
         let log = Log::new(store.clone(), Path::from(format!("{state_folder}/log")));
         let catalog = SqliteCatalog::open(&pipeline.lake.iceberg_catalog, &pipeline.lake.catalog_name)

@@ -104,17 +104,21 @@ thread_local! {
     static QUIET: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Whether the target panics, which is not told: there will be hundreds of it.
-fn fails(target: Target, input: &[u8]) -> bool {
+/// What the target answers; `None` where it panics, which is not told: there may be thousands of it.
+fn answer(target: Target, input: &[u8]) -> Option<String> {
     static HOOK: Once = Once::new();
     HOOK.call_once(|| {
         let told = std::panic::take_hook();
         std::panic::set_hook(Box::new(move |what| if !QUIET.get() { told(what) }));
     });
     QUIET.set(true);
-    let failed = catch_unwind(AssertUnwindSafe(|| target(input))).is_err();
+    let answer = catch_unwind(AssertUnwindSafe(|| target(input)));
     QUIET.set(false);
-    failed
+    answer.ok()
+}
+
+fn fails(target: Target, input: &[u8]) -> bool {
+    answer(target, input).is_none()
 }
 
 /// Cuts pieces out for as long as it still fails.
@@ -156,18 +160,20 @@ fn drive(name: &str, target: Target, more: Vec<Vec<u8>>, words: &[&[u8]]) {
             change(&mut input, &corpus, words, &mut random);
         }
         tried += 1;
-        match catch_unwind(AssertUnwindSafe(|| target(&input))) {
-            Ok(answer) => {
+        match answer(target, &input) {
+            Some(answer) => {
                 let times = answers.entry(answer).or_default();
                 *times += 1;
                 if *times == 1 && corpus.len() < MOST_KEPT {
                     corpus.push(input);
                 }
             }
-            Err(_) => {
+            None => {
                 let input = shrunk(target, input);
                 let path = here().join(&folder).join(format!("failed-{:016x}", twox_hash::XxHash3_64::oneshot(&input)));
                 std::fs::write(&path, &input).unwrap();
+                // Once more, aloud.
+                let _ = catch_unwind(AssertUnwindSafe(|| target(&input)));
                 panic!(
                     "{name} failed after {tried} inputs on {:?}, kept as {}; replay: cargo test --release --locked --test it fuzz::{name}",
                     String::from_utf8_lossy(&input[..input.len().min(400)]),

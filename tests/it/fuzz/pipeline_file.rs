@@ -12,9 +12,9 @@ fn target(bytes: &[u8]) -> String {
     match pipeline::load_text(&source, cwd, &env) {
         Err(problems) => {
             assert!(!problems.list.is_empty(), "refused without a reason");
-            let lines: Vec<&str> = text.strip_prefix('\u{FEFF}').unwrap_or(&text).split('\n').collect();
+            let lines = 1 + text.replace("\r\n", "\n").matches(['\r', '\n']).count();
             for problem in &problems.list {
-                assert!((1..=lines.len()).contains(&problem.line), "no such line: {problem:?}");
+                assert!((1..=lines).contains(&problem.line), "no such line: {problem:?}");
                 let length = problem.line_text.chars().count();
                 assert!(problem.column >= 1 && problem.length >= 1, "{problem:?}");
                 assert!(problem.column + problem.length <= length + 2, "beyond the line: {problem:?}");
