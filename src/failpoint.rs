@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Every point there is, in the order in which a record meets them. A test compares this list
 /// with the calls in the code.
-pub const ALL: [&str; 20] = [
+pub const ALL: [&str; 21] = [
     "ingest-read",
     "ingest-closed",
     "stage-file-put",
@@ -28,9 +28,10 @@ pub const ALL: [&str; 20] = [
     "commit-after-swap",
     "commit-one-format",
     "commit-done",
+    "receipt",
+    "receipt-given",
     "checkpoint-decided",
     "truncate-between",
-    "receipt",
 ];
 
 struct Armed {

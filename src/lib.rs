@@ -50,4 +50,6 @@ pub mod worker;
 pub mod cli;
 
 #[cfg(test)]
+mod model;
+#[cfg(test)]
 mod simulation;

@@ -54,6 +54,8 @@ pub struct Metrics {
     pub runs_read: AtomicU64,
     /// Values that did not fit when they were emitted, and became null.
     pub overflow: AtomicU64,
+    /// Partitions that were paused because they were ahead of others.
+    pub pauses: AtomicU64,
     pub open_windows: AtomicU64,
     pub backlog_bytes: AtomicU64,
     pub ready: AtomicBool,
@@ -61,6 +63,7 @@ pub struct Metrics {
     waiting: Mutex<BTreeMap<String, String>>,
     alerts: Mutex<BTreeMap<String, String>>,
     watermarks: Mutex<BTreeMap<String, (Option<i64>, String)>>,
+    lags: Mutex<BTreeMap<String, u64>>,
 }
 
 impl Metrics {
@@ -115,10 +118,20 @@ impl Metrics {
         self.watermarks.lock().unwrap_or_else(|e| e.into_inner()).clone()
     }
 
+    /// Offsets between the log's positions and the ends of a source's partitions, whoever reads them, when its ends were
+    /// asked for last. An offset is a record, but for those that transactions and compacted topics leave empty.
+    pub fn set_lag(&self, source: &str, offsets: u64) {
+        self.lags.lock().unwrap_or_else(|e| e.into_inner()).insert(source.to_string(), offsets);
+    }
+
+    pub fn lags(&self) -> BTreeMap<String, u64> {
+        self.lags.lock().unwrap_or_else(|e| e.into_inner()).clone()
+    }
+
     /// Prometheus text format, version 0.0.4.
     pub fn prometheus(&self) -> String {
         let mut text = String::new();
-        let counters: [(&str, &str, &AtomicU64); 14] = [
+        let counters: [(&str, &str, &AtomicU64); 15] = [
             ("millpond_records_total", "records read and decided by this worker", &self.records),
             ("millpond_bytes_total", "bytes of keys, values and headers read", &self.bytes),
             ("millpond_dead_letters_total", "records that became dead letters", &self.dead),
@@ -131,6 +144,7 @@ impl Metrics {
             ("millpond_commit_files_read_total", "data files read because rows were deleted from them", &self.commit_files_read),
             ("millpond_runs_read_total", "runs read back from the store", &self.runs_read),
             ("millpond_overflow_total", "values that did not fit when emitted and became null", &self.overflow),
+            ("millpond_partition_pauses_total", "partitions paused because they were ahead of others under memory pressure", &self.pauses),
             ("millpond_open_windows", "windows that hold rows and are not dropped yet", &self.open_windows),
             ("millpond_backlog_bytes", "staged bytes that are decided and not yet in every table", &self.backlog_bytes),
         ];
@@ -143,6 +157,10 @@ impl Metrics {
             if let Some(at) = at {
                 let _ = writeln!(text, "millpond_watermark_seconds{{source=\"{source}\"}} {}", at as f64 / 1e6);
             }
+        }
+        let _ = writeln!(text, "# HELP millpond_lag_offsets offsets between the log and the ends of a source's partitions\n# TYPE millpond_lag_offsets gauge");
+        for (source, offsets) in self.lags() {
+            let _ = writeln!(text, "millpond_lag_offsets{{source=\"{source}\"}} {offsets}");
         }
         let _ = writeln!(text, "# HELP millpond_alert something that a person should look at\n# TYPE millpond_alert gauge");
         for about in self.alerts().keys() {

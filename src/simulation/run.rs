@@ -129,7 +129,7 @@ async fn host(scene: Arc<Scene>, slot: usize) {
     let world = &scene.world;
     loop {
         let stop = Arc::new(AtomicBool::new(false));
-        let options = RunOptions { until_end: false, last: false, reread_runs: world.temper.reread_runs, deadline: Duration::from_millis(500) };
+        let options = RunOptions { until_end: false, last: false, reread_runs: world.temper.reread_runs, deadline: Duration::from_millis(500), accept: false };
         let mut life = worker::surroundings::Task(tokio::spawn(scene.live(slot, options, stop.clone())));
         let time = if world.temper.life_ms == 0 { 3_600_000 } else { 100 + world.below(world.temper.life_ms * 2) };
         let ended = tokio::select! {
@@ -278,7 +278,7 @@ async fn scenario(scene: &Arc<Scene>, rows: i64) {
 /// One more worker, in a world where all goes well: nobody may starve, and everything must be right.
 async fn finish(scene: &Arc<Scene>) {
     let world = &scene.world;
-    let options = RunOptions { until_end: true, last: true, reread_runs: false, deadline: Duration::from_secs(1) };
+    let options = RunOptions { until_end: true, last: true, reread_runs: false, deadline: Duration::from_secs(1), accept: false };
     let mut life = worker::surroundings::Task(tokio::spawn(scene.live(9, options, Arc::default())));
     let ended = tokio::select! {
         biased;

@@ -593,7 +593,9 @@ impl Source for KafkaSource {
     }
 
     fn report_committed(&mut self, offsets: &BTreeMap<i32, i64>) -> Result<(), SourceError> {
-        let list = self.list(offsets.iter().filter(|(_, o)| **o >= 0).map(|(p, o)| (*p, *o)))?;
+        // Others report theirs: of two that report one partition the slower would set it back.
+        let owned = self.consumer.context().told().owned.clone();
+        let list = self.list(offsets.iter().filter(|(p, o)| **o >= 0 && owned.contains(p)).map(|(p, o)| (*p, *o)))?;
         if list.count() > 0
             && let Err(error) = self.consumer.commit(&list, CommitMode::Async)
         {

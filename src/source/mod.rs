@@ -122,6 +122,7 @@ pub trait Source: Send {
     /// Stops delivering these partitions, and delivers all others again.
     fn pause(&mut self, partitions: &[i32]) -> Result<(), SourceError>;
 
-    /// Tells lag tools how far the tables are. Advisory: nothing is ever read back from it.
+    /// Tells lag tools how far the tables are, of the partitions that are assigned. Advisory: nothing is ever read back
+    /// from it.
     fn report_committed(&mut self, offsets: &BTreeMap<i32, i64>) -> Result<(), SourceError>;
 }

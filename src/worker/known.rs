@@ -10,7 +10,8 @@ use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 use uuid::Uuid;
 
-/// `_millpond/<pipeline>/tables/<table>.<format>.json`, one for each table that was opened once.
+/// `_millpond/<pipeline>/tables/<table>-<born>.<format>.json`, one for each table that was opened once: a name
+/// that a later plan gives again is another table.
 pub struct Known {
     store: Arc<dyn ObjectStore>,
     folder: Path,
@@ -28,16 +29,16 @@ impl Known {
         Self { store, folder: Path::from(format!("{state_folder}/tables")), log }
     }
 
-    fn path(&self, table: &str, format: TableFormatKind) -> Path {
-        self.folder.clone().join(format!("{table}.{format}.json"))
+    fn path(&self, table: &str, format: TableFormatKind, born: u64) -> Path {
+        self.folder.clone().join(format!("{table}-{born}.{format}.json"))
     }
 
     /// The uuid under which this log fills the table; `None` when it was never opened.
     ///
     /// # Errors
     /// A store that does not answer, and a record that is damaged.
-    pub async fn uuid(&self, table: &str, format: TableFormatKind) -> Result<Option<String>, WorkerError> {
-        let path = self.path(table, format);
+    pub async fn uuid(&self, table: &str, format: TableFormatKind, born: u64) -> Result<Option<String>, WorkerError> {
+        let path = self.path(table, format, born);
         let away = |e: Error| WorkerError::Unavailable(format!("cannot read {path}: {e}"));
         let bytes = match self.store.get(&path).await {
             Ok(got) => got.bytes().await.map_err(away)?,
@@ -51,8 +52,8 @@ impl Known {
     }
 
     /// From here on the table is known under this uuid.
-    pub async fn remember(&self, table: &str, format: TableFormatKind, uuid: &str) -> Result<(), WorkerError> {
-        let path = self.path(table, format);
+    pub async fn remember(&self, table: &str, format: TableFormatKind, born: u64, uuid: &str) -> Result<(), WorkerError> {
+        let path = self.path(table, format, born);
         let text = serde_json::json!(Record { log: self.log, uuid: uuid.to_string() }).to_string();
         self.store.put(&path, text.into()).await.map_err(|e| WorkerError::Unavailable(format!("cannot write {path}: {e}")))?;
         Ok(())

@@ -3,7 +3,7 @@
 use super::WorkerError;
 use super::tables::Tables;
 use crate::epoch::entry::RunEntry;
-use crate::epoch::ledger::LiveRun;
+use crate::epoch::ledger::{Ledger, LiveRun};
 use crate::partial::RunKind;
 use crate::stage::runs::write_runs;
 use arrow::record_batch::RecordBatch;
@@ -14,20 +14,20 @@ use std::collections::BTreeMap;
 impl Tables {
     /// Replaces the runs of tables that have many, in the state that the next checkpoint holds. What
     /// they were made of is deleted once the checkpoint is decided.
-    pub(super) async fn merge_runs(&mut self) -> Result<(), WorkerError> {
-        let crowded: Vec<String> = self.trail.runs.iter().filter(|(_, runs)| runs.len() > self.cadence.most_runs).map(|(n, _)| n.clone()).collect();
+    pub(super) async fn merge_runs(&mut self, trail: &mut Ledger) -> Result<(), WorkerError> {
+        let crowded: Vec<String> = trail.runs.iter().filter(|(_, runs)| runs.len() > self.parts.cadence.most_runs).map(|(n, _)| n.clone()).collect();
         for table in crowded {
             if self.folds.contains_key(&table) {
-                let merged = self.merge_table(&table).await?;
-                self.trail.runs.insert(table, merged);
+                let merged = self.merge_table(trail, &table).await?;
+                trail.runs.insert(table, merged);
             }
         }
         Ok(())
     }
 
-    async fn merge_table(&mut self, table: &str) -> Result<Vec<LiveRun>, WorkerError> {
+    async fn merge_table(&mut self, trail: &Ledger, table: &str) -> Result<Vec<LiveRun>, WorkerError> {
         let failed = |e: &dyn std::fmt::Display| WorkerError::Internal(format!("table {table}: merging runs: {e}"));
-        let live = self.trail.runs.get(table).cloned().unwrap_or_default();
+        let live = trail.runs.get(table).cloned().unwrap_or_default();
         // Judge-later rows first: few, and of many windows. By entry and window.
         let mut judged: BTreeMap<i64, Vec<(u64, Vec<RecordBatch>)>> = BTreeMap::new();
         let mut partial: BTreeMap<i64, Vec<LiveRun>> = BTreeMap::new();
@@ -43,13 +43,13 @@ impl Tables {
                 }
             }
         }
-        let horizon = self.trail.horizons.get(table).copied().flatten();
+        let horizon = trail.horizons.get(table).copied().flatten();
         let windows: Vec<i64> = partial.keys().chain(judged.keys()).copied().collect::<std::collections::BTreeSet<_>>().into_iter().collect();
         let mut merged = vec![];
         for window in windows {
             let runs = partial.remove(&window).unwrap_or_default();
             let rows = judged.remove(&window).unwrap_or_default();
-            let end = self.trail.plan.tables.get(table).and_then(|t| t.window).map_or(i64::MAX, |w| w.window_of(window).1);
+            let end = trail.plan.tables.get(table).and_then(|t| t.window).map_or(i64::MAX, |w| w.window_of(window).1);
             if crate::time::is_late(end, horizon) {
                 continue;
             }
@@ -57,13 +57,13 @@ impl Tables {
                 merged.extend(runs);
                 continue;
             }
-            merged.push(self.merge_window(table, window, end, runs, rows).await?);
+            merged.push(self.merge_window(trail.next - 1, table, window, end, runs, rows).await?);
         }
         merged.sort_by_key(|r| (r.entry, r.nth));
         Ok(merged)
     }
 
-    async fn merge_window(&mut self, table: &str, window: i64, end: i64, runs: Vec<LiveRun>, rows: Vec<(u64, Vec<RecordBatch>)>) -> Result<LiveRun, WorkerError> {
+    async fn merge_window(&mut self, upto: u64, table: &str, window: i64, end: i64, runs: Vec<LiveRun>, rows: Vec<(u64, Vec<RecordBatch>)>) -> Result<LiveRun, WorkerError> {
         let failed = |e: &dyn std::fmt::Display| WorkerError::Internal(format!("table {table}: merging runs: {e}"));
         // Within an entry the judged rows come first, as in the fold.
         let mut ordered: Vec<(u64, usize, Vec<RecordBatch>)> = rows.into_iter().map(|(entry, batches)| (entry, 0, batches)).collect();
@@ -78,8 +78,8 @@ impl Tables {
         };
         let one = crate::runtime::in_place(|| fold.merged(window, ordered.into_iter().flat_map(|(_, _, batches)| batches))).map_err(|e| failed(&e))?;
         let (bytes, refs) = write_runs(&[one]).map_err(|e| failed(&e))?;
-        let object = format!("{}/runs/merged-{:020}-{}.run", self.state_folder, self.trail.next - 1, (self.ids)());
-        self.store.put(&Path::from(object.as_str()), bytes.into()).await.map_err(|e| WorkerError::Unavailable(format!("cannot write {object}: {e}")))?;
+        let object = format!("{}/runs/merged-{:020}-{}.run", self.parts.state_folder, upto, (self.parts.ids)());
+        self.parts.store.put(&Path::from(object.as_str()), bytes.into()).await.map_err(|e| WorkerError::Unavailable(format!("cannot write {object}: {e}")))?;
         let run = refs.into_iter().next().ok_or_else(|| failed(&"nothing was written"))?;
         Ok(LiveRun { entry: first, nth: 0, object, run: RunEntry { run, last_window_end_us: end }, horizon_before: None })
     }

@@ -10,15 +10,16 @@ mod known;
 pub mod lane;
 mod merge;
 pub mod progress;
+pub mod receipt;
 pub mod scratch;
 pub mod sources;
 pub mod surroundings;
 pub mod tables;
 
-use crate::commit::TableFormat;
+use crate::commit::{CommitError, TableFormat};
 use crate::commit::delta::DeltaFormat;
 use crate::commit::iceberg::{Ambient, IcebergFormat, SqliteCatalog};
-use crate::epoch::entry::{Body, ByPartition, Entry, VERSION};
+use crate::epoch::entry::{Body, ByPartition, Entry, SpecRecord, VERSION};
 use crate::epoch::log::{Log, LogError, Reading};
 use crate::epoch::plan::{self, Fit, PlanError};
 use crate::observe::Metrics;
@@ -33,6 +34,7 @@ use crate::store::probe;
 use head::{Head, HeadError};
 use ingest::Ingest;
 use lane::{Lane, SourceLayout, TableLayout};
+use receipt::Receipts;
 use object_store::ObjectStore;
 use object_store::path::Path;
 use scratch::Scratch;
@@ -46,6 +48,15 @@ use tables::{Parts, Tables};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 use uuid::Uuid;
+
+/// What the table half asks of the ingest half.
+#[derive(Debug, Default)]
+pub struct Pressure {
+    /// The tables are too far behind: nothing more is to be decided meanwhile.
+    pub behind: AtomicBool,
+    /// Open windows take much memory: partitions that are ahead of others wait for them.
+    pub memory: AtomicBool,
+}
 
 /// The wall clock, injected.
 pub trait Clock: Send + Sync {
@@ -112,6 +123,8 @@ pub struct RunOptions {
     pub reread_runs: bool,
     /// How long stopping may take to bring the tables up to the log.
     pub deadline: Duration,
+    /// The user means to go back to an older plan, or to give the name of a table that ended to a new one.
+    pub accept: bool,
 }
 
 /// Where everything of a pipeline lies, opened.
@@ -186,8 +199,9 @@ async fn patiently<T>(patience: Duration, stop: &AtomicBool, metrics: &Metrics, 
 ///
 /// A worker that slept past a truncation of the log begins again from the log.
 pub async fn run(pipeline: Arc<Pipeline>, plans: Vec<Arc<TablePlan>>, options: RunOptions, metrics: Arc<Metrics>, world: Arc<dyn Surroundings>, stop: Arc<AtomicBool>) -> Result<(), WorkerError> {
+    let mut settled = false;
     loop {
-        match once(&pipeline, &plans, options, &metrics, &world, &stop).await {
+        match once(&pipeline, &plans, options, &metrics, &world, &stop, &mut settled).await {
             Err(WorkerError::StartOver(why)) => {
                 eprintln!("beginning again from the log: {why}");
                 tokio::time::sleep(Duration::from_millis(200)).await;
@@ -203,7 +217,7 @@ pub async fn run(pipeline: Arc<Pipeline>, plans: Vec<Arc<TablePlan>>, options: R
     }
 }
 
-async fn once(pipeline: &Arc<Pipeline>, plans: &[Arc<TablePlan>], options: RunOptions, metrics: &Arc<Metrics>, world: &Arc<dyn Surroundings>, stop: &Arc<AtomicBool>) -> Result<(), WorkerError> {
+async fn once(pipeline: &Arc<Pipeline>, plans: &[Arc<TablePlan>], options: RunOptions, metrics: &Arc<Metrics>, world: &Arc<dyn Surroundings>, stop: &Arc<AtomicBool>, settled: &mut bool) -> Result<(), WorkerError> {
     let (clock, ids, hosting) = (world.clock(), world.ids(), world.hosting());
     let place = world.open_place(pipeline).await?;
     probe::create_if_absent(&place.store, &Path::from(format!("{}/probe", place.state_folder)), ids()).await.map_err(WorkerError::Refused)?;
@@ -223,7 +237,14 @@ async fn once(pipeline: &Arc<Pipeline>, plans: &[Arc<TablePlan>], options: RunOp
         facts.insert(spec.name.clone(), found);
         sources.push(source);
     }
-    let (reading, change) = settle_plan(pipeline, plans, &place, &mut sources, &facts, &writer, world).await?;
+    let (reading, change) = settle_plan(pipeline, plans, &place, &mut sources, &facts, &writer, world, options.accept).await?;
+    // A plan is proposed once, at start: what replaced it since then is newer, whatever was to be accepted.
+    if *settled && change.is_some() {
+        return Err(WorkerError::Refused(format!(
+            "plan {} replaced the one under which this worker ran: another worker was started with a changed pipeline file; restart this one with that file",
+            reading.head.plan_entry
+        )));
+    }
 
     let (sender, entries) = mpsc::unbounded_channel();
     let mut at = reading.start.clone();
@@ -231,7 +252,7 @@ async fn once(pipeline: &Arc<Pipeline>, plans: &[Arc<TablePlan>], options: RunOp
         let times = at.apply(&entry).map_err(LogError::from)?;
         let _ = sender.send(head::Decided { seq, entry: Arc::new(entry), times, runs: None });
     }
-    let paused = Arc::new(AtomicBool::new(false));
+    let pressure = Arc::new(Pressure::default());
     let head = Arc::new(Head::new(place.log.clone(), writer.clone(), reading.head, sender, metrics.clone(), !options.reread_runs));
     let parts = Parts {
         pipeline: pipeline.clone(),
@@ -244,7 +265,7 @@ async fn once(pipeline: &Arc<Pipeline>, plans: &[Arc<TablePlan>], options: RunOp
         clock: clock.clone(),
         ids: ids.clone(),
         cadence: world.cadence(),
-        paused: paused.clone(),
+        pressure: pressure.clone(),
         entries,
         ending: change.as_ref().map(|to| &lake_tables(&reading.start.plan) - &lake_tables(to)).unwrap_or_default(),
     };
@@ -259,6 +280,7 @@ async fn once(pipeline: &Arc<Pipeline>, plans: &[Arc<TablePlan>], options: RunOp
             head::Appended::Stale(why) => return Err(WorkerError::StartOver(format!("another worker changed the plan meanwhile: {why}"))),
         }
     }
+    *settled = true;
     metrics.ready.store(true, Ordering::Relaxed);
     metrics.waiting_over("lake");
 
@@ -269,6 +291,7 @@ async fn once(pipeline: &Arc<Pipeline>, plans: &[Arc<TablePlan>], options: RunOp
     for (source, spec) in sources.into_iter().zip(&pipeline.sources) {
         source_threads.push(SourceThread::spawn(spec.name.clone(), source, metrics.clone(), hosting).map_err(|e| WorkerError::Internal(e.to_string()))?);
     }
+    let receipts = Receipts::to(source_threads.iter().map(SourceThread::receipts).collect());
     let ingest = Ingest {
         pipeline: pipeline.clone(),
         store: place.store.clone(),
@@ -280,19 +303,19 @@ async fn once(pipeline: &Arc<Pipeline>, plans: &[Arc<TablePlan>], options: RunOp
         metrics: metrics.clone(),
         clock,
         ids,
-        paused,
+        pressure,
         stop: stop.clone(),
         until,
         final_note: options.last,
     };
-    let mut tables = Task(tokio::spawn(tables.run()));
+    let mut tables = Task(tokio::spawn(tables.run(receipts)));
     let mut ingest = Task(tokio::spawn(ingest.run()));
     // To give up half way is what a kill does: the next start goes on from the log.
     let overdue = overdue(stop, options.deadline);
     tokio::pin!(overdue);
-    let first = tokio::select! {
+    let ingested = tokio::select! {
         biased;
-        done = &mut ingest.0 => Some(flatten(done)),
+        done = &mut ingest.0 => flatten(done),
         done = &mut tables.0 => {
             // The table half ends first only when it must say something.
             stop_quietly(&mut ingest.0).await;
@@ -302,11 +325,15 @@ async fn once(pipeline: &Arc<Pipeline>, plans: &[Arc<TablePlan>], options: RunOp
             return Err(WorkerError::Stopped);
         }
     };
-    let ingested = first.unwrap_or(Ok(()));
-    if !matches!(ingested, Ok(()) | Err(WorkerError::Stopped)) {
-        stop_quietly(&mut tables.0).await;
-        return ingested;
-    }
+    // They stay until the tables are done: a receipt needs a member of the group to take it.
+    let sources = match ingested {
+        Ok(sources) => sources,
+        Err(WorkerError::Stopped) => vec![],
+        Err(e) => {
+            stop_quietly(&mut tables.0).await;
+            return Err(e);
+        }
+    };
     let caught_up = async {
         head.close().await;
         (&mut tables.0).await
@@ -316,7 +343,10 @@ async fn once(pipeline: &Arc<Pipeline>, plans: &[Arc<TablePlan>], options: RunOp
         done = caught_up => flatten(done),
         () = &mut overdue => return Err(WorkerError::Stopped),
     };
-    in_place(|| lanes_hosted.into_iter().for_each(Hosted::end));
+    in_place(|| {
+        drop(sources);
+        lanes_hosted.into_iter().for_each(Hosted::end);
+    });
     drained
 }
 
@@ -335,18 +365,20 @@ async fn overdue(stop: &AtomicBool, deadline: Duration) {
     tokio::time::sleep(deadline).await;
 }
 
-async fn stop_quietly(task: &mut tokio::task::JoinHandle<Result<(), WorkerError>>) {
+async fn stop_quietly<T>(task: &mut tokio::task::JoinHandle<Result<T, WorkerError>>) {
     task.abort();
     let _ = task.await;
 }
 
-fn flatten(done: Result<Result<(), WorkerError>, tokio::task::JoinError>) -> Result<(), WorkerError> {
+fn flatten<T>(done: Result<Result<T, WorkerError>, tokio::task::JoinError>) -> Result<T, WorkerError> {
     done.unwrap_or_else(|e| if e.is_cancelled() { Err(WorkerError::Stopped) } else { Err(WorkerError::Internal(format!("a task failed: {e}"))) })
 }
 
 /// Gives birth to the log where there is none, and compares its plan with the file's: who loses the race for
 /// entry 0 runs under the winner's plan. Returns the very reading that was compared, and a plan to propose.
-async fn settle_plan(pipeline: &Pipeline, plans: &[Arc<TablePlan>], place: &Place, sources: &mut [Box<dyn Source>], facts: &BTreeMap<String, SourceFacts>, writer: &str, world: &Arc<dyn Surroundings>) -> Result<(Reading, Option<Box<crate::epoch::entry::Plan>>), WorkerError> {
+#[allow(clippy::too_many_arguments)]
+async fn settle_plan(pipeline: &Pipeline, plans: &[Arc<TablePlan>], place: &Place, sources: &mut [Box<dyn Source>], facts: &BTreeMap<String, SourceFacts>, writer: &str, world: &Arc<dyn Surroundings>, accept: bool) -> Result<(Reading, Option<Box<crate::epoch::entry::Plan>>), WorkerError> {
+    check_declared(place, pipeline, plans)?;
     let mut existing = place.log.open().await?;
     let mut starts = BTreeMap::new();
     for (source, spec) in sources.iter_mut().zip(&pipeline.sources) {
@@ -375,15 +407,48 @@ async fn settle_plan(pipeline: &Pipeline, plans: &[Arc<TablePlan>], place: &Plac
     if reading.head.plan.pipeline != pipeline.name {
         return Err(WorkerError::Refused(format!("the log in {} belongs to pipeline {}, expected {}", place.state_folder, reading.head.plan.pipeline, pipeline.name)));
     }
-    match plan::fit(&reading.head, pipeline, plans, facts, &starts)? {
+    match plan::fit(&reading.head, pipeline, plans, facts, &starts, accept)? {
         Fit::Same => Ok((reading, None)),
         Fit::Change(plan, what) => {
+            check_lake(place, plan::reborn(&reading.head, &plan)).await?;
             for line in what {
                 eprintln!("the pipeline file changed: {line}");
             }
             Ok((reading, Some(plan)))
         }
     }
+}
+
+/// Refuses tables that their formats cannot hold, before the log knows of them.
+pub fn check_declared(place: &Place, pipeline: &Pipeline, plans: &[Arc<TablePlan>]) -> Result<(), WorkerError> {
+    for record in plan::declared(pipeline, plans)? {
+        let spec = record.spec().map_err(WorkerError::Internal)?;
+        for format in &record.formats {
+            place.formats[format].check(&spec).map_err(|e| WorkerError::Refused(e.to_string()))?;
+        }
+    }
+    Ok(())
+}
+
+/// A name that is given again finds nothing of the table that had it.
+async fn check_lake(place: &Place, reborn: impl Iterator<Item = &SpecRecord>) -> Result<(), WorkerError> {
+    for record in reborn {
+        let spec = record.shared().map_err(WorkerError::Refused)?;
+        for (format, maker) in place.formats.iter() {
+            match maker.open(spec.clone()).await {
+                Ok(None) => {}
+                Err(CommitError::Unavailable(why)) => return Err(WorkerError::Unavailable(why)),
+                Ok(Some(_)) | Err(CommitError::Refused(_)) => {
+                    return Err(WorkerError::Refused(format!(
+                        "{format} table {0} is still in the lake, with the rows from before it was taken out of the pipeline file: drop it there \
+                         (in the catalog and its folder) to begin {0} anew, or give the new table another name",
+                        record.name
+                    )));
+                }
+            }
+        }
+    }
+    Ok(())
 }
 
 async fn layouts(pipeline: &Pipeline, plans: &[Arc<TablePlan>], head: &Head, facts: &BTreeMap<String, SourceFacts>) -> Result<Vec<Arc<SourceLayout>>, WorkerError> {

@@ -19,6 +19,7 @@ pub enum Command {
     Start { generation: u64, positions: BTreeMap<i32, Position> },
     Pause(Vec<i32>),
     Facts(oneshot::Sender<Result<SourceFacts, SourceError>>),
+    /// The tables hold the offsets up to here.
     Committed(BTreeMap<i32, i64>),
     Stop,
 }
@@ -47,6 +48,11 @@ impl SourceThread {
         let (sender, events) = mpsc::channel(QUEUED);
         let hosted = hosting.start(format!("source {name}"), Box::pin(run(source, received, sender, metrics, hosting)))?;
         Ok(Self { name, commands, events, hosted: Some(hosted) })
+    }
+
+    /// Where receipts go.
+    pub fn receipts(&self) -> (String, mpsc::UnboundedSender<Command>) {
+        (self.name.clone(), self.commands.clone())
     }
 
     pub fn send(&self, command: Command) {
@@ -79,6 +85,7 @@ async fn run(mut source: Box<dyn Source>, mut commands: mpsc::UnboundedReceiver<
     let mut joined = false;
     let mut troubled = false;
     let mut waiting: VecDeque<Event> = VecDeque::new();
+    let mut released = BTreeMap::new();
     loop {
         // With something to deliver and nobody to take it, commands are all there is to do.
         let mut command = commands.try_recv().ok();
@@ -92,7 +99,13 @@ async fn run(mut source: Box<dyn Source>, mut commands: mpsc::UnboundedReceiver<
                 waiting.retain(|e| !matches!(e, Event::Batch { .. }));
                 generation = next;
                 match source.start(&positions) {
-                    Ok(()) => started = true,
+                    Ok(()) => {
+                        started = true;
+                        // What was released before partitions were ours is told now that they are.
+                        if let Err(e) = source.report_committed(&released) {
+                            waiting.push_back(Event::Notice(e.to_string()));
+                        }
+                    }
                     Err(e) => waiting.push_back(Event::Failed(e)),
                 }
                 continue;
@@ -111,6 +124,7 @@ async fn run(mut source: Box<dyn Source>, mut commands: mpsc::UnboundedReceiver<
                 if let Err(e) = source.report_committed(&offsets) {
                     waiting.push_back(Event::Notice(e.to_string()));
                 }
+                released = offsets;
                 continue;
             }
             None => {}

@@ -3,8 +3,9 @@
 use super::head::{Appended, Decided, Head};
 use super::known::Known;
 use super::progress::instant;
+use super::receipt::{Receipt, Receipts};
 use super::surroundings::Ids;
-use super::{Clock, WorkerError};
+use super::{Clock, Pressure, WorkerError};
 use crate::commit::advance::{Advance, Pending, Side, advance};
 use crate::commit::upsert::ChangeOp;
 use crate::commit::{ANOTHER_NAME, CommitError, Stamp, TableFormat};
@@ -29,7 +30,7 @@ use object_store::{ObjectStore, ObjectStoreExt};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
@@ -43,20 +44,7 @@ pub struct LakeEntry {
 }
 
 pub struct Tables {
-    pub pipeline: Arc<Pipeline>,
-    pub store: Arc<dyn ObjectStore>,
-    pub state_folder: String,
-    /// Local folder for spilled panes and key indexes.
-    pub scratch: PathBuf,
-    pub formats: BTreeMap<TableFormatKind, Arc<dyn TableFormat>>,
-    pub head: Arc<Head>,
-    pub metrics: Arc<Metrics>,
-    pub clock: Arc<dyn Clock>,
-    pub ids: Ids,
-    pub cadence: Cadence,
-    pub paused: Arc<AtomicBool>,
-    pub entries: mpsc::UnboundedReceiver<Decided>,
-    ending: BTreeSet<String>,
+    pub(super) parts: Parts,
     /// The log's state at the fold's position.
     at: Ledger,
     /// The log's state at the newest checkpoint's M, and the entries since.
@@ -67,6 +55,10 @@ pub struct Tables {
     pub(super) folds: BTreeMap<String, Mutex<TableFold>>,
     lake: BTreeMap<String, LakeEntry>,
     last_commit: Instant,
+    /// Source to the partitions that its newest entry claims idle: they do not hold its watermark.
+    idle: BTreeMap<String, BTreeSet<i32>>,
+    /// The entry of the newest receipt.
+    released: Option<u64>,
     /// Where the log ended at the start: what is folded below it was counted by those who decided it.
     counts_from: u64,
 }
@@ -83,7 +75,7 @@ pub struct Parts {
     pub clock: Arc<dyn Clock>,
     pub ids: Ids,
     pub cadence: Cadence,
-    pub paused: Arc<AtomicBool>,
+    pub pressure: Arc<Pressure>,
     pub entries: mpsc::UnboundedReceiver<Decided>,
     /// Tables that the plan which this worker is about to propose lets end.
     pub ending: BTreeSet<String>,
@@ -110,19 +102,7 @@ impl Tables {
     pub async fn open(parts: Parts, start: Ledger) -> Result<Self, WorkerError> {
         let plans = compile(&start.plan).map_err(|e| WorkerError::Refused(e.to_string()))?;
         let mut tables = Self {
-            pipeline: parts.pipeline,
-            store: parts.store,
-            state_folder: parts.state_folder,
-            scratch: parts.scratch,
-            formats: parts.formats,
-            head: parts.head,
-            metrics: parts.metrics,
-            clock: parts.clock,
-            ids: parts.ids,
-            cadence: parts.cadence,
-            paused: parts.paused,
-            entries: parts.entries,
-            ending: parts.ending,
+            parts,
             trail: start.clone(),
             recent: VecDeque::new(),
             at: start,
@@ -130,6 +110,8 @@ impl Tables {
             folds: BTreeMap::new(),
             lake: BTreeMap::new(),
             last_commit: Instant::now(),
+            idle: BTreeMap::new(),
+            released: None,
             counts_from: 0,
         };
         let windowed: Vec<String> = tables.at.plan.tables.iter().filter(|(_, t)| t.window.is_some()).map(|(n, _)| n.clone()).collect();
@@ -146,25 +128,37 @@ impl Tables {
         let specs: Vec<(SpecRecord, u64)> = self.at.specs().into_iter().map(|(s, b)| (s.clone(), b)).collect();
         let wanted: BTreeSet<String> = specs.iter().map(|(s, _)| s.name.clone()).collect();
         self.lake.retain(|name, _| wanted.contains(name));
-        let newest: BTreeMap<String, SpecRecord> = self.head.with(|l| l.specs().into_iter().map(|(s, _)| (s.name.clone(), s.clone())).collect()).await;
+        // A table may have been evolved under a plan that this fold has yet to come to.
+        let newest: BTreeMap<String, (SpecRecord, u64)> = self.parts.head.with(|l| l.specs().into_iter().map(|(s, b)| (s.name.clone(), (s.clone(), b))).collect()).await;
         for (record, born) in specs {
             let spec = record.shared().map_err(|e| WorkerError::Refused(format!("table {}: its record in the log is damaged: {e}", record.name)))?;
-            if let Some(known) = self.lake.get_mut(&record.name) {
-                known.spec = spec;
-                continue;
-            }
-            let birth = Stamp { log: self.at.log, entry: born, offsets: BTreeMap::new() };
+            let known: BTreeSet<TableFormatKind> = match self.lake.get_mut(&record.name) {
+                Some(known) => {
+                    known.spec = spec.clone();
+                    // Dead letters are in the formats of the tables that read the source, which come and go.
+                    known.sides.retain(|s| record.formats.contains(&s.kind()));
+                    known.sides.iter().map(Side::kind).collect()
+                }
+                None => BTreeSet::new(),
+            };
+            // Or it has ended by then: what is dropped since is not made again.
+            let lives = newest.get(&record.name).is_some_and(|(_, b)| *b == born);
+            // One more format of a table that is there holds nothing of what was before.
+            let birth = Stamp { log: self.at.log, entry: if known.is_empty() { born } else { self.at.next - 1 }, offsets: BTreeMap::new() };
             let mut sides = vec![];
-            for format in &record.formats {
-                let Some(maker) = self.formats.get(format) else { continue };
-                match self.opened(maker.as_ref(), *format, &record, &spec, &birth, newest.get(&record.name)).await {
-                    Ok(side) => sides.push(side),
+            for format in record.formats.iter().filter(|f| !known.contains(f)) {
+                match self.opened(*format, &record, &birth, newest.get(&record.name).map(|(n, _)| n), lives.then_some(born)).await {
+                    Ok(side) => sides.extend(side),
                     // The user let it end: what is wrong with it holds up nothing.
-                    Err(WorkerError::Refused(why)) if self.leaving(&record.name, &newest) => {
-                        eprintln!("{format} table {} ends as it is, which is not as the log implies: {why}", record.name);
+                    Err(WorkerError::Refused(why)) if !lives || self.parts.ending.contains(&record.name) => {
+                        eprintln!("{format} table {} has ended and is left as it is: {why}", record.name);
                     }
                     Err(e) => return Err(e),
                 }
+            }
+            if let Some(known) = self.lake.get_mut(&record.name) {
+                known.sides.extend(sides);
+                continue;
             }
             let windowed = self.at.plan.tables.contains_key(&record.name).then(|| record.name.clone()).filter(|n| self.folds.contains_key(n));
             self.lake.insert(record.name.clone(), LakeEntry { spec, windowed, sides, pending: VecDeque::new() });
@@ -172,54 +166,49 @@ impl Tables {
         Ok(())
     }
 
-    /// Whether the newest plan, or the one that is about to be proposed, has the table no more.
-    fn leaving(&self, table: &str, newest: &BTreeMap<String, SpecRecord>) -> bool {
-        !newest.contains_key(table) || self.ending.contains(table)
-    }
-
-    /// Opens or creates a table in one format. One that this log has filled before must still be there.
-    async fn opened(
-        &self,
-        maker: &dyn TableFormat,
-        format: TableFormatKind,
-        record: &SpecRecord,
-        spec: &Arc<TableSpec>,
-        birth: &Stamp,
-        newest: Option<&SpecRecord>,
-    ) -> Result<Side, WorkerError> {
+    /// Opens a table in one format, or creates it if it lives and was born at this entry. One that this log has
+    /// filled before must still be there, but for one that has ended: `None` then.
+    async fn opened(&self, format: TableFormatKind, record: &SpecRecord, birth: &Stamp, newest: Option<&SpecRecord>, lives: Option<u64>) -> Result<Option<Side>, WorkerError> {
         let name = &record.name;
-        let known = Known::new(self.store.clone(), &self.state_folder, self.at.log);
-        let uuid = known.uuid(name, format).await?;
-        // A table may have been evolved under a plan that this fold has yet to come to.
-        let evolved = newest.filter(|n| *n != record).map(SpecRecord::shared).transpose().map_err(WorkerError::Refused)?;
-        let existing = match (evolved, &uuid) {
-            (Some(evolved), _) => maker.open(evolved).await.map_err(refused)?,
-            (None, Some(_)) => maker.open(spec.clone()).await.map_err(refused)?,
-            (None, None) => None,
+        let Some(maker) = self.parts.formats.get(&format) else { return Ok(None) };
+        let damaged = |e: String| WorkerError::Refused(format!("table {name}: its record in the log is damaged: {e}"));
+        let spec = record.shared().map_err(damaged)?;
+        let known = Known::new(self.parts.store.clone(), &self.parts.state_folder, self.at.log);
+        let uuid = match lives {
+            Some(born) => known.uuid(name, format, born).await?,
+            None => None,
+        };
+        let evolved = newest.filter(|n| *n != record).map(SpecRecord::shared).transpose().map_err(damaged)?;
+        let existing = match evolved {
+            Some(evolved) => maker.open(evolved).await.map_err(refused)?,
+            None if lives.is_some() && uuid.is_none() => None,
+            None => maker.open(spec.clone()).await.map_err(refused)?,
         };
         let mut table = match (existing, &uuid) {
             (Some(table), _) => table,
-            (None, None) => maker.open_or_create(spec.clone(), birth).await.map_err(refused)?,
             (None, Some(uuid)) => {
                 return Err(WorkerError::Refused(format!(
                     "the {format} table {name} (uuid {uuid}) is gone: it was dropped, or its catalog was replaced; bring it back, or {ANOTHER_NAME}"
                 )));
             }
+            (None, None) if lives.is_some() => maker.open_or_create(spec, birth).await.map_err(refused)?,
+            (None, None) => return Ok(None),
         };
         let base = table.load().await.map_err(refused)?;
-        match uuid {
-            None => known.remember(name, format, &base.table_uuid).await?,
-            Some(uuid) if uuid == base.table_uuid => {}
-            Some(uuid) => {
+        match (uuid, lives) {
+            (None, Some(born)) => known.remember(name, format, born, &base.table_uuid).await?,
+            (Some(uuid), _) if uuid != base.table_uuid => {
                 return Err(WorkerError::Refused(format!(
                     "the {format} table {name} has the uuid {}, and this pipeline filled {uuid}: it was dropped and made anew; bring the old one back, or {ANOTHER_NAME}",
                     base.table_uuid
                 )));
             }
+            _ => {}
         }
-        let folder = self.scratch.join("index").join(format!("{name}-{format}"));
+        // Versions of a table that was dropped and made anew say nothing about this one.
+        let folder = self.parts.scratch.join("index").join(format!("{name}-{format}-{}", base.table_uuid));
         let horizon = self.at.horizons.get(name).copied().flatten();
-        Ok(Side::new(format, table, base, folder, horizon))
+        Ok(Some(Side::new(format, table, base, folder, horizon)))
     }
 
     /// The lowest entry that all tables are stamped with or past; a stamp beyond the log is refused.
@@ -232,7 +221,7 @@ impl Tables {
                         "{} table {name} holds the log's entries up to {}, and the log ends before entry {head}: the log was wiped or replaced by an older copy; restore {} from a backup",
                         side.kind(),
                         side.stamp(),
-                        self.state_folder
+                        self.parts.state_folder
                     )));
                 }
             }
@@ -244,7 +233,7 @@ impl Tables {
         let planned = &self.at.plan.tables[table];
         let windowed = self.at.plan.tables.values().filter(|t| t.window.is_some()).count().max(1) as u64;
         let emit = if planned.emit_on_update { Emit::OnUpdate } else { Emit::OnClose };
-        let config = FoldConfig { memory_bytes: (self.pipeline.memory_bytes / 4 / windowed) as usize, spill_dir: self.scratch.join("spill").join(table) };
+        let config = FoldConfig { memory_bytes: (self.parts.pipeline.memory_bytes / 4 / windowed) as usize, spill_dir: self.parts.scratch.join("spill").join(table) };
         let mut fold = TableFold::new(self.plans[table].clone(), emit, config).map_err(|e| WorkerError::Internal(e.to_string()))?;
         let live: Vec<LiveRun> = self.at.runs.get(table).cloned().unwrap_or_default();
         let mut at = 0;
@@ -269,31 +258,32 @@ impl Tables {
         let range = run.offset..run.offset + run.length;
         let mut pause = Duration::from_millis(100);
         let bytes = loop {
-            match self.store.get_range(&Path::from(object), range.clone()).await {
+            match self.parts.store.get_range(&Path::from(object), range.clone()).await {
                 Ok(bytes) => break bytes,
                 Err(object_store::Error::NotFound { .. }) => {
                     return Err(WorkerError::StartOver(format!("run {object} is gone: the log may have been truncated meanwhile")));
                 }
-                Err(e) => self.metrics.waiting("store", &format!("cannot read {object}: {e}")),
+                Err(e) => self.parts.metrics.waiting("store", &format!("cannot read {object}: {e}")),
             }
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(Duration::from_secs(5));
         };
-        self.metrics.runs_read.fetch_add(1, Ordering::Relaxed);
+        self.parts.metrics.runs_read.fetch_add(1, Ordering::Relaxed);
         read_run(&bytes, run).map_err(|e| WorkerError::Refused(format!("{object}: {e}; restore it from a backup")))
     }
 
     /// Folds and commits until `entries` is closed and everything in it is in the tables.
-    pub async fn run(mut self) -> Result<(), WorkerError> {
-        let every = Duration::from_millis(self.pipeline.commit_every_ms);
+    pub async fn run(mut self, receipts: Receipts) -> Result<(), WorkerError> {
+        let every = Duration::from_millis(self.parts.pipeline.commit_every_ms);
         self.last_commit = Instant::now().checked_sub(every).unwrap_or_else(Instant::now);
         loop {
             let wait = every.saturating_sub(self.last_commit.elapsed()).max(Duration::from_millis(10));
-            let next = tokio::time::timeout(wait.min(Duration::from_millis(200)), self.entries.recv()).await;
+            let next = tokio::time::timeout(wait.min(Duration::from_millis(200)), self.parts.entries.recv()).await;
             match next {
                 Ok(Some(decided)) => self.fold(decided).await?,
                 Ok(None) => {
                     self.commit_all(true).await?;
+                    self.release(&receipts);
                     if self.lake.values().all(|t| t.pending.is_empty()) {
                         self.checkpoint_and_truncate().await?;
                         return Ok(());
@@ -305,6 +295,7 @@ impl Tables {
             self.tell_pressure();
             if self.last_commit.elapsed() >= every || self.crowded() {
                 self.commit_all(false).await?;
+                self.release(&receipts);
                 self.checkpoint_and_truncate().await?;
             }
         }
@@ -317,18 +308,20 @@ impl Tables {
     /// Emitted rows wait in memory: past this they are committed before their time.
     fn crowded(&self) -> bool {
         let rows: u64 = self.lake.values().flat_map(|t| &t.pending).filter(|p| !p.rows.is_empty()).map(|p| p.bytes).sum();
-        rows > self.pipeline.memory_bytes / 8 && self.last_commit.elapsed() > Duration::from_millis(200)
+        rows > self.parts.pipeline.memory_bytes / 8 && self.last_commit.elapsed() > Duration::from_millis(200)
     }
 
-    fn tell_pressure(&self) {
+    fn tell_pressure(&mut self) {
         let bytes = self.pending_bytes();
         let staged: u64 = self.lake.values().flat_map(|t| &t.pending).flat_map(|p| &p.files).map(|(_, f)| f.bytes).sum();
-        self.metrics.backlog_bytes.store(bytes.max(staged), Ordering::Relaxed);
+        self.parts.metrics.backlog_bytes.store(bytes.max(staged), Ordering::Relaxed);
         let oldest = self.lake.values().filter_map(|t| t.pending.front()).map(|p| p.since.elapsed()).max().unwrap_or_default();
         let rows: u64 = self.lake.values().flat_map(|t| &t.pending).filter(|p| !p.rows.is_empty()).map(|p| p.bytes).sum();
-        let limit = self.pipeline.backlog;
-        let paused = staged > limit.bytes || oldest > Duration::from_secs(limit.hours * 3600) || rows > self.pipeline.memory_bytes / 4 || self.entries.len() > 8;
-        self.paused.store(paused, Ordering::Relaxed);
+        let limit = self.parts.pipeline.backlog;
+        let behind = staged > limit.bytes || oldest > Duration::from_secs(limit.hours * 3600) || rows > self.parts.pipeline.memory_bytes / 4 || self.parts.entries.len() > 8;
+        self.parts.pressure.behind.store(behind, Ordering::Relaxed);
+        let crowded = self.folds.values_mut().any(|f| f.get_mut().unwrap_or_else(|e| e.into_inner()).crowded());
+        self.parts.pressure.memory.store(crowded, Ordering::Relaxed);
     }
 
     fn table(&mut self, name: &str) -> Option<&mut LakeEntry> {
@@ -360,6 +353,9 @@ impl Tables {
         self.at.apply(&entry).map_err(|e| WorkerError::Refused(e.to_string()))?;
         match &entry.body {
             Body::Data(data) => {
+                for (source, intervals) in &data.intervals {
+                    self.idle.insert(source.clone(), intervals.iter().filter(|(_, i)| i.claims_idle()).map(|(p, _)| *p).collect());
+                }
                 for file in &data.files {
                     self.pend(&file.table, seq, file.file.bytes, |p| p.files.push((file.format, file.file.clone())));
                 }
@@ -431,7 +427,7 @@ impl Tables {
             };
             let runs = by_table.remove(&name).unwrap_or_default();
             let Some(fold) = self.folds.get_mut(&name).map(|f| f.get_mut().unwrap_or_else(|e| e.into_inner())) else { continue };
-            let metrics = self.metrics.clone();
+            let metrics = self.parts.metrics.clone();
             let changes = in_place(|| cpu(&metrics.cpu.fold, || fold.apply(&at, runs))).map_err(|e| folding(&name, e))?;
             open_windows += fold.open_windows().len() as u64;
             for change in changes.rows {
@@ -448,13 +444,13 @@ impl Tables {
                 let late: usize = changes.late.iter().map(|b| b.num_rows()).sum();
                 let bytes = changes.late.iter().map(|b| b.get_array_memory_size() as u64).sum();
                 if seq >= self.counts_from {
-                    self.metrics.late.fetch_add(late as u64, Ordering::Relaxed);
+                    self.parts.metrics.late.fetch_add(late as u64, Ordering::Relaxed);
                 }
                 self.pend(&format!("{name}__late"), seq, bytes, |p| p.rows.push((ChangeOp::Insert, Arc::new(changes.late))));
             }
             if !changes.dead.is_empty() {
                 if seq >= self.counts_from {
-                    self.metrics.overflow.fetch_add(changes.dead.len() as u64, Ordering::Relaxed);
+                    self.parts.metrics.overflow.fetch_add(changes.dead.len() as u64, Ordering::Relaxed);
                 }
                 let mut rows = DeadRows::default();
                 for dead in &changes.dead {
@@ -466,13 +462,15 @@ impl Tables {
                 }
             }
         }
-        self.metrics.open_windows.store(open_windows, Ordering::Relaxed);
+        self.parts.metrics.open_windows.store(open_windows, Ordering::Relaxed);
         for (name, source) in &self.at.sources {
-            let held = source.partitions.iter().min_by_key(|(_, p)| p.max_event_us).map(|(p, s)| match s.max_event_us {
+            let idle = self.idle.get(name);
+            let counted = source.partitions.iter().filter(|(p, _)| !idle.is_some_and(|i| i.contains(p)));
+            let held = counted.min_by_key(|(_, p)| p.max_event_us).map(|(p, s)| match s.max_event_us {
                 Some(_) => format!("partition {p}"),
                 None => format!("partition {p}, which has no row yet"),
             });
-            self.metrics.set_watermark(name, source.watermark, held.unwrap_or_default());
+            self.parts.metrics.set_watermark(name, source.watermark, held.unwrap_or_else(|| "all partitions, which are idle".into()));
         }
         Ok(())
     }
@@ -481,13 +479,13 @@ impl Tables {
     /// when a table has waited twice as long as it should.
     fn commits_now(&self, entry: &LakeEntry, every: Duration) -> bool {
         let recent = self.at.writers.iter().filter(|(_, newest)| **newest + 50 > self.at.next).map(|(w, _)| w);
-        let lowest = recent.min().is_none_or(|w| *w >= self.head.writer);
+        let lowest = recent.min().is_none_or(|w| *w >= self.parts.head.writer);
         lowest || entry.pending.front().is_some_and(|p| p.since.elapsed() > every * 2)
     }
 
     async fn commit_all(&mut self, draining: bool) -> Result<(), WorkerError> {
         self.last_commit = Instant::now();
-        let every = Duration::from_millis(self.pipeline.commit_every_ms);
+        let every = Duration::from_millis(self.parts.pipeline.commit_every_ms);
         let names: Vec<String> = self.lake.keys().cloned().collect();
         let upto = self.at.next - 1;
         let stamp = Stamp { log: self.at.log, entry: upto, offsets: self.at.positions() };
@@ -507,22 +505,22 @@ impl Tables {
                     failpoint::hit("commit-one-format");
                 }
                 let what = Advance {
-                    store: &self.store,
-                    pipeline: &self.pipeline.name,
+                    store: &self.parts.store,
+                    pipeline: &self.parts.pipeline.name,
                     spec: &entry.spec,
                     stamp: &stamp,
                     horizon,
                     window: window.as_ref(),
                     corrections,
                     only_look: !mine,
-                    attempt: (self.ids)(),
-                    new_id: self.ids.as_ref(),
-                    metrics: &self.metrics,
+                    attempt: (self.parts.ids)(),
+                    new_id: self.parts.ids.as_ref(),
+                    metrics: &self.parts.metrics,
                 };
                 match advance(&mut entry.sides[nth], &entry.pending, what).await {
-                    Ok(()) => self.metrics.waiting_over(&format!("{} table {name}", entry.sides[nth].kind())),
+                    Ok(()) => self.parts.metrics.waiting_over(&format!("{} table {name}", entry.sides[nth].kind())),
                     Err(CommitError::Refused(why)) => return Err(WorkerError::Refused(why)),
-                    Err(CommitError::Unavailable(why)) => self.metrics.waiting(&format!("{} table {name}", entry.sides[nth].kind()), &why),
+                    Err(CommitError::Unavailable(why)) => self.parts.metrics.waiting(&format!("{} table {name}", entry.sides[nth].kind()), &why),
                 }
             }
             let lowest = entry.sides.iter().map(|s| s.stamp()).min().unwrap_or(upto);
@@ -550,13 +548,13 @@ impl Tables {
         let mut kept = vec![];
         // A fold that began at birth has not seen entry 0 as such.
         if self.trail.next == 1
-            && let Some(birth) = self.head.log.read(0).await.map_err(|e| e.to_string())?
+            && let Some(birth) = self.parts.head.log.read(0).await.map_err(|e| e.to_string())?
         {
             kept.push(history::record(0, &birth));
         }
         let freed = self.recent.iter().filter(|(seq, _)| *seq >= self.trail.next && *seq <= upto);
         kept.extend(freed.map(|(seq, entry)| history::record(*seq, entry)));
-        History::new(self.store.clone(), &self.state_folder).append(self.at.log, kept).await.map_err(|e| e.to_string())
+        History::new(self.parts.store.clone(), &self.parts.state_folder).append(self.at.log, kept).await.map_err(|e| e.to_string())
     }
 
     /// The highest entry with nothing left to do for any format of any table.
@@ -565,14 +563,26 @@ impl Tables {
         self.lake.values().filter_map(|t| t.pending.front()).map(|p| p.seq.saturating_sub(1)).min().unwrap_or(folded)
     }
 
-    async fn checkpoint_and_truncate(&mut self) -> Result<(), WorkerError> {
+    /// Gives a receipt for what has come into every format of every table since the last one.
+    fn release(&mut self, receipts: &Receipts) {
+        let passed = self.lowest_stamp();
+        if self.released.is_some_and(|r| r >= passed) {
+            return;
+        }
+        let receipt = Receipt::new(passed, &self.at, self.recent.iter());
         failpoint::hit("receipt");
+        receipts.give(&receipt);
+        failpoint::hit("receipt-given");
+        self.released = Some(receipt.entry());
+    }
+
+    async fn checkpoint_and_truncate(&mut self) -> Result<(), WorkerError> {
         let lowest = self.lowest_stamp();
         let recent = self.at.writers.iter().filter(|(_, newest)| **newest + 50 > self.at.next).map(|(w, _)| w);
-        if recent.min().is_some_and(|w| *w < self.head.writer) {
+        if recent.min().is_some_and(|w| *w < self.parts.head.writer) {
             return Ok(());
         }
-        let Some(upto) = checkpoint::upto(self.cadence, self.at.next, lowest, self.at.checkpoint.map(|c| c.upto)) else { return Ok(()) };
+        let Some(upto) = checkpoint::upto(self.parts.cadence, self.at.next, lowest, self.at.checkpoint.map(|c| c.upto)) else { return Ok(()) };
         // Run objects that entries up to M made or kept, by the entries that were folded here: an object found
         // by its number when it is removed may be a stray, whose attempt was decided under a higher one.
         let objects = |l: &Ledger| l.runs.values().flatten().map(|r| r.object.clone()).collect::<BTreeSet<String>>();
@@ -582,30 +592,37 @@ impl Tables {
             _ => None,
         }));
         if let Err(why) = self.keep_history(upto).await {
-            self.metrics.waiting("store", &why);
+            self.parts.metrics.waiting("store", &why);
             return Ok(());
         }
-        self.advance_trail(upto)?;
-        if self.trail.next != upto + 1 {
+        // On a copy: should another's checkpoint be decided in its place, then what that one merged is gone,
+        // and the trail goes on from there.
+        let mut trail = self.trail.clone();
+        for (seq, entry) in self.recent.iter().take_while(|(seq, _)| *seq <= upto) {
+            if *seq >= trail.next {
+                trail.apply(entry).map_err(|e| WorkerError::Refused(e.to_string()))?;
+            }
+        }
+        if trail.next != upto + 1 {
             return Ok(());
         }
-        self.merge_runs().await?;
-        self.trail.runs_as_of = upto;
-        let body = Body::Checkpoint(Checkpoint { upto, ledger: Box::new(self.trail.clone()) });
+        self.merge_runs(&mut trail).await?;
+        trail.runs_as_of = upto;
+        let live = objects(&trail);
+        let body = Body::Checkpoint(Checkpoint { upto, ledger: Box::new(trail) });
         let began = self.at.next;
-        match self.head.append((self.ids)(), began, body, vec![], self.clock.now_ms()).await? {
+        match self.parts.head.append((self.parts.ids)(), began, body, vec![], self.parts.clock.now_ms()).await? {
             Appended::Stale(_) => return Ok(()),
             Appended::Decided(_) => failpoint::hit("checkpoint-decided"),
         }
-        let live = objects(&self.trail);
         for path in known.difference(&live) {
             // What stays for want of an answer is an orphan, and found as one.
-            let _ = self.store.delete(&Path::from(path.as_str())).await;
+            let _ = self.parts.store.delete(&Path::from(path.as_str())).await;
         }
-        match self.head.log.truncate(upto).await {
+        match self.parts.head.log.truncate(upto).await {
             Ok(_) => Ok(()),
             Err(e) => {
-                self.metrics.waiting("log", &e.to_string());
+                self.parts.metrics.waiting("log", &e.to_string());
                 Ok(())
             }
         }

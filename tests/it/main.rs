@@ -14,6 +14,8 @@ mod kills;
 mod resources;
 mod kafka_source;
 mod pipeline_change;
+mod receipts;
 mod running_example;
+mod skewed_partitions;
 mod support;
 mod two_workers;

@@ -274,7 +274,14 @@ impl DeltaTable {
         if !fit.differences.is_empty() {
             return Err(self.refuse(format!("the schema does not fit: {}", fit.differences.join("; "))));
         }
-        if fit.missing.is_empty() {
+        let mut metadata = self.state.metadata.clone();
+        for (key, value) in &spec.properties {
+            metadata["configuration"][key] = json!(value);
+        }
+        if let Some(comment) = &spec.comment {
+            metadata["description"] = json!(comment);
+        }
+        if fit.missing.is_empty() && metadata == self.state.metadata {
             return Ok(Vec::new());
         }
         let mut actions = Vec::new();
@@ -283,9 +290,10 @@ impl DeltaTable {
         {
             actions.push(json!({ "protocol": up }));
         }
-        let all: Vec<Value> = have.into_iter().chain(fit.missing).collect();
-        let mut metadata = self.state.metadata.clone();
-        metadata["schemaString"] = json!(schema::schema_string(&all));
+        if !fit.missing.is_empty() {
+            let all: Vec<Value> = have.into_iter().chain(fit.missing).collect();
+            metadata["schemaString"] = json!(schema::schema_string(&all));
+        }
         actions.push(json!({ "metaData": metadata }));
         Ok(actions)
     }

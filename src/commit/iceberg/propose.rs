@@ -138,6 +138,7 @@ impl IcebergTable {
         let mut properties = stamp::pairs(&change.stamp, change.attempt);
         // Somebody may have taken it off.
         properties.insert(stamp::TABLE_UUID.into(), metadata.uuid().to_string());
+        properties.extend(super::asked_for(&change.spec).filter(|(k, v)| metadata.properties().get(k) != Some(v)));
         let mut expired = Vec::new();
         let snapshot = if change.add.is_empty() && change.delete.is_empty() {
             None

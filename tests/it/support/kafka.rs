@@ -10,7 +10,7 @@ use futures::executor::block_on;
 use rdkafka::ClientConfig;
 use rdkafka::admin::{AdminClient, AdminOptions, NewPartitions, NewTopic, TopicReplication};
 use rdkafka::client::DefaultClientContext;
-use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 
@@ -181,6 +181,27 @@ impl Broker {
         list.add_partition_offset(topic, partition, Offset::Offset(offset)).unwrap();
         let answer = block_on(self.admin().delete_records(&list, &options())).expect("delete_records");
         answer.elements()[0].error().expect("deleted");
+    }
+
+    fn member(&self, group: &str) -> BaseConsumer {
+        self.config().set("group.id", group).set("enable.auto.commit", "false").create().expect("a consumer")
+    }
+
+    /// The offsets that a group has committed, by partition.
+    pub fn committed(&self, group: &str, topic: &str, partitions: i32) -> Vec<Option<i64>> {
+        let mut list = TopicPartitionList::new();
+        list.add_partition_range(topic, 0, partitions - 1);
+        let found = self.member(group).committed_offsets(list, WAIT).expect("committed offsets");
+        (0..partitions).map(|p| found.find_partition(topic, p).and_then(|e| e.offset().to_raw()).filter(|o| *o >= 0)).collect()
+    }
+
+    /// Sets offsets of a group that has no member now.
+    pub fn set_committed(&self, group: &str, topic: &str, offsets: &[(i32, i64)]) {
+        let mut list = TopicPartitionList::new();
+        for (partition, offset) in offsets {
+            list.add_partition_offset(topic, *partition, Offset::Offset(*offset)).unwrap();
+        }
+        self.member(group).commit(&list, CommitMode::Sync).expect("committed");
     }
 
     pub fn producer(&self) -> Producing {
