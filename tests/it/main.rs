@@ -2,6 +2,7 @@
 
 mod chaos;
 mod cli;
+mod damage;
 mod dead_letters;
 mod faults_kafka;
 mod faults_process;
