@@ -6,6 +6,7 @@
 pub mod dead;
 pub mod bounds;
 mod claims;
+pub mod formats;
 pub mod layout;
 pub mod parquet;
 pub mod partition;
