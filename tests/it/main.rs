@@ -2,12 +2,15 @@
 
 mod chaos;
 mod cli;
+mod damage;
 mod dead_letters;
 mod faults_kafka;
 mod faults_process;
 mod faults_time;
 mod flights_year;
 mod guarantees;
+mod foreign_hands;
+mod fuzz;
 mod iceberg_readers;
 mod kills;
 mod resources;
