@@ -41,6 +41,8 @@ pub mod read;
 
 pub mod commit;
 
+pub mod maintain;
+
 pub mod worker;
 
 pub mod cli;

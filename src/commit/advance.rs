@@ -12,7 +12,7 @@ use crate::pipeline::sql::Tumble;
 use crate::stage::parquet::ParquetStager;
 use crate::stage::partition::PartitionSplitter;
 use crate::stage::rows::RowBatches;
-use crate::stage::{DataFile, Scalar, TableSpec};
+use crate::stage::{DataFile, Scalar, TableSpec, names};
 use arrow::array::AsArray;
 use arrow::datatypes::TimestampMicrosecondType;
 use arrow::record_batch::RecordBatch;
@@ -238,7 +238,7 @@ async fn commit(side: &mut Side, todo: &[&Pending], what: &Advance<'_>) -> Resul
         let mut nth = 0;
         let name = move || {
             nth += 1;
-            format!("emit-{stamp:020}-{attempt}-{nth}.parquet")
+            names::emitted(stamp, attempt, nth)
         };
         let folder = crate::stage::data_folder(what.pipeline, side.kind, &spec.name);
         let refuse = |e: String| CommitError::Refused(format!("table {}: {e}", spec.name));

@@ -109,7 +109,7 @@ pub fn fits(ledger: &Ledger, entry: &Entry) -> Result<(), Unfit> {
     if let Some(upto) = upto.filter(|&upto| entry.began <= upto) {
         return Err(Unfit::BeganBelowCheckpoint { began: entry.began, upto });
     }
-    if ledger.condemned.contains(&entry.attempt) {
+    if ledger.condemned.contains_key(&entry.attempt) {
         return Err(Unfit::Condemned(entry.attempt));
     }
     match &entry.body {

@@ -6,6 +6,7 @@
 pub mod dead;
 pub mod bounds;
 pub mod layout;
+pub mod names;
 pub mod parquet;
 pub mod partition;
 pub mod rows;

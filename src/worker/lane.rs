@@ -10,7 +10,7 @@ use crate::pipeline::sql::TablePlan;
 use crate::pipeline::{SourceSpec, TableFormatKind};
 use crate::source::RawBatch;
 use crate::stage::parquet::ParquetStager;
-use crate::stage::data_folder;
+use crate::stage::{data_folder, names};
 use crate::stage::dead::DeadRows;
 use crate::partial::Run;
 use crate::stage::{DataFile, TableSpec};
@@ -156,7 +156,7 @@ impl Lane {
         let mut file = 0;
         let name = move || {
             file += 1;
-            format!("{attempt}-{nth}-{file}.parquet")
+            names::epoch_file(attempt, nth, file)
         };
         ParquetStager::new(spec.clone(), format, data_folder(pipeline, format, &spec.name), Box::new(name)).map_err(|e| lane_error(&spec.name, e))
     }

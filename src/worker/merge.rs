@@ -3,8 +3,9 @@
 use super::WorkerError;
 use super::tables::Tables;
 use crate::epoch::entry::RunEntry;
-use crate::epoch::ledger::LiveRun;
+use crate::epoch::ledger::{Ledger, LiveRun};
 use crate::partial::RunKind;
+use crate::stage::names;
 use crate::stage::runs::write_runs;
 use arrow::record_batch::RecordBatch;
 use object_store::path::Path;
@@ -16,20 +17,23 @@ use uuid::Uuid;
 const MOST_RUNS: usize = 256;
 
 impl Tables {
-    /// Replaces the runs of tables that have many, in the state that the next checkpoint holds. What
-    /// they were made of is deleted once the checkpoint is decided.
-    pub(super) async fn merge_runs(&mut self) -> Result<(), WorkerError> {
+    /// The state that the checkpoint of this attempt is to hold: the runs of tables that have many are replaced.
+    /// What they were made of is deleted once the checkpoint is decided; until then the merged ones count for
+    /// nothing, and the cleaner may take them: nobody may name them in another checkpoint.
+    pub(super) async fn merge_runs(&mut self, attempt: Uuid) -> Result<Ledger, WorkerError> {
+        let mut state = self.trail.clone();
         let crowded: Vec<String> = self.trail.runs.iter().filter(|(_, runs)| runs.len() > MOST_RUNS).map(|(n, _)| n.clone()).collect();
+        let mut put = 0;
         for table in crowded {
             if self.folds.contains_key(&table) {
-                let merged = self.merge_table(&table).await?;
-                self.trail.runs.insert(table, merged);
+                let merged = self.merge_table(&table, attempt, &mut put).await?;
+                state.runs.insert(table, merged);
             }
         }
-        Ok(())
+        Ok(state)
     }
 
-    async fn merge_table(&mut self, table: &str) -> Result<Vec<LiveRun>, WorkerError> {
+    async fn merge_table(&mut self, table: &str, attempt: Uuid, put: &mut usize) -> Result<Vec<LiveRun>, WorkerError> {
         let failed = |e: &dyn std::fmt::Display| WorkerError::Internal(format!("table {table}: merging runs: {e}"));
         let live = self.trail.runs.get(table).cloned().unwrap_or_default();
         // Judge-later rows first: few, and of many windows. By entry and window.
@@ -61,13 +65,15 @@ impl Tables {
                 merged.extend(runs);
                 continue;
             }
-            merged.push(self.merge_window(table, window, end, runs, rows).await?);
+            *put += 1;
+            let object = format!("{}/runs/{}", self.state_folder, names::merged_runs(self.trail.next - 1, attempt, *put));
+            merged.push(self.merge_window(table, window, end, runs, rows, object).await?);
         }
         merged.sort_by_key(|r| (r.entry, r.nth));
         Ok(merged)
     }
 
-    async fn merge_window(&mut self, table: &str, window: i64, end: i64, runs: Vec<LiveRun>, rows: Vec<(u64, Vec<RecordBatch>)>) -> Result<LiveRun, WorkerError> {
+    async fn merge_window(&mut self, table: &str, window: i64, end: i64, runs: Vec<LiveRun>, rows: Vec<(u64, Vec<RecordBatch>)>, object: String) -> Result<LiveRun, WorkerError> {
         let failed = |e: &dyn std::fmt::Display| WorkerError::Internal(format!("table {table}: merging runs: {e}"));
         // Within an entry the judged rows come first, as in the fold.
         let mut ordered: Vec<(u64, usize, Vec<RecordBatch>)> = rows.into_iter().map(|(entry, batches)| (entry, 0, batches)).collect();
@@ -82,7 +88,6 @@ impl Tables {
         };
         let one = tokio::task::block_in_place(|| fold.merged(window, ordered.into_iter().flat_map(|(_, _, batches)| batches))).map_err(|e| failed(&e))?;
         let (bytes, refs) = write_runs(&[one]).map_err(|e| failed(&e))?;
-        let object = format!("{}/runs/merged-{:020}-{}.run", self.state_folder, self.trail.next - 1, Uuid::now_v7());
         self.store.put(&Path::from(object.as_str()), bytes.into()).await.map_err(|e| WorkerError::Unavailable(format!("cannot write {object}: {e}")))?;
         let run = refs.into_iter().next().ok_or_else(|| failed(&"nothing was written"))?;
         Ok(LiveRun { entry: first, nth: 0, object, run: RunEntry { run, last_window_end_us: end }, horizon_before: None })

@@ -2,6 +2,7 @@
 //!
 //! Stopping goes with the flow: the sources first, then the lanes and the log, the committer last.
 
+mod clean;
 pub mod head;
 pub mod ingest;
 pub mod lane;
@@ -17,6 +18,7 @@ use crate::commit::iceberg::{Ambient, IcebergFormat, SqliteCatalog};
 use crate::epoch::entry::{Body, ByPartition, Entry, VERSION};
 use crate::epoch::log::{Log, LogError, Reading};
 use crate::epoch::plan::{self, Fit, PlanError};
+use crate::maintain::orphans::Cleaner;
 use crate::observe::Metrics;
 use crate::pipeline::sql::TablePlan;
 use crate::pipeline::{Input, Pipeline, SourceSpec, TableFormatKind};
@@ -24,7 +26,8 @@ use crate::source::file::FileSource;
 use crate::source::kafka::KafkaSource;
 use crate::source::{Source, SourceError, SourceFacts};
 use crate::store::local::DurableLocal;
-use crate::store::probe;
+use crate::store::probe::{self, ProbeError};
+use clean::Cleaning;
 use head::{Head, HeadError};
 use ingest::Ingest;
 use lane::{Lane, SourceLayout, TableLayout};
@@ -89,6 +92,15 @@ impl From<SourceError> for WorkerError {
     }
 }
 
+impl From<ProbeError> for WorkerError {
+    fn from(e: ProbeError) -> Self {
+        match e {
+            ProbeError::Unavailable(why) => Self::Unavailable(why),
+            ProbeError::Broken(why) => Self::Refused(why),
+        }
+    }
+}
+
 impl From<PlanError> for WorkerError {
     fn from(e: PlanError) -> Self {
         Self::Refused(e.to_string())
@@ -115,6 +127,8 @@ pub struct Place {
     /// `_millpond/<pipeline>`, relative to the lake's root.
     pub state_folder: String,
     pub formats: BTreeMap<TableFormatKind, Arc<dyn TableFormat>>,
+    /// The store, where it is a local disk.
+    pub local: Option<Arc<DurableLocal>>,
 }
 
 impl Place {
@@ -123,7 +137,8 @@ impl Place {
         let root = &pipeline.lake.root;
         let local = DurableLocal::open(root).map_err(|e| WorkerError::Unavailable(format!("cannot open lake.root {}: {e}; check the path, its permissions and free space", root.display())))?;
         let root = local.root().to_path_buf();
-        let store: Arc<dyn ObjectStore> = Arc::new(local);
+        let local = Arc::new(local);
+        let store: Arc<dyn ObjectStore> = local.clone();
         let url = url::Url::from_directory_path(&root).map_err(|()| WorkerError::Refused(format!("lake.root {} is no absolute path", root.display())))?;
         let state_folder = format!("_millpond/{}", pipeline.name);
         let log = Log::new(store.clone(), Path::from(format!("{state_folder}/log")));
@@ -141,7 +156,7 @@ impl Place {
         let mut formats: BTreeMap<TableFormatKind, Arc<dyn TableFormat>> = BTreeMap::new();
         formats.insert(TableFormatKind::Iceberg, Arc::new(iceberg));
         formats.insert(TableFormatKind::Delta, Arc::new(delta));
-        Ok(Self { store, log, state_folder, formats })
+        Ok(Self { store, log, state_folder, formats, local: Some(local) })
     }
 }
 
@@ -195,7 +210,7 @@ pub async fn run(pipeline: Arc<Pipeline>, plans: Vec<Arc<TablePlan>>, options: R
 
 async fn once(pipeline: &Arc<Pipeline>, plans: &[Arc<TablePlan>], options: RunOptions, metrics: &Arc<Metrics>, clock: &Arc<dyn Clock>, stop: &Arc<AtomicBool>) -> Result<(), WorkerError> {
     let place = Place::open(pipeline, clock).await?;
-    probe::create_if_absent(&place.store, &Path::from(format!("{}/probe", place.state_folder)), Uuid::new_v4()).await.map_err(WorkerError::Refused)?;
+    probe::create_if_absent(&place.store, &Path::from(format!("{}/probe", place.state_folder)), Uuid::new_v4()).await?;
     let scratch = Scratch::claim(&pipeline.lake.root.join(&place.state_folder).join("scratch")).map_err(|e| WorkerError::Unavailable(format!("cannot use the local state folder: {e}")))?;
     let writer = format!("w{}", Uuid::now_v7().simple());
 
@@ -255,6 +270,9 @@ async fn once(pipeline: &Arc<Pipeline>, plans: &[Arc<TablePlan>], options: RunOp
     for (source, spec) in sources.into_iter().zip(&pipeline.sources) {
         source_threads.push(SourceThread::spawn(spec.name.clone(), source, metrics.clone()).map_err(|e| WorkerError::Internal(e.to_string()))?);
     }
+    let cleaner = Cleaner::new(&pipeline.name, &place.state_folder, place.store.clone(), place.local.clone(), place.log.clone(), place.formats.clone(), pipeline.clean.after_ms as i64);
+    let turn = pipeline.lake.root.join(&place.state_folder).join("scratch/cleaner");
+    let mut cleaning = Cleaning::new(cleaner, head.clone(), metrics.clone(), clock.clone(), turn);
     let ingest = Ingest {
         pipeline: pipeline.clone(),
         store: place.store.clone(),
@@ -272,6 +290,16 @@ async fn once(pipeline: &Arc<Pipeline>, plans: &[Arc<TablePlan>], options: RunOp
     };
     let mut tables = tokio::spawn(tables.run());
     let mut ingest = tokio::spawn(ingest.run());
+    let clean = pipeline.clean;
+    let cleaner_stop = Arc::new(AtomicBool::new(false));
+    let cleaner = AbortOnDrop(tokio::spawn({
+        let cleaner_stop = cleaner_stop.clone();
+        let first = Duration::from_millis(2 * pipeline.commit_every_ms.max(pipeline.epoch_every_ms));
+        async move {
+            cleaning.run(first, Duration::from_millis(clean.every_ms), &cleaner_stop).await;
+            cleaning
+        }
+    }));
     // To give up half way is what a kill does: the next start goes on from the log.
     let overdue = overdue(stop, options.deadline);
     tokio::pin!(overdue);
@@ -305,6 +333,16 @@ async fn once(pipeline: &Arc<Pipeline>, plans: &[Arc<TablePlan>], options: RunOp
             return Err(WorkerError::Stopped);
         }
     };
+    // A run to the end may be over before its first turn comes: then all that ever cleans is this.
+    cleaner_stop.store(true, Ordering::Relaxed);
+    if options.until_end && drained.is_ok() && !stop.load(Ordering::Relaxed) {
+        tokio::select! {
+            cleaning = cleaner.finish() => if let Some(mut cleaning) = cleaning.filter(|c| c.passes == 0) {
+                cleaning.pass().await;
+            },
+            () = &mut overdue => {}
+        }
+    }
     tokio::task::block_in_place(|| threads.into_iter().for_each(|t| drop(t.join())));
     drained
 }
@@ -316,6 +354,21 @@ async fn overdue(stop: &AtomicBool, deadline: Duration) {
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
     tokio::time::sleep(deadline).await;
+}
+
+/// A task that ends with its owner.
+struct AbortOnDrop<T>(tokio::task::JoinHandle<T>);
+
+impl<T> AbortOnDrop<T> {
+    async fn finish(mut self) -> Option<T> {
+        (&mut self.0).await.ok()
+    }
+}
+
+impl<T> Drop for AbortOnDrop<T> {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
 }
 
 async fn stop_quietly(task: &mut tokio::task::JoinHandle<Result<(), WorkerError>>) {

@@ -512,15 +512,16 @@ impl Tables {
         if self.trail.next != upto + 1 {
             return Ok(());
         }
-        self.merge_runs().await?;
-        self.trail.runs_as_of = upto;
-        let body = Body::Checkpoint(Checkpoint { upto, ledger: Box::new(self.trail.clone()) });
-        let began = self.at.next;
-        match self.head.append(Uuid::now_v7(), began, body, vec![], self.clock.now_ms()).await? {
+        let (attempt, began) = (Uuid::now_v7(), self.at.next);
+        let mut state = self.merge_runs(attempt).await?;
+        state.runs_as_of = upto;
+        let body = Body::Checkpoint(Checkpoint { upto, ledger: Box::new(state.clone()) });
+        match self.head.append(attempt, began, body, vec![], self.clock.now_ms()).await? {
             Appended::Stale(_) => return Ok(()),
             Appended::Decided(_) => failpoint::hit("checkpoint-decided"),
         }
-        let live = objects(&self.trail);
+        let live = objects(&state);
+        self.trail = state;
         for path in known.difference(&live) {
             // What stays for want of an answer is an orphan, and found as one.
             let _ = self.store.delete(&Path::from(path.as_str())).await;

@@ -4,6 +4,7 @@
 pub mod catalog;
 mod deletes;
 mod propose;
+mod references;
 mod schema;
 mod stamp;
 mod table;
@@ -12,7 +13,7 @@ pub use catalog::SqliteCatalog;
 pub use table::IcebergTable;
 
 use crate::commit::{CommitError, LakeTable, Stamp, TableFormat};
-use crate::stage::TableSpec;
+use crate::stage::{TableSpec, names};
 use crate::store::iceberg_io::{LakeRoot, file_io};
 use async_trait::async_trait;
 use catalog::CatalogError;
@@ -138,8 +139,9 @@ impl Lake {
         if let Some(key) = spec.properties.keys().find(|k| k.starts_with("millpond.") && *k != KEEP_SNAPSHOTS) {
             return Err(CommitError::Refused(format!("table `{}` has the property {key}, but names that begin with `millpond.` are kept for the stamp; rename it", spec.name)));
         }
-        let metadata = self.fresh_metadata(spec, birth)?;
-        let location = format!("{}/metadata/00000-{}.metadata.json", metadata.location(), (self.ambient.new_id)());
+        let file_id = (self.ambient.new_id)();
+        let metadata = self.fresh_metadata(spec, birth, file_id)?;
+        let location = format!("{}/metadata/{}", metadata.location(), names::metadata(0, file_id));
         if location.len() > 1000 {
             return Err(CommitError::Refused(format!("table `{}` would lie at {location}, but a SQL catalog holds locations of at most 1000 characters; shorten `lake.root`", spec.name)));
         }
@@ -157,7 +159,7 @@ impl Lake {
         Ok(())
     }
 
-    fn fresh_metadata(&self, spec: &TableSpec, birth: &Stamp) -> Result<TableMetadata, CommitError> {
+    fn fresh_metadata(&self, spec: &TableSpec, birth: &Stamp, file_id: Uuid) -> Result<TableMetadata, CommitError> {
         let refused = |e: iceberg::Error| CommitError::Refused(format!("table `{}` cannot be made in Iceberg: {e}", spec.name));
         let schema = schema::iceberg_schema(spec)?;
         let partitioning = schema::partition_spec(spec, &schema)?;
@@ -166,6 +168,7 @@ impl Lake {
         properties.entry("write.parquet.compression-codec".into()).or_insert_with(|| "zstd".into());
         properties.entry("write.metadata.previous-versions-max".into()).or_insert_with(|| "100".into());
         properties.insert(stamp::TABLE_UUID.into(), uuid.to_string());
+        properties.insert(stamp::METADATA_ID.into(), file_id.to_string());
         properties.extend(spec.comment.clone().map(|c| ("comment".to_string(), c)));
         properties.extend(stamp::pairs(birth, (self.ambient.new_id)()));
         let location = self.root.location(&table_folder(&self.pipeline, &spec.name));
