@@ -9,6 +9,7 @@ use crate::failpoint;
 use crate::observe::{Metrics, cpu, thread_cpu_ns};
 use crate::pipeline::TableFormatKind;
 use crate::pipeline::sql::Tumble;
+use crate::read::ReadError;
 use crate::stage::parquet::ParquetStager;
 use crate::stage::partition::PartitionSplitter;
 use crate::stage::rows::RowBatches;
@@ -85,8 +86,13 @@ pub struct Advance<'a> {
     pub metrics: &'a Metrics,
 }
 
+/// What the disk says may pass; a data file that is not what the table says stays so until someone restores it.
 fn index_error(e: KeyIndexError) -> CommitError {
-    CommitError::Unavailable(format!("key index: {e}"))
+    match e {
+        KeyIndexError::Read(ReadError::Store { .. }) => CommitError::Unavailable(e.to_string()),
+        KeyIndexError::Read(e) => CommitError::Refused(format!("{e}; restore the file from a copy")),
+        e => CommitError::Unavailable(format!("key index: {e}")),
+    }
 }
 
 /// Advances the side to `what.stamp`, if it is not there yet.

@@ -1,6 +1,6 @@
 //! When the cleaner runs, and who appends its notes.
 
-use super::Clock;
+use super::{Clock, scratch};
 use super::head::{Appended, Head, HeadError};
 use crate::epoch::entry::{Body, Note};
 use crate::epoch::log::LogError;
@@ -37,28 +37,35 @@ pub struct Cleaning {
     cleaner: Cleaner,
     notes: ByHead,
     metrics: Arc<Metrics>,
-    /// Held by the worker on this host that cleans: two would do the same work.
-    turn: PathBuf,
+    /// This worker's local folder, beside those of others.
+    scratch: PathBuf,
     told: Vec<String>,
     pub passes: u64,
 }
 
 impl Cleaning {
-    pub fn new(cleaner: Cleaner, head: Arc<Head>, metrics: Arc<Metrics>, clock: Arc<dyn Clock>, turn: PathBuf) -> Self {
-        Self { cleaner, notes: ByHead { head, clock }, metrics, turn, told: vec![], passes: 0 }
+    pub fn new(cleaner: Cleaner, head: Arc<Head>, metrics: Arc<Metrics>, clock: Arc<dyn Clock>, scratch: PathBuf) -> Self {
+        Self { cleaner, notes: ByHead { head, clock }, metrics, scratch, told: vec![], passes: 0 }
     }
 
     /// One pass, unless another worker of this host is at it.
     pub async fn pass(&mut self) {
-        let Ok(turn) = File::options().create(true).truncate(false).write(true).open(&self.turn) else { return };
+        scratch::touch(&self.scratch);
+        let Some(beside) = self.scratch.parent().map(|p| p.to_path_buf()) else { return };
+        // Two on one host would do the same work.
+        let Ok(turn) = File::options().create(true).truncate(false).write(true).open(beside.join("cleaner")) else { return };
         // SAFETY: flock takes a descriptor, which `turn` keeps open, and an integer.
         if unsafe { libc::flock(turn.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) } != 0 {
             return;
         }
-        match self.cleaner.pass(&self.notes, self.notes.clock.now_ms(), Uuid::now_v7()).await {
+        let now_ms = self.notes.clock.now_ms();
+        match self.cleaner.pass(&self.notes, now_ms, Uuid::now_v7()).await {
             Ok(done) => self.count(&done),
             Err(e) => self.tell(vec![e.to_string()]),
         }
+        // What other workers left on the local disk is rebuilt by whoever needs it.
+        let before_ms = now_ms.saturating_sub(self.cleaner.after_ms);
+        let _ = tokio::task::spawn_blocking(move || scratch::sweep_dead(&beside, before_ms)).await;
         self.passes += 1;
     }
 

@@ -1,7 +1,7 @@
 //! Merging the runs below a checkpoint: part of writing it.
 
 use super::WorkerError;
-use super::tables::Tables;
+use super::tables::{Tables, folding};
 use crate::epoch::entry::RunEntry;
 use crate::epoch::ledger::{Ledger, LiveRun};
 use crate::partial::RunKind;
@@ -34,7 +34,6 @@ impl Tables {
     }
 
     async fn merge_table(&mut self, table: &str, attempt: Uuid, put: &mut usize) -> Result<Vec<LiveRun>, WorkerError> {
-        let failed = |e: &dyn std::fmt::Display| WorkerError::Internal(format!("table {table}: merging runs: {e}"));
         let live = self.trail.runs.get(table).cloned().unwrap_or_default();
         // Judge-later rows first: few, and of many windows. By entry and window.
         let mut judged: BTreeMap<i64, Vec<(u64, Vec<RecordBatch>)>> = BTreeMap::new();
@@ -45,7 +44,7 @@ impl Tables {
                 RunKind::JudgeLater => {
                     let read = self.fetch_run(&run.object, &run.run.run).await?;
                     let Some(fold) = self.folds.get_mut(table).map(|f| f.get_mut().unwrap_or_else(|e| e.into_inner())) else { continue };
-                    for (window, batches) in fold.judged(run.horizon_before, vec![read]).map_err(|e| failed(&e))? {
+                    for (window, batches) in fold.judged(run.horizon_before, vec![read]).map_err(|e| folding(table, e))? {
                         judged.entry(window).or_default().push((run.entry, batches));
                     }
                 }
@@ -86,7 +85,7 @@ impl Tables {
         let Some(fold) = self.folds.get_mut(table).map(|f| f.get_mut().unwrap_or_else(|e| e.into_inner())) else {
             return Err(failed(&"its fold is gone"));
         };
-        let one = tokio::task::block_in_place(|| fold.merged(window, ordered.into_iter().flat_map(|(_, _, batches)| batches))).map_err(|e| failed(&e))?;
+        let one = tokio::task::block_in_place(|| fold.merged(window, ordered.into_iter().flat_map(|(_, _, batches)| batches))).map_err(|e| folding(table, e))?;
         let (bytes, refs) = write_runs(&[one]).map_err(|e| failed(&e))?;
         self.store.put(&Path::from(object.as_str()), bytes.into()).await.map_err(|e| WorkerError::Unavailable(format!("cannot write {object}: {e}")))?;
         let run = refs.into_iter().next().ok_or_else(|| failed(&"nothing was written"))?;

@@ -198,14 +198,33 @@ pub async fn run(pipeline: Arc<Pipeline>, plans: Vec<Arc<TablePlan>>, options: R
                 tokio::time::sleep(Duration::from_millis(200)).await;
             }
             Err(WorkerError::Stopped) => return Ok(()),
-            // It ran before: what is away now comes back, and the log knows where to go on.
-            Err(WorkerError::Unavailable(why)) if metrics.ready.load(Ordering::Relaxed) && !stop.load(Ordering::Relaxed) => {
+            // It ran before: what is away now comes back, and the log knows where to go on. At a start a wrong path
+            // stays wrong; a full disk does not.
+            Err(WorkerError::Unavailable(why)) if metrics.ready.load(Ordering::Relaxed) || is_full(&pipeline.lake.root) => {
                 metrics.waiting("lake", &why);
-                tokio::time::sleep(Duration::from_secs(2)).await;
+                let until = Instant::now() + Duration::from_secs(2);
+                while Instant::now() < until {
+                    if stop.load(Ordering::Relaxed) {
+                        return Ok(());
+                    }
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                }
             }
             other => return other,
         }
     }
+}
+
+/// Less than a start needs.
+const SPACE_BYTES: usize = 1 << 20;
+
+/// Is there no space below this folder, or no quota left? Found out by writing: file systems count in many ways.
+fn is_full(root: &std::path::Path) -> bool {
+    let Some(folder) = root.ancestors().find(|f| f.is_dir()) else { return false };
+    let path = folder.join(".millpond-space");
+    let written = std::fs::write(&path, vec![0x5a; SPACE_BYTES]);
+    let _ = std::fs::remove_file(&path);
+    written.is_err_and(|e| matches!(e.kind(), std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded))
 }
 
 async fn once(pipeline: &Arc<Pipeline>, plans: &[Arc<TablePlan>], options: RunOptions, metrics: &Arc<Metrics>, clock: &Arc<dyn Clock>, stop: &Arc<AtomicBool>) -> Result<(), WorkerError> {
@@ -271,8 +290,7 @@ async fn once(pipeline: &Arc<Pipeline>, plans: &[Arc<TablePlan>], options: RunOp
         source_threads.push(SourceThread::spawn(spec.name.clone(), source, metrics.clone()).map_err(|e| WorkerError::Internal(e.to_string()))?);
     }
     let cleaner = Cleaner::new(&pipeline.name, &place.state_folder, place.store.clone(), place.local.clone(), place.log.clone(), place.formats.clone(), pipeline.clean.after_ms as i64);
-    let turn = pipeline.lake.root.join(&place.state_folder).join("scratch/cleaner");
-    let mut cleaning = Cleaning::new(cleaner, head.clone(), metrics.clone(), clock.clone(), turn);
+    let mut cleaning = Cleaning::new(cleaner, head.clone(), metrics.clone(), clock.clone(), scratch.path().to_path_buf());
     let ingest = Ingest {
         pipeline: pipeline.clone(),
         store: place.store.clone(),

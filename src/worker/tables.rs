@@ -86,7 +86,7 @@ fn refused(e: CommitError) -> WorkerError {
 }
 
 /// A disk that is full while panes spill fills again: the panes are restored from the log then.
-fn folding(table: &str, e: FoldError) -> WorkerError {
+pub(super) fn folding(table: &str, e: FoldError) -> WorkerError {
     match e {
         FoldError::Spill { .. } => WorkerError::Unavailable(format!("table {table}: {e}")),
         other => WorkerError::Internal(format!("table {table}: {other}")),
@@ -187,7 +187,7 @@ impl Tables {
         let windowed = self.at.plan.tables.values().filter(|t| t.window.is_some()).count().max(1) as u64;
         let emit = if planned.emit_on_update { Emit::OnUpdate } else { Emit::OnClose };
         let config = FoldConfig { memory_bytes: (self.pipeline.memory_bytes / 4 / windowed) as usize, spill_dir: self.scratch.join("spill").join(table) };
-        let mut fold = TableFold::new(self.plans[table].clone(), emit, config).map_err(|e| WorkerError::Internal(e.to_string()))?;
+        let mut fold = TableFold::new(self.plans[table].clone(), emit, config).map_err(|e| folding(table, e))?;
         let live: Vec<LiveRun> = self.at.runs.get(table).cloned().unwrap_or_default();
         let mut at = 0;
         while at < live.len() {
@@ -200,7 +200,7 @@ impl Tables {
             }
             let emitted = self.at.ended_at.is_some_and(|e| entry < e);
             let at = EntryTimes { horizon_before, emit_all: emitted, ..Default::default() };
-            fold.restore_entry(&at, runs).map_err(|e| WorkerError::Internal(e.to_string()))?;
+            fold.restore_entry(&at, runs).map_err(|e| folding(table, e))?;
         }
         let source = self.at.sources.get(&planned.source);
         fold.resume(source.and_then(|s| s.watermark), self.at.horizons.get(table).copied().flatten());

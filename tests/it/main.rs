@@ -1,5 +1,6 @@
 //! Every integration test, in one binary: each further binary would link DataFusion once more.
 
+mod cleaning;
 mod cli;
 mod dead_letters;
 mod flights_year;

@@ -225,5 +225,14 @@ fn storage(e: iceberg::Error) -> CommitError {
     CommitError::Unavailable(e.to_string())
 }
 
+/// A file of the table that was not read: because the store is away, or because it is damaged.
+fn unread(location: &str) -> impl Fn(iceberg::Error) -> CommitError + use<'_> {
+    move |e| match e.kind() {
+        // What the storage says, with the location.
+        iceberg::ErrorKind::Unexpected => CommitError::Unavailable(e.to_string()),
+        _ => CommitError::Refused(format!("the file {location} of an Iceberg table is damaged: {e}; restore it from a copy")),
+    }
+}
+
 #[cfg(test)]
 mod tests;

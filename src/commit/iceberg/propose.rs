@@ -1,7 +1,7 @@
 //! One commit: manifests, manifest list, snapshot, metadata, and the swap that decides it.
 
 use super::table::{IcebergTable, Loaded};
-use super::{KEEP_SNAPSHOTS, deletes, schema, stamp, storage};
+use super::{KEEP_SNAPSHOTS, deletes, schema, stamp, storage, unread};
 use crate::commit::{Base, CommitError, CommitReport, Committed, TableChange};
 use crate::commit::iceberg::catalog::CatalogError;
 use crate::stage::names;
@@ -241,7 +241,7 @@ impl IcebergTable {
             old = kept;
             let mut writer = open(content, written)?;
             for manifest in &merged {
-                for entry in manifest.load_manifest(&lake.io).await.map_err(storage)?.entries().iter().filter(|e| e.is_alive()) {
+                for entry in manifest.load_manifest(&lake.io).await.map_err(unread(&manifest.manifest_path))?.entries().iter().filter(|e| e.is_alive()) {
                     // What a file inherited so far is written out: the merged manifest is younger.
                     let (Some(snapshot), Some(sequence)) = (entry.snapshot_id(), entry.sequence_number()) else {
                         return Err(CommitError::Refused(format!("the manifest {} names {} without a sequence number", manifest.manifest_path, entry.file_path())));
@@ -345,7 +345,7 @@ impl IcebergTable {
             let files = match self.cache.files.get(&manifest.manifest_path) {
                 Some(files) => files.clone(),
                 None => {
-                    let loaded = manifest.load_manifest(&self.lake.io).await.map_err(storage)?;
+                    let loaded = manifest.load_manifest(&self.lake.io).await.map_err(unread(&manifest.manifest_path))?;
                     let alive = loaded.entries().iter().filter(|e| e.is_alive());
                     let files: Arc<FilePartitions> = Arc::new(
                         alive

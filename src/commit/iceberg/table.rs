@@ -2,7 +2,7 @@
 
 use super::propose::ManifestCache;
 use super::stamp::{self, Found, Soundness};
-use super::{Lake, schema, storage, unavailable};
+use super::{Lake, schema, storage, unavailable, unread};
 use crate::commit::{Base, CommitError, CommitRow, Committed, LakeTable, LiveFile, TableChange};
 use crate::pipeline::TableFormatKind;
 use crate::stage::TableSpec;
@@ -148,7 +148,7 @@ impl LakeTable for IcebergTable {
             return Ok(base);
         }
         self.loaded = None;
-        let metadata = TableMetadata::read_from(&self.lake.io, &location).await.map_err(storage)?;
+        let metadata = TableMetadata::read_from(&self.lake.io, &location).await.map_err(unread(&location))?;
         let (found, base) = self.judge(&metadata, &location)?;
         self.uuid = Some(base.table_uuid.clone());
         self.loaded = Some(Loaded { metadata, location, found, base: base.clone() });
@@ -164,7 +164,7 @@ impl LakeTable for IcebergTable {
         let mut live: BTreeMap<String, (i64, LiveFile)> = BTreeMap::new();
         let mut delete_files = Vec::new();
         for manifest in self.manifests(&snapshot).await? {
-            for entry in manifest.load_manifest(&self.lake.io).await.map_err(storage)?.entries().iter().filter(|e| e.is_alive()) {
+            for entry in manifest.load_manifest(&self.lake.io).await.map_err(unread(&manifest.manifest_path))?.entries().iter().filter(|e| e.is_alive()) {
                 let file = entry.data_file();
                 let sequence = entry.sequence_number().unwrap_or(0);
                 match (file.content_type(), file.file_format()) {
