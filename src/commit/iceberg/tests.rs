@@ -458,6 +458,7 @@ async fn only_files_that_no_snapshot_and_no_commit_under_way_needs_are_unneeded(
         assert!(matches!(table.commit(change(&t, entry, vec![], &[(&first.path, &[0])])).await.unwrap(), Committed::Unknown(_)));
         let now = world.catalog.metadata_location("pond", "t").await.unwrap().unwrap();
         assert!(world.catalog.swap("pond", "t", &now, &base.version).await.unwrap(), "as if the swap had not been");
+        table.load().await.unwrap();
         let after: BTreeSet<String> = world.objects("").await.into_iter().collect();
         after.difference(&before).map(|p| file_name(p).to_string()).filter(|n| names::owner(n).is_some()).collect::<BTreeSet<String>>()
     };
