@@ -562,15 +562,16 @@ async fn simulate(seed: u64, condemning: Condemning) -> Outcome {
         cleaned = done.deleted;
     }
     world.names_only_what_is_there(&mut broken).await;
+    let reading = world.read().await;
+    let left: Vec<ObjectMeta> = world.store.inner.list(None).try_collect().await.unwrap();
     let truth = world.store.truth.lock().unwrap();
     broken.extend(truth.broken.iter().cloned());
 
     // Nothing leaks: each file that is left is needed, or belongs to a commit that could still be under way.
     if condemning == Condemning::Sound {
-        let (attempts, reading) = (truth.attempts(), futures::executor::block_on(world.read()));
+        let attempts = truth.attempts();
         let upto = reading.start.next - 1;
         let live: BTreeSet<&str> = [&reading.start, &reading.head].into_iter().flat_map(|l| l.runs.values().flatten()).map(|r| names::file_name(&r.object)).collect();
-        let left: Vec<ObjectMeta> = futures::executor::block_on(world.store.inner.list(None).try_collect()).unwrap();
         for path in left.iter().map(|o| o.location.as_ref()).filter(|p| !p.starts_with("delta/p2")) {
             let name = names::file_name(path);
             let needed = match names::owner(name) {
