@@ -1,15 +1,16 @@
 //! Named points at which a test kills the process.
 //!
 //! `MILLPOND_FAILPOINT=name` (or `name:n` for the n-th time) makes the process kill itself there
-//! with SIGKILL: no destructor runs, no buffer is flushed, as after a power cut. Without the
-//! variable a point costs one relaxed load.
+//! with SIGKILL: no destructor runs, no buffer is flushed, as after a power cut. With `name:n:stop`
+//! it stops itself with SIGSTOP instead, and goes on from there when somebody wakes it: a long
+//! pause at the worst moment. Without the variable a point costs one relaxed load.
 
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Every point there is, in the order in which a record meets them. A test compares this list
 /// with the calls in the code.
-pub const ALL: [&str; 20] = [
+pub const ALL: [&str; 21] = [
     "ingest-read",
     "ingest-closed",
     "stage-file-put",
@@ -27,31 +28,46 @@ pub const ALL: [&str; 20] = [
     "commit-after-swap",
     "commit-one-format",
     "commit-done",
+    "receipt",
+    "receipt-given",
     "checkpoint-decided",
     "truncate-between",
-    "receipt",
 ];
 
-static ARMED: OnceLock<Option<(String, u64)>> = OnceLock::new();
+struct Armed {
+    name: String,
+    nth: u64,
+    signal: libc::c_int,
+}
+
+static ARMED: OnceLock<Option<Armed>> = OnceLock::new();
 static HITS: AtomicU64 = AtomicU64::new(0);
 
-fn armed() -> &'static Option<(String, u64)> {
+fn armed() -> &'static Option<Armed> {
     ARMED.get_or_init(|| {
         let text = std::env::var("MILLPOND_FAILPOINT").ok()?;
-        let (name, nth) = text.split_once(':').unwrap_or((&text, "1"));
-        Some((name.to_string(), nth.parse().unwrap_or(1)))
+        let mut parts = text.split(':');
+        let name = parts.next()?.to_string();
+        let nth = parts.next().and_then(|n| n.parse().ok()).unwrap_or(1);
+        let signal = if parts.next() == Some("stop") { libc::SIGSTOP } else { libc::SIGKILL };
+        Some(Armed { name, nth, signal })
     })
 }
 
-/// Dies here if this point is armed and has been reached often enough.
+/// Dies (or stops) here if this point is armed and has been reached often enough.
 pub fn hit(name: &'static str) {
-    if let Some((armed, nth)) = armed()
-        && armed == name
-        && HITS.fetch_add(1, Ordering::Relaxed) + 1 == *nth
+    if let Some(armed) = armed()
+        && armed.name == name
+        && HITS.fetch_add(1, Ordering::Relaxed) + 1 == armed.nth
     {
         // SAFETY: both calls take plain integers and touch no memory of ours.
-        unsafe { libc::kill(libc::getpid(), libc::SIGKILL) };
-        std::thread::sleep(std::time::Duration::from_secs(60));
+        unsafe { libc::kill(libc::getpid(), armed.signal) };
+        if armed.signal == libc::SIGKILL {
+            // The signal may take a moment; nothing further is done meanwhile.
+            std::thread::sleep(std::time::Duration::from_secs(60));
+        } else {
+            std::thread::sleep(std::time::Duration::from_millis(20));
+        }
     }
 }
 

@@ -15,6 +15,10 @@
 
 pub mod failpoint;
 
+pub mod runtime;
+
+pub mod mutant;
+
 pub mod observe;
 
 pub mod store;
@@ -46,3 +50,6 @@ pub mod maintain;
 pub mod worker;
 
 pub mod cli;
+
+#[cfg(test)]
+mod simulation;

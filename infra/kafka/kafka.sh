@@ -2,7 +2,8 @@
 # A real Kafka broker for the quickstart and the tests.
 #
 #   kafka.sh install          fetch the broker's jars once, into ${MILLPOND_CACHE:-~/.cache/millpond}
-#   kafka.sh start DIR PORT   start a broker on 127.0.0.1:PORT (controller on PORT+1), data and log in DIR
+#   kafka.sh start DIR PORT   start a broker on 127.0.0.1:PORT (controller on PORT+1), data and log in DIR;
+#                             what DIR/more.properties says overrides our own settings
 #   kafka.sh stop DIR         stop it; DIR keeps its data
 #
 # Exit codes: 0 done, 2 wrong arguments, 3 Java or Maven cannot be had, 1 anything else.
@@ -79,7 +80,10 @@ start() {
     say "already running in $dir (pid $(<"$dir/broker.pid"))"
     return
   fi
-  sed -e "s|@DIR@|$dir|g" -e "s|@PORT@|$port|g" -e "s|@CONTROLLER_PORT@|$controller|g" "$here/server.properties.in" >"$dir/server.properties"
+  local parts=("$here/server.properties.in")
+  # Of a property that stands there twice the last one counts.
+  [[ ! -f $dir/more.properties ]] || parts+=("$dir/more.properties")
+  sed -e "s|@DIR@|$dir|g" -e "s|@PORT@|$port|g" -e "s|@CONTROLLER_PORT@|$controller|g" "${parts[@]}" >"$dir/server.properties"
   if [[ ! -f $dir/data/meta.properties ]]; then
     java -Xmx128m -cp "$lib/*" kafka.tools.StorageTool format -t "$cluster_id" -c "$dir/server.properties" >"$dir/format.log" 2>&1 ||
       { cat "$dir/format.log" >&2; die 1 "the storage in $dir could not be formatted"; }

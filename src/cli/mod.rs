@@ -8,6 +8,7 @@ mod validate;
 
 use crate::pipeline::sql::{self, TablePlan};
 use crate::pipeline::{self, Pipeline, Problem, SourceText};
+use crate::stage::partition::PartitionSplitter;
 use crate::worker::{Clock, WorkerError};
 use clap::{Parser, Subcommand};
 use std::path::{Path, PathBuf};
@@ -27,7 +28,8 @@ pub const REFUSED: i32 = 75;
 pub const CONFIG: i32 = 78;
 
 const EXIT_CODES: &str = "Exit codes: 0 done; 1 failed; 2 wrong arguments; 69 broker or lake not reachable; \
-75 refused, because going on would lose or double rows; 78 the pipeline file is wrong or asks for what this version lacks.";
+75 refused, because going on would lose or double rows; 78 the pipeline file is wrong or asks for what this version lacks; \
+130 ended at once by a second signal.";
 
 /// Carries Kafka topics into Iceberg and Delta tables, exactly once, with event-time windows.
 #[derive(Parser)]
@@ -93,11 +95,12 @@ struct Loaded {
 fn load(file: &Path) -> Result<Loaded, Vec<Problem>> {
     let cwd = std::env::current_dir().unwrap_or_else(|_| PathBuf::from("/"));
     let env = |name: &str| std::env::var(name).ok();
-    let pipeline = pipeline::load(file, &cwd, &env).map_err(|p| p.list)?;
+    let (pipeline, parts) = pipeline::check(file, &cwd, &env);
     let text = SourceText::read(file).unwrap_or_else(|_| SourceText::new(&file.display().to_string(), ""));
     let (mut plans, mut problems) = (vec![], vec![]);
-    for table in &pipeline.tables {
-        match sql::plan(table, &pipeline.sources) {
+    // Where a source is wrong, every table would miss it.
+    for table in parts.tables.iter().filter(|_| !parts.sources.is_empty()) {
+        match sql::plan(table, &parts.sources) {
             Ok(plan) => {
                 problems.extend(partition_problems(&text, table, &plan));
                 plans.push(Arc::new(plan));
@@ -108,16 +111,29 @@ fn load(file: &Path) -> Result<Loaded, Vec<Problem>> {
             }
         }
     }
-    if problems.is_empty() { Ok(Loaded { pipeline: Arc::new(pipeline), plans }) } else { Err(problems) }
+    match pipeline {
+        Ok(pipeline) if problems.is_empty() => Ok(Loaded { pipeline: Arc::new(pipeline), plans }),
+        other => {
+            problems.extend(other.err().map(|p| p.list).unwrap_or_default());
+            problems.sort_by_key(|p| (p.line, p.column));
+            Err(problems)
+        }
+    }
+}
+
+/// Whether the pipeline ever ran here. Asking makes no folder.
+fn has_run(pipeline: &Pipeline) -> bool {
+    pipeline.lake.root.join("_millpond").join(&pipeline.name).join("log").is_dir()
 }
 
 fn partition_problems(text: &SourceText, table: &pipeline::TableDecl, plan: &TablePlan) -> Vec<Problem> {
-    let missing = table.partition_by.iter().filter(|p| plan.output.field_with_name(&p.column).is_err());
     let each = |p: &pipeline::PartitionField| {
+        let why = PartitionSplitter::new(&plan.output, std::slice::from_ref(p)).err()?;
         let columns: Vec<&str> = plan.output.fields().iter().map(|f| f.name().as_str()).collect();
-        pipeline::sql_problem(text, table, None, format!("table {}: partition_by names {}, which is no column of the table", table.name, p.column)).expected(format!("one of {}", columns.join(", ")))
+        let problem = pipeline::sql_problem(text, table, None, format!("table {}: {why}", table.name));
+        Some(problem.expected(format!("a time or a plain value among the columns {}", columns.join(", "))))
     };
-    missing.map(each).collect()
+    table.partition_by.iter().filter_map(each).collect()
 }
 
 /// Prints problems, and returns the exit code for them.

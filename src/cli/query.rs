@@ -1,11 +1,10 @@
 //! `millpond query FILE 'select …'`.
 
-use super::{OK, SystemClock, fail, load, report};
+use super::{FAILED, OK, SystemClock, USAGE, code_of, has_run, load, report};
 use crate::commit::LakeTable;
 use crate::epoch::entry::Body;
-use crate::epoch::ledger::Ledger;
 use crate::pipeline::{Pipeline, TableFormatKind};
-use crate::read::query::{Ndjson, human_table, run};
+use crate::read::query::{Ndjson, QueryError, human_table, run};
 use crate::read::LakeTableProvider;
 use crate::worker::{Clock, Place, WorkerError};
 use arrow::array::{ArrayRef, Int64Array, RecordBatch, StringArray, TimestampMillisecondArray, UInt64Array};
@@ -19,18 +18,39 @@ use std::sync::Arc;
 /// Commits shown of each table in each format.
 const COMMITS: usize = 1000;
 
+const EXAMPLES: &str = "Examples:
+  millpond query spend.yaml 'select * from spend_by_user order by window_start desc limit 10'
+  millpond query spend.yaml 'select _reason, count(*) from events__dead group by 1'
+  millpond query spend.yaml 'select * from millpond.commits' --json";
+
 #[derive(clap::Args)]
+#[command(after_help = EXAMPLES)]
 pub struct Arguments {
     /// The pipeline file
     file: PathBuf,
     /// One SQL query over the pipeline's tables (with their __late and __dead tables), millpond.epochs and millpond.commits
     sql: String,
-    /// Which of a table's formats to read
-    #[arg(long, value_name = "iceberg|delta")]
-    format: Option<String>,
+    /// Which of a table's formats to read (else the first that it is in)
+    #[arg(long)]
+    format: Option<Shown>,
     /// Rows as NDJSON
     #[arg(long)]
     json: bool,
+}
+
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum Shown {
+    Iceberg,
+    Delta,
+}
+
+/// Why there is no answer, and the exit code for it.
+struct Unanswered(i32, String);
+
+impl From<WorkerError> for Unanswered {
+    fn from(e: WorkerError) -> Self {
+        Self(code_of(&e), e.to_string())
+    }
 }
 
 pub async fn main(a: Arguments) -> i32 {
@@ -40,20 +60,29 @@ pub async fn main(a: Arguments) -> i32 {
     };
     match query(&loaded.pipeline, &a).await {
         Ok(()) => OK,
-        Err(e) => fail(&e, a.json),
+        Err(Unanswered(code, why)) => {
+            if a.json {
+                println!("{}", serde_json::json!({ "ok": false, "error": why }));
+            } else {
+                eprintln!("error: {why}");
+            }
+            code
+        }
     }
 }
 
-async fn query(pipeline: &Arc<Pipeline>, a: &Arguments) -> Result<(), WorkerError> {
+async fn query(pipeline: &Arc<Pipeline>, a: &Arguments) -> Result<(), Unanswered> {
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
-    let wanted = match a.format.as_deref() {
-        None => None,
-        Some("iceberg") => Some(TableFormatKind::Iceberg),
-        Some("delta") => Some(TableFormatKind::Delta),
-        Some(other) => return Err(WorkerError::Refused(format!("--format is iceberg or delta, not {other}"))),
-    };
+    let wanted = a.format.map(|f| match f {
+        Shown::Iceberg => TableFormatKind::Iceberg,
+        Shown::Delta => TableFormatKind::Delta,
+    });
+    let not_yet = || Unanswered(FAILED, format!("pipeline {} has not run yet: there is nothing to query", pipeline.name));
+    if !has_run(pipeline) {
+        return Err(not_yet());
+    }
     let place = Place::open(pipeline, &clock).await?;
-    let reading = place.log.open().await?.ok_or_else(|| WorkerError::Refused(format!("pipeline {} has not run yet: there is nothing to query", pipeline.name)))?;
+    let reading = place.log.open().await.map_err(WorkerError::from)?.ok_or_else(not_yet)?;
     let mut providers: Vec<(String, Arc<dyn TableProvider>)> = vec![];
     let mut commits = Commits::default();
     for (record, _) in reading.head.specs() {
@@ -74,10 +103,14 @@ async fn query(pipeline: &Arc<Pipeline>, a: &Arguments) -> Result<(), WorkerErro
     }
     let internal = |e: datafusion::error::DataFusionError| WorkerError::Internal(e.to_string());
     let memory = |batch: RecordBatch| Ok::<Arc<dyn TableProvider>, WorkerError>(Arc::new(MemTable::try_new(batch.schema(), vec![vec![batch]]).map_err(internal)?));
-    providers.push(("millpond.epochs".into(), memory(epochs(&reading.start, &reading.tail)?)?));
+    providers.push(("millpond.epochs".into(), memory(epochs(&reading.tail)?)?));
     providers.push(("millpond.commits".into(), memory(commits.batch()?)?));
 
-    let (schema, stream) = run(providers, &a.sql).await.map_err(|e| WorkerError::Refused(e.to_string()))?;
+    let names: Vec<String> = providers.iter().map(|(name, _)| name.clone()).collect();
+    let (schema, stream) = run(providers, &a.sql).await.map_err(|e| match e {
+        QueryError::Refused(why) => Unanswered(USAGE, asked_wrongly(&why, &names)),
+        failed => Unanswered(FAILED, failed.to_string()),
+    })?;
     let failed = |e: &dyn std::fmt::Display| WorkerError::Internal(e.to_string());
     if a.json {
         let mut out = Ndjson::new(std::io::BufWriter::new(std::io::stdout().lock()));
@@ -94,9 +127,25 @@ async fn query(pipeline: &Arc<Pipeline>, a: &Arguments) -> Result<(), WorkerErro
     Ok(())
 }
 
+/// What is wrong with a query, in fewer words than DataFusion's, and what there is instead.
+fn asked_wrongly(why: &str, names: &[String]) -> String {
+    let mut text = why.to_string();
+    for words in ["Error during planning: ", "SQL error: ", "This feature is not implemented: ", "datafusion.public.", "datafusion."] {
+        text = text.replace(words, "");
+    }
+    let text = text.trim_start_matches("ParserError(\"").trim_start_matches("TokenizerError(\"").trim_end_matches("\")");
+    let mut text = text.replace("The context currently only supports a single SQL statement", "one query at a time");
+    if text.starts_with("table '") && text.ends_with("not found") {
+        text = format!("{text}; there are {}", names.join(", "));
+    } else if text.contains("not supported: ") {
+        text = format!("{text}; only queries are run: tables change by the pipeline alone");
+    }
+    format!("cannot run the query: {text}")
+}
+
 /// The entries of the log that are not truncated, one row a source partition of a data entry, one
 /// row for each other entry.
-fn epochs(_start: &Ledger, tail: &[(u64, crate::epoch::entry::Entry)]) -> Result<RecordBatch, WorkerError> {
+fn epochs(tail: &[(u64, crate::epoch::entry::Entry)]) -> Result<RecordBatch, WorkerError> {
     #[derive(Default)]
     struct Rows {
         entry: Vec<u64>,

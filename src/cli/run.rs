@@ -2,14 +2,21 @@
 
 use super::{OK, SystemClock, fail, load, report};
 use crate::observe::{Metrics, http};
-use crate::worker::{self, Clock, RunOptions, WorkerError, progress};
+use crate::worker::surroundings::System;
+use crate::worker::{self, RunOptions, WorkerError, progress};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 use tokio::signal::unix::{SignalKind, signal};
 
+const EXAMPLES: &str = "Examples:
+  millpond run spend.yaml                       until it is stopped
+  millpond run spend.yaml --until-end --final   what the topics hold now, then every window is closed
+  millpond run spend.yaml --accept              once, after the file was set back to an older one on purpose";
+
 #[derive(clap::Args)]
+#[command(after_help = EXAMPLES)]
 pub struct Arguments {
     /// The pipeline file
     file: PathBuf,
@@ -19,11 +26,15 @@ pub struct Arguments {
     /// Then close every open window: no more rows are expected
     #[arg(long = "final", requires = "until_end")]
     last: bool,
+    /// Go back to an older pipeline file on purpose, or begin a table anew under the name of one that was taken out.
+    /// For one run: a service that always starts with it lets two versions of the file alternate
+    #[arg(long)]
+    accept: bool,
     /// Progress and the summary as JSON, one object a line
     #[arg(long)]
     json: bool,
     /// Seconds that stopping may take to bring the tables up to what was decided
-    #[arg(long, default_value_t = 30)]
+    #[arg(long, default_value_t = 30, value_name = "SECONDS")]
     deadline: u64,
     /// Read own runs back from the lake instead of handing them over in memory (for tests: the result is the same)
     #[arg(long, hide = true)]
@@ -45,10 +56,10 @@ pub async fn main(a: Arguments) -> i32 {
     let stop = Arc::new(AtomicBool::new(false));
     watch_signals(stop.clone());
     let shown = tokio::spawn(progress::show(metrics.clone(), a.json));
-    let options = RunOptions { until_end: a.until_end, last: a.last, reread_runs: a.reread_runs, deadline: Duration::from_secs(a.deadline) };
-    let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+    let options = RunOptions { until_end: a.until_end, last: a.last, reread_runs: a.reread_runs, deadline: Duration::from_secs(a.deadline), accept: a.accept };
+    let world = Arc::new(System { clock: Arc::new(SystemClock) });
     let start = Instant::now();
-    let done = worker::run(loaded.pipeline, loaded.plans, options, metrics.clone(), clock, stop).await;
+    let done = worker::run(loaded.pipeline, loaded.plans, options, metrics.clone(), world, stop).await;
     shown.abort();
     if let Err(e) = done {
         return fail(&e, a.json);

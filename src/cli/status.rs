@@ -1,12 +1,19 @@
 //! `millpond status FILE`.
 
-use super::{OK, SystemClock, fail, load, report};
-use crate::pipeline::Pipeline;
+use super::{OK, SystemClock, fail, has_run, load, report};
+use crate::epoch::ledger::PartitionState;
+use crate::pipeline::{Pipeline, SourceSpec};
 use crate::worker::progress::instant;
-use crate::worker::{Clock, Place, WorkerError};
+use crate::worker::{Clock, Place, WorkerError, open_source};
 use serde_json::{Value, json};
+use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::mpsc as std_mpsc;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// How long the sources may take to tell where their partitions end.
+const PATIENCE: Duration = Duration::from_secs(3);
 
 #[derive(clap::Args)]
 pub struct Arguments {
@@ -31,23 +38,36 @@ pub async fn main(a: Arguments) -> i32 {
 }
 
 async fn status(pipeline: &Arc<Pipeline>) -> Result<Value, WorkerError> {
+    if !has_run(pipeline) {
+        return Ok(json!({ "pipeline": pipeline.name, "log": null }));
+    }
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     let place = Place::open(pipeline, &clock).await?;
     let Some(reading) = place.log.open().await? else {
         return Ok(json!({ "pipeline": pipeline.name, "log": null }));
     };
     let head = &reading.head;
+    let ends = ends(pipeline);
     let time = |t: Option<i64>| t.map(instant);
     let sources: serde_json::Map<String, Value> = head
         .sources
         .iter()
         .map(|(name, s)| {
-            let partitions: serde_json::Map<String, Value> = s
-                .partitions
-                .iter()
-                .map(|(p, s)| (p.to_string(), json!({ "offset": s.offset, "latest_event": time(s.max_event_us), "name": s.name })))
-                .collect();
-            (name.clone(), json!({ "records": s.records, "dead": s.dead, "watermark": time(s.watermark), "partitions": partitions }))
+            let ends = ends.get(name);
+            let end = |p: &i32| ends?.as_ref().ok()?.get(p).copied();
+            let of = |(p, s): (&i32, &PartitionState)| {
+                let end = end(p);
+                let lag = end.map(|end| (end - s.offset).max(0));
+                (p.to_string(), json!({ "offset": s.offset, "end": end, "lag": lag, "latest_event": time(s.max_event_us), "name": s.name }))
+            };
+            let partitions: serde_json::Map<String, Value> = s.partitions.iter().map(of).collect();
+            // Partitions that nobody has read yet are behind by all that they hold, of which the log knows nothing.
+            let lag = ends.and_then(|e| e.as_ref().ok()).map(|_| partitions.values().filter_map(|p| p["lag"].as_i64()).sum::<i64>());
+            let unknown = ends.and_then(|e| e.as_ref().err());
+            (
+                name.clone(),
+                json!({ "records": s.records, "dead": s.dead, "lag": lag, "lag_unknown": unknown, "watermark": time(s.watermark), "partitions": partitions }),
+            )
         })
         .collect();
     let mut tables = serde_json::Map::new();
@@ -85,6 +105,26 @@ async fn status(pipeline: &Arc<Pipeline>) -> Result<Value, WorkerError> {
     }))
 }
 
+/// Asks every source for the ends of its partitions, all at once and not for long: the log tells the rest without them.
+fn ends(pipeline: &Pipeline) -> BTreeMap<String, Result<BTreeMap<i32, i64>, String>> {
+    let ask = |spec: &SourceSpec| {
+        let (sender, answer) = std_mpsc::channel();
+        let (name, spec, pipeline) = (spec.name.clone(), spec.clone(), pipeline.name.clone());
+        std::thread::spawn(move || {
+            let found = open_source(&spec, &pipeline, "status").and_then(|mut source| source.facts());
+            let _ = sender.send(found.map(|f| f.partitions.into_iter().map(|(p, (_, end))| (p, end)).collect()).map_err(|e| e.to_string()));
+        });
+        (name, answer)
+    };
+    let asked: Vec<_> = pipeline.sources.iter().map(ask).collect();
+    let deadline = Instant::now() + PATIENCE;
+    let answer = |(name, answer): (String, std_mpsc::Receiver<_>)| {
+        let found = answer.recv_timeout(deadline.saturating_duration_since(Instant::now()));
+        (name, found.unwrap_or_else(|_| Err(format!("no answer within {} s", PATIENCE.as_secs()))))
+    };
+    asked.into_iter().map(answer).collect()
+}
+
 fn print_human(value: &Value) {
     let text = |v: &Value| v.as_str().map_or_else(|| v.to_string(), str::to_string);
     if value["log"].is_null() {
@@ -93,9 +133,15 @@ fn print_human(value: &Value) {
     }
     println!("pipeline {}, log {}, next entry {}", text(&value["pipeline"]), text(&value["log"]), value["next_entry"]);
     for (name, source) in value["sources"].as_object().into_iter().flatten() {
-        println!("source {name}: {} records, {} dead, complete to {}", source["records"], source["dead"], text(&source["watermark"]));
+        let lag = match (source["lag"].as_i64(), source["lag_unknown"].as_str()) {
+            (Some(lag), _) => format!("lag {lag}"),
+            (None, Some(why)) => format!("lag unknown ({why})"),
+            (None, None) => "not in the pipeline file".into(),
+        };
+        println!("source {name}: {} records, {} dead, {lag}, complete to {}", source["records"], source["dead"], text(&source["watermark"]));
         for (partition, p) in source["partitions"].as_object().into_iter().flatten() {
-            println!("  partition {partition}: offset {}, latest event {}", p["offset"], text(&p["latest_event"]));
+            let of = p["end"].as_i64().map_or_else(String::new, |end| format!(" of {end}"));
+            println!("  partition {partition}: offset {}{of}, latest event {}", p["offset"], text(&p["latest_event"]));
         }
     }
     for (name, table) in value["tables"].as_object().into_iter().flatten() {

@@ -4,7 +4,7 @@ use super::{CONFIG, OK, SystemClock, code_of, load, report};
 use crate::epoch::plan::{self, Fit};
 use crate::pipeline::{PartitionTransform, Pipeline, TableFormatKind};
 use crate::store::probe;
-use crate::worker::{Clock, Place, WorkerError, open_source};
+use crate::worker::{Clock, Place, WorkerError, check_declared, open_source};
 use object_store::path::Path;
 use serde_json::json;
 use std::collections::BTreeMap;
@@ -89,6 +89,7 @@ async fn connected(pipeline: &Arc<Pipeline>, plans: &[Arc<crate::pipeline::sql::
     match Place::open(pipeline, &clock).await {
         Err(e) => failures.push(e),
         Ok(place) => {
+            failures.extend(check_declared(&place, pipeline, plans).err());
             let folder = Path::from(format!("{}/probe", place.state_folder));
             if let Err(e) = probe::create_if_absent(&place.store, &folder, Uuid::new_v4()).await {
                 failures.push(e.into());
@@ -97,7 +98,7 @@ async fn connected(pipeline: &Arc<Pipeline>, plans: &[Arc<crate::pipeline::sql::
                 Err(e) => failures.push(e.into()),
                 Ok(None) => notes.push("the pipeline has not run yet: its tables will be made at the first run".into()),
                 Ok(Some(reading)) if facts.len() == pipeline.sources.len() => {
-                    match plan::fit(&reading.head, pipeline, plans, &facts, &starts) {
+                    match plan::fit(&reading.head, pipeline, plans, &facts, &starts, false) {
                         Err(e) => failures.push(e.into()),
                         Ok(Fit::Same) => {}
                         Ok(Fit::Change(_, what)) => notes.extend(what.into_iter().map(|w| format!("the next run changes the plan: {w}"))),

@@ -10,6 +10,7 @@ use crate::observe::{Metrics, cpu, thread_cpu_ns};
 use crate::pipeline::TableFormatKind;
 use crate::pipeline::sql::Tumble;
 use crate::read::ReadError;
+use crate::runtime::in_place;
 use crate::stage::parquet::ParquetStager;
 use crate::stage::partition::PartitionSplitter;
 use crate::stage::rows::RowBatches;
@@ -23,7 +24,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Instant;
+use tokio::time::Instant;
 use uuid::Uuid;
 
 /// How often a commit that lost its base to another is tried again before the turn is given up.
@@ -83,6 +84,8 @@ pub struct Advance<'a> {
     /// Another worker commits: see how far it is, and write nothing.
     pub only_look: bool,
     pub attempt: Uuid,
+    /// Ids that are never given twice: of the attempts after the first.
+    pub new_id: &'a (dyn Fn() -> Uuid + Send + Sync),
     pub metrics: &'a Metrics,
 }
 
@@ -120,7 +123,7 @@ pub async fn advance(side: &mut Side, pending: &VecDeque<Pending>, mut what: Adv
                 if side.base.stamp.log != what.stamp.log {
                     return Err(CommitError::Refused(format!("table {} is stamped with another log now", what.spec.name)));
                 }
-                what.attempt = Uuid::now_v7();
+                what.attempt = (what.new_id)();
             }
             Committed::Unknown(why) => {
                 side.unknown = true;
@@ -255,7 +258,7 @@ async fn commit(side: &mut Side, todo: &[&Pending], what: &Advance<'_>) -> Resul
         match side.index.as_mut().filter(|_| indexed) {
             Some(index) => {
                 let mut keys = Keys::new(index, spec, side.kind, window_bound(what)).map_err(refuse)?;
-                let resolved = tokio::task::block_in_place(|| {
+                let resolved = in_place(|| {
                     let mut sink = |batch: RecordBatch, _: &[u128]| -> Result<(), String> {
                         keys.note(&batch)?;
                         cpu(&metrics.cpu.parquet, || stager.write(&batch)).map_err(|e| e.to_string())
@@ -266,7 +269,7 @@ async fn commit(side: &mut Side, todo: &[&Pending], what: &Advance<'_>) -> Resul
                 delete = resolved.map_err(|e| CommitError::Unavailable(format!("table {}: {e}", spec.name)))?.delete;
                 noted = Some(keys);
             }
-            None => tokio::task::block_in_place(|| {
+            None => in_place(|| {
                 for (_, rows) in &rows {
                     for batch in rows.batches() {
                         let batch = batch.map_err(CommitError::Unavailable)?;
@@ -276,7 +279,7 @@ async fn commit(side: &mut Side, todo: &[&Pending], what: &Advance<'_>) -> Resul
                 Ok::<_, CommitError>(())
             })?,
         }
-        let files = tokio::task::block_in_place(|| cpu(&metrics.cpu.parquet, || stager.finish())).map_err(|e| refuse(e.to_string()))?;
+        let files = in_place(|| cpu(&metrics.cpu.parquet, || stager.finish())).map_err(|e| refuse(e.to_string()))?;
         for (file, bytes) in files {
             put(what.store, &file.path, bytes).await?;
             if let Some(keys) = &mut noted

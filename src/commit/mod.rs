@@ -145,6 +145,10 @@ pub struct CommitRow {
 /// A table format: makes its tables, opens them.
 #[async_trait]
 pub trait TableFormat: Send + Sync {
+    /// Whether a table like this can be made at all, by its columns, partitions and properties: asked before anything is
+    /// decided that needs it.
+    fn check(&self, spec: &TableSpec) -> Result<(), CommitError>;
+
     /// Opens the table, or creates it empty, stamped with `birth`. Creating is safe to race: who
     /// loses opens what the other made. A table that exists and is not ours is refused.
     async fn open_or_create(&self, spec: Arc<TableSpec>, birth: &Stamp) -> Result<Box<dyn LakeTable>, CommitError>;

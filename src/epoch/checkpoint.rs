@@ -22,13 +22,28 @@ pub const TRAIL: u64 = 12;
 /// A checkpoint is worth writing when it moves M by this many entries.
 pub const EVERY: u64 = 24;
 
+/// How often the log is made short, in entries and runs.
+#[derive(Debug, Clone, Copy)]
+pub struct Cadence {
+    pub trail: u64,
+    pub every: u64,
+    /// A table's runs below a checkpoint are merged when there are more.
+    pub most_runs: usize,
+}
+
+impl Default for Cadence {
+    fn default() -> Self {
+        Self { trail: TRAIL, every: EVERY, most_runs: 256 }
+    }
+}
+
 /// M of a checkpoint written now, if one is worth writing: a head of `next`, the lowest effective
 /// stamp of all formats of all tables, and the newest M.
-pub fn upto(next: u64, lowest_stamp: u64, newest: Option<u64>) -> Option<u64> {
-    let upto = next.checked_sub(1 + TRAIL)?.min(lowest_stamp);
+pub fn upto(cadence: Cadence, next: u64, lowest_stamp: u64, newest: Option<u64>) -> Option<u64> {
+    let upto = next.checked_sub(1 + cadence.trail)?.min(lowest_stamp);
     let moved = match newest {
         Some(newest) => upto.checked_sub(newest)?,
         None => upto,
     };
-    (moved >= EVERY).then_some(upto)
+    (moved >= cadence.every).then_some(upto)
 }

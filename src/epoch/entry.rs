@@ -5,7 +5,7 @@ use crate::stage::runs::RunRef;
 use crate::stage::{DataFile, TableSpec};
 use base64::Engine;
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use uuid::Uuid;
 
@@ -132,6 +132,23 @@ pub struct Plan {
     pub replaces: Option<u64>,
     pub sources: BTreeMap<String, SourcePlan>,
     pub tables: BTreeMap<String, WindowedOrPlain>,
+}
+
+impl Plan {
+    /// What of the plan the pipeline file says, and not the log, as 32 hexadecimal digits. Two files of one
+    /// fingerprint are the same file for all purposes. Never to change: ledgers hold it.
+    pub fn fingerprint(&self) -> String {
+        let sources: BTreeMap<_, _> = self.sources.iter().map(|(n, s)| (n, (&s.topic, &s.columns, s.delay_us, &s.time_column))).collect();
+        let table = |t: &WindowedOrPlain| {
+            let r = &t.table;
+            let formats: BTreeSet<_> = r.formats.iter().collect();
+            serde_json::json!([t.source, t.sql, t.allowed_lateness_us, t.emit_on_update, r.key, formats, r.partition_by, r.properties, r.comment])
+        };
+        let tables: BTreeMap<_, _> = self.tables.iter().map(|(n, t)| (n, table(t))).collect();
+        // Maps are sorted and structs have an order: one text for one meaning.
+        let text = serde_json::json!([sources, tables]).to_string();
+        format!("{:032x}", twox_hash::XxHash3_128::oneshot(text.as_bytes()))
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

@@ -1,6 +1,6 @@
 //! What the entries of a log add up to: a pure fold, the same for everybody who reads it.
 
-use super::entry::{Body, ByPartition, CheckpointRef, Data, Entry, Note, Plan, RunEntry, SpecRecord};
+use super::entry::{Body, ByPartition, CheckpointRef, Data, Entry, Note, Plan, RunEntry, SourcePlan, SpecRecord};
 use crate::time::{self, PartitionTime};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
@@ -37,13 +37,31 @@ pub struct Ledger {
     /// The newest entry that brought rows.
     #[serde(default)]
     pub rows_at: u64,
-    /// Tables that some plan had and a later one has not: their names are not to be used again, since the
+    /// Tables that some plan had and the newest has not: their names are not to be used again just so, since the
     /// lake still holds their rows and no pane does.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub ended: BTreeSet<String>,
+    /// Sources that some plan had and the newest has not, as they were last: one that comes again goes on at its
+    /// offsets, which must mean the same records still.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub ended_sources: BTreeMap<String, SourcePlan>,
+    /// The plans before the newest one, oldest first, at most [`PAST_PLANS`].
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub past_plans: Vec<PastPlan>,
     /// Who decided data entries lately: writer to its newest entry.
     #[serde(default)]
     pub writers: BTreeMap<String, u64>,
+}
+
+/// Plans before the newest one that a ledger remembers.
+pub const PAST_PLANS: usize = 64;
+
+/// A plan that was replaced.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PastPlan {
+    pub entry: u64,
+    /// [`Plan::fingerprint`].
+    pub fingerprint: String,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -118,6 +136,8 @@ impl Ledger {
             ended_at: None,
             rows_at: 0,
             ended: BTreeSet::new(),
+            ended_sources: BTreeMap::new(),
+            past_plans: vec![],
             writers: BTreeMap::new(),
         };
         ledger.adopt(plan);
@@ -135,6 +155,9 @@ impl Ledger {
         match &entry.body {
             Body::Data(data) => self.apply_data(entry, data),
             Body::Plan(plan) => {
+                self.past_plans.push(PastPlan { entry: self.plan_entry, fingerprint: self.plan.fingerprint() });
+                let over = self.past_plans.len().saturating_sub(PAST_PLANS);
+                self.past_plans.drain(..over);
                 self.plan_entry = self.next;
                 self.adopt(plan);
             }
@@ -196,7 +219,10 @@ impl Ledger {
             let before = self.horizons.get(name).copied().flatten();
             self.horizons.insert(name.clone(), time::horizon(before, watermark, table.allowed_lateness_us));
         }
-        self.ended.extend(self.plan.tables.keys().filter(|name| !plan.tables.contains_key(*name)).cloned());
+        self.ended.extend(self.plan.tables.keys().cloned());
+        self.ended.retain(|name| !plan.tables.contains_key(name));
+        self.ended_sources.extend(self.plan.sources.iter().map(|(n, s)| (n.clone(), s.clone())));
+        self.ended_sources.retain(|name, _| !plan.sources.contains_key(name));
         self.horizons.retain(|name, _| plan.tables.contains_key(name));
         self.runs.retain(|name, _| plan.tables.contains_key(name));
         self.plan = plan.clone();
@@ -271,6 +297,9 @@ impl Ledger {
         for (table, runs) in &mut self.runs {
             let mut taken = checkpoint.ledger.runs.get(table).cloned().unwrap_or_default();
             taken.extend(runs.iter().filter(|r| r.entry > checkpoint.upto).cloned());
+            // A checkpoint as of an earlier life of the name knows runs that died with it.
+            let born = self.plan.tables.get(table).map_or(0, |t| t.born);
+            taken.retain(|r| r.entry > born);
             *runs = taken;
         }
     }

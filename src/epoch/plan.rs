@@ -2,7 +2,7 @@
 
 use super::entry::{Plan, SourcePlan, SpecRecord, WindowedOrPlain};
 use super::ledger::Ledger;
-use crate::pipeline::sql::{self, TablePlan};
+use crate::pipeline::sql::{self, Step, TablePlan};
 use crate::pipeline::{Emit, FileInput, Format, Input, Pipeline, SourceSpec, TableDecl, TableFormatKind, Watermark};
 use crate::source::SourceFacts;
 use crate::stage::dead::dead_schema;
@@ -34,9 +34,7 @@ fn ids(table: &str, schema: &Schema, previous: Option<&SpecRecord>) -> Result<Sc
     let layout = |why: String| PlanError::Layout { table: table.to_string(), why };
     let previous = previous.map(|p| p.spec()).transpose().map_err(layout)?;
     assign_field_ids(schema, previous.as_ref().map(|p| p.schema.as_ref())).map_err(|e| {
-        PlanError::Refused(format!(
-            "table {table} cannot take its new columns: {e}; only added nullable columns are evolved in place: give the table another name, or undo the change"
-        ))
+        PlanError::Refused(format!("table {table}: {e}; only added nullable columns are evolved in place"))
     })
 }
 
@@ -69,11 +67,14 @@ fn source_plan(pipeline: &Pipeline, spec: &SourceSpec, facts: &SourceFacts, star
 
 fn table_plan(decl: &TableDecl, plan: &TablePlan, born: u64, old: Option<&WindowedOrPlain>) -> Result<WindowedOrPlain, PlanError> {
     let schema = ids(&decl.name, &plan.output, old.map(|o| &o.table))?;
+    // The order in which a file names them means nothing.
+    let sorted = |formats: &[TableFormatKind]| formats.iter().copied().collect::<BTreeSet<_>>();
+    let formats = old.map(|o| &o.table.formats).filter(|o| sorted(o) == sorted(&decl.formats)).unwrap_or(&decl.formats);
     let table = record(TableSpec {
         name: decl.name.clone(),
         schema,
         key: plan.key.clone(),
-        formats: decl.formats.clone(),
+        formats: formats.clone(),
         partition_by: decl.partition_by.clone(),
         properties: decl.properties.clone(),
         comment: decl.comment.clone(),
@@ -81,7 +82,7 @@ fn table_plan(decl: &TableDecl, plan: &TablePlan, born: u64, old: Option<&Window
     let late = plan.window.as_ref().map(|_| {
         let name = format!("{}__late", decl.name);
         let schema = ids(&name, &plan.late_schema(), old.and_then(|o| o.late.as_ref()))?;
-        record(TableSpec { name, schema, key: vec![], formats: decl.formats.clone(), partition_by: vec![], properties: BTreeMap::new(), comment: None })
+        record(TableSpec { name, schema, key: vec![], formats: formats.clone(), partition_by: vec![], properties: BTreeMap::new(), comment: None })
     });
     Ok(WindowedOrPlain {
         source: plan.source.clone(),
@@ -94,6 +95,16 @@ fn table_plan(decl: &TableDecl, plan: &TablePlan, born: u64, old: Option<&Window
         table,
         late: late.transpose()?,
     })
+}
+
+/// The declared tables and their late tables as the file alone describes them.
+pub fn declared(pipeline: &Pipeline, plans: &[Arc<TablePlan>]) -> Result<Vec<SpecRecord>, PlanError> {
+    let mut specs = vec![];
+    for (decl, plan) in pipeline.tables.iter().zip(plans) {
+        let planned = table_plan(decl, plan, 0, None)?;
+        specs.extend(std::iter::once(planned.table).chain(planned.late));
+    }
+    Ok(specs)
 }
 
 /// Entry 0: every partition that there is, and where the file says that each starts.
@@ -110,63 +121,107 @@ pub fn birth(pipeline: &Pipeline, plans: &[Arc<TablePlan>], facts: &BTreeMap<Str
     Ok(Plan { pipeline: pipeline.name.clone(), replaces: None, sources, tables })
 }
 
-/// Compares a pipeline file with the newest plan of the log.
+/// Compares a pipeline file with the newest plan of the log. `accept`: the user says that going back to an older
+/// plan, or giving the name of a table that ended to a new one, is meant.
+///
+/// | in the file | a table that is there |
+/// |---|---|
+/// | lateness, delay, columns of a source | from the plan entry on |
+/// | a table or a source is added | begins at the plan entry |
+/// | a table or a source is taken out | stays as it is, gets no more rows |
+/// | a plain table: nullable columns are added at the end, its SQL changes otherwise | from the plan entry on |
+/// | comment, properties | set by the next commit; what is taken out of the file stays |
+/// | a windowed table: what its SQL means, its way of emission | refused: rows that were counted cannot be counted again |
+/// | key, formats, partitioning, source | refused |
+/// | it is the file of an older plan, or names a table that ended | refused unless accepted |
 ///
 /// # Errors
 /// [`PlanError::Refused`] names the difference and the ways out.
-pub fn fit(ledger: &Ledger, pipeline: &Pipeline, plans: &[Arc<TablePlan>], facts: &BTreeMap<String, SourceFacts>, starts: &BTreeMap<String, BTreeMap<i32, i64>>) -> Result<Fit, PlanError> {
+pub fn fit(
+    ledger: &Ledger,
+    pipeline: &Pipeline,
+    plans: &[Arc<TablePlan>],
+    facts: &BTreeMap<String, SourceFacts>,
+    starts: &BTreeMap<String, BTreeMap<i32, i64>>,
+    accept: bool,
+) -> Result<Fit, PlanError> {
+    // As if there were no log: what the file says, and nothing else.
+    let fingerprint = birth(pipeline, plans, facts, &BTreeMap::new())?.fingerprint();
+    let older = ledger.past_plans.iter().rev().find(|p| p.fingerprint == fingerprint).filter(|_| fingerprint != ledger.plan.fingerprint());
+    let changed = change(ledger, pipeline, plans, facts, starts, accept);
+    let Some(older) = older else { return changed };
+    let which = format!("this is the pipeline file of plan {}, which plan {} has replaced", older.entry, ledger.plan_entry);
+    match changed {
+        Err(PlanError::Refused(why)) => Err(PlanError::Refused(format!("{which}; it cannot be gone back to: {why}"))),
+        Ok(Fit::Change(_, lines)) if !accept => Err(PlanError::Refused(format!(
+            "{which}: an old copy of the file, or an old worker that was started again\n  against the newest plan: {}\n\
+             run with the newest file, or say once that going back is meant: millpond run FILE --accept",
+            lines.join("\n  against the newest plan: ")
+        ))),
+        other => other,
+    }
+}
+
+/// Tables of a plan whose names were in use before: nothing of their earlier life may be left in the lake.
+pub fn reborn<'a>(ledger: &'a Ledger, plan: &'a Plan) -> impl Iterator<Item = &'a SpecRecord> {
+    let again = plan.tables.iter().filter(|(name, _)| ledger.ended.contains(*name));
+    again.flat_map(|(_, t)| std::iter::once(&t.table).chain(&t.late))
+}
+
+fn change(
+    ledger: &Ledger,
+    pipeline: &Pipeline,
+    plans: &[Arc<TablePlan>],
+    facts: &BTreeMap<String, SourceFacts>,
+    starts: &BTreeMap<String, BTreeMap<i32, i64>>,
+    accept: bool,
+) -> Result<Fit, PlanError> {
     let old = &ledger.plan;
     let mut changes = vec![];
     let mut sources = BTreeMap::new();
     for spec in &pipeline.sources {
-        let (found, before) = (&facts[&spec.name], old.sources.get(&spec.name));
-        let begins = match before {
-            Some(before) => before.starts.clone(),
-            None => {
-                changes.push(format!("source {} begins here", spec.name));
-                starts.get(&spec.name).cloned().unwrap_or_default()
-            }
-        };
+        let found = &facts[&spec.name];
+        let known = old.sources.get(&spec.name);
+        let before = known.or(ledger.ended_sources.get(&spec.name));
+        let begins = before.map_or_else(|| starts.get(&spec.name).cloned().unwrap_or_default(), |b| b.starts.clone());
         let mut planned = source_plan(pipeline, spec, found, begins, plans, before)?;
         if let Some(before) = before {
-            if before.topic != planned.topic {
-                return Err(PlanError::Refused(format!(
-                    "source {} reads {} and the log was written from {}: offsets of one mean nothing in the other; give the source another name, or name the topic {} again",
-                    spec.name, planned.topic, before.topic, before.topic
-                )));
-            }
             // The identity of the topic is checked where it is read, with the choices named.
             planned.incarnation.clone_from(&before.incarnation);
             planned.names.clone_from(&before.names);
-            if before.time_column != planned.time_column {
-                return Err(PlanError::Refused(format!(
-                    "source {}: its watermark column changes from {:?} to {:?}, which would judge the same rows differently; give the source and its tables other names, or undo the change",
-                    spec.name, before.time_column, planned.time_column
-                )));
-            }
-            if before != &planned {
-                changes.push(format!("source {}: its columns, delay or formats change", spec.name));
-            }
+            source_change(&spec.name, before, &planned, &mut changes)?;
+        }
+        match (known, before) {
+            (None, None) => changes.push(format!("source {} begins here", spec.name)),
+            (None, Some(_)) => changes.push(format!("source {} goes on at the offsets where it ended", spec.name)),
+            _ => {}
         }
         sources.insert(spec.name.clone(), planned);
     }
     let mut tables = BTreeMap::new();
     for (decl, plan) in pipeline.tables.iter().zip(plans) {
         let before = old.tables.get(&decl.name);
+        if let Some(before) = before {
+            same_table(&decl.name, before, decl, plan)?;
+        }
         let planned = table_plan(decl, plan, before.map_or(ledger.next, |b| b.born), before)?;
         match before {
-            None if ledger.ended.contains(&decl.name) => {
+            None if ledger.ended.contains(&decl.name) && !accept => {
                 return Err(PlanError::Refused(format!(
-                    "table {0} was in the pipeline file before and was taken out: its rows are still in the lake, and its windows are forgotten, so that their corrections would double rows; give it another name",
+                    "table {0} was in the pipeline file before and was taken out: its rows are still in the lake and its windows are forgotten, so that \
+                     going on with it would double or lose rows; give it another name, or, to begin it anew, drop {0} and what belongs to it from the lake and \
+                     say so once: millpond run FILE --accept",
                     decl.name
                 )));
             }
             None => changes.push(format!("table {} begins here", decl.name)),
             Some(before) if before == &planned => {}
-            Some(before) if before.window.is_some() && before.sql != planned.sql && having(&compile(old)?[&decl.name]) != having(plan) => {
-                return Err(refuse(&decl.name, "its having changes: rows of windows that are still corrected would be doubled or left over"));
+            Some(before) => {
+                table_change(&decl.name, before, &planned, &mut changes)?;
+                if before.window.is_some() && before.sql != planned.sql {
+                    same_meaning(&decl.name, &compile(old)?[&decl.name], plan)?;
+                }
             }
-            Some(before) => changes.push(table_change(&decl.name, before, &planned)?),
         }
         tables.insert(decl.name.clone(), planned);
     }
@@ -183,42 +238,155 @@ pub fn fit(ledger: &Ledger, pipeline: &Pipeline, plans: &[Arc<TablePlan>], facts
     Ok(Fit::Change(Box::new(plan), changes))
 }
 
-/// The conditions on emitted rows. What they let through once must be found again by the corrections.
-fn having(plan: &TablePlan) -> Vec<String> {
-    plan.above.iter().filter_map(|s| if let sql::Step::Filter(e) = s { Some(e.to_string()) } else { None }).collect()
+fn source_change(name: &str, before: &SourcePlan, after: &SourcePlan, changes: &mut Vec<String>) -> Result<(), PlanError> {
+    if before.topic != after.topic {
+        return Err(PlanError::Refused(format!(
+            "source {name} reads {} and the log was written from {}: offsets of one mean nothing in the other; give the source another name, or name the topic {} again",
+            after.topic, before.topic, before.topic
+        )));
+    }
+    if before.time_column != after.time_column {
+        let word = |c: &Option<String>| c.clone().unwrap_or_else(|| "none".into());
+        return Err(PlanError::Refused(format!(
+            "source {name}: its watermark column changes from {} to {}, which would judge the same rows differently; give the source and its tables other names, or undo the change",
+            word(&before.time_column), word(&after.time_column)
+        )));
+    }
+    if before.columns != after.columns {
+        let names = |s: &SourcePlan| s.columns.iter().map(|c| c.name.clone()).collect::<BTreeSet<_>>();
+        let (old, new) = (names(before), names(after));
+        let of = |word: &str, names: Vec<String>| if names.is_empty() { None } else { Some(format!("{word} {}", names.join(", "))) };
+        let other = before.columns.iter().filter(|b| after.columns.iter().any(|a| a.name == b.name && a != *b)).map(|b| b.name.clone());
+        let what: Vec<String> = [
+            of("without", old.difference(&new).cloned().collect()),
+            of("with", new.difference(&old).cloned().collect()),
+            of("read in another way:", other.collect()),
+        ]
+        .into_iter()
+        .flatten()
+        .collect();
+        let what = if what.is_empty() { "in another order".to_string() } else { what.join("; ") };
+        changes.push(format!("source {name}: its columns change ({what}); records from here on are judged by them"));
+    }
+    if before.delay_us != after.delay_us {
+        changes.push(format!("source {name}: delay changes from {} to {}; its watermark never goes back", duration(before.delay_us), duration(after.delay_us)));
+    }
+    if before.dead != after.dead {
+        changes.push(format!("source {name}: its dead letters go to other formats than before"));
+    }
+    Ok(())
+}
+
+fn duration(us: i64) -> String {
+    let ms = us / 1000;
+    [(86_400_000, "d"), (3_600_000, "h"), (60_000, "m"), (1000, "s")].iter().find(|(unit, _)| ms != 0 && ms % unit == 0).map_or_else(
+        || if ms == 0 { "0s".to_string() } else { format!("{ms}ms") },
+        |(unit, word)| format!("{}{word}", ms / unit),
+    )
+}
+
+/// What the steps do, in the words of the planner.
+fn steps(steps: &[Step]) -> Vec<String> {
+    let each = |step: &Step| match step {
+        Step::Filter(e) => vec![format!("where {e}")],
+        Step::Project(columns, schema) => columns.iter().zip(schema.fields()).map(|(c, f)| format!("{} as {}", c.expr, f.name())).collect(),
+    };
+    steps.iter().flat_map(each).collect()
+}
+
+/// Windows that are open at a plan entry go on: what their rows, groups and results mean must stay. Rows that wait
+/// to be judged, too, are read by the newest plan.
+fn same_meaning(name: &str, before: &TablePlan, after: &TablePlan) -> Result<(), PlanError> {
+    let calls = |p: &TablePlan| match &p.aggregate {
+        Some(a) => a.calls.iter().map(|c| format!("{}({:?}) where {:?}", c.function, c.arg, c.filter)).chain(a.group.iter().map(|g| format!("{g:?}"))).collect(),
+        None => vec![],
+    };
+    let difference = |old: Vec<String>, new: Vec<String>| {
+        let only = |a: &[String], b: &[String]| a.iter().find(|x| !b.contains(x)).cloned().unwrap_or_else(|| "nothing".into());
+        (old != new).then(|| format!("\n  the log has:  {}\n  the file has: {}\n", only(&old, &new), only(&new, &old)))
+    };
+    if let Some(what) = difference(steps(&before.below), steps(&after.below)).or_else(|| difference(calls(before), calls(after))) {
+        return Err(refuse(name, &format!("its SQL counts other rows, or the same rows otherwise:{what}windows that are open now would hold rows of both kinds")));
+    }
+    if let Some(what) = difference(steps(&before.above), steps(&after.above)) {
+        return Err(refuse(
+            name,
+            &format!("what its SQL makes of a window's results changes (select list or having):{what}rows that are corrected later would be doubled or left over"),
+        ));
+    }
+    Ok(())
 }
 
 fn refuse(name: &str, what: &str) -> PlanError {
     PlanError::Refused(format!("table {name}: {what}; give the changed table another name (it begins empty and `run` fills it from here on), or undo the change"))
 }
 
-fn table_change(name: &str, before: &WindowedOrPlain, after: &WindowedOrPlain) -> Result<String, PlanError> {
+/// What a table is, whatever its columns: asked before they are compared, for the better word.
+fn same_table(name: &str, before: &WindowedOrPlain, decl: &TableDecl, plan: &TablePlan) -> Result<(), PlanError> {
+    let refuse = |what: &str| Err(refuse(name, what));
+    let old = &before.table;
+    let sorted = |formats: &[TableFormatKind]| formats.iter().copied().collect::<BTreeSet<_>>();
+    if before.source != plan.source {
+        return refuse(&format!("it moves from source {} to {}", before.source, plan.source));
+    }
+    if before.window.is_some() != plan.window.is_some() {
+        return refuse("it changes between a plain select and a windowed aggregate");
+    }
+    if old.key != plan.key {
+        let words = |key: &[String]| if key.is_empty() { "none".to_string() } else { format!("[{}]", key.join(", ")) };
+        return refuse(&format!("its key changes from {} to {}", words(&old.key), words(&plan.key)));
+    }
+    if sorted(&old.formats) != sorted(&decl.formats) {
+        let words = |formats: &[TableFormatKind]| formats.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+        return refuse(&format!("its formats change from [{}] to [{}]: the rows so far are in the former only", words(&old.formats), words(&decl.formats)));
+    }
+    if old.partition_by != decl.partition_by {
+        return refuse("its partitioning changes");
+    }
+    Ok(())
+}
+
+fn table_change(name: &str, before: &WindowedOrPlain, after: &WindowedOrPlain, changes: &mut Vec<String>) -> Result<(), PlanError> {
     let refuse = |what: &str| refuse(name, what);
-    if before.source != after.source {
-        return Err(refuse(&format!("it moves from source {} to {}", before.source, after.source)));
-    }
-    if before.table.key != after.table.key {
-        return Err(refuse(&format!("its key changes from {:?} to {:?}", before.table.key, after.table.key)));
-    }
-    if before.table.formats != after.table.formats || before.table.partition_by != after.table.partition_by {
-        return Err(refuse("its formats or its partitioning change"));
-    }
+    let (old, new) = (&before.table, &after.table);
     if before.window.is_some() && before.state != after.state {
+        let only = |a: &str, b: &str| a.lines().filter(|l| !b.lines().any(|m| m == *l)).collect::<Vec<_>>().join("; ");
+        let or_nothing = |text: String| if text.is_empty() { "nothing".to_string() } else { text };
         return Err(refuse(&format!(
-            "its windows are kept in another form\n  the log has:  {}\n  the file has: {}\nrows already counted cannot be counted again in the new form",
-            before.state, after.state
+            "its windows are kept in another form, which needs a replay\n  the log has:  {}\n  the file has: {}\nrows already counted cannot be counted again in the new form",
+            or_nothing(only(&before.state, &after.state)),
+            or_nothing(only(&after.state, &before.state))
         )));
     }
     if before.window.is_some() && before.emit_on_update != after.emit_on_update {
         return Err(refuse("its way of emission changes: rows of windows that are open now would be left out or doubled"));
     }
-    if before.table.schema != after.table.schema {
-        return Ok(format!("table {name}: columns are added; rows written before hold null in them"));
+    let known = changes.len();
+    if old.schema != new.schema {
+        changes.push(format!("table {name}: columns are added; rows written before hold null in them"));
+    } else if before.sql != after.sql {
+        let what = if before.window.is_some() { "its SQL is written differently and means the same" } else { "its SQL changes; rows from here on follow it" };
+        changes.push(format!("table {name}: {what}"));
     }
     if before.allowed_lateness_us != after.allowed_lateness_us {
-        return Ok(format!("table {name}: allowed lateness changes from {} s to {} s", before.allowed_lateness_us / 1_000_000, after.allowed_lateness_us / 1_000_000));
+        let (from, to) = (duration(before.allowed_lateness_us), duration(after.allowed_lateness_us));
+        changes.push(format!("table {name}: allowed lateness changes from {from} to {to}; what is late already stays late"));
     }
-    Ok(format!("table {name}: its SQL, comment or properties change; its rows keep their form"))
+    for (key, value) in new.properties.iter().filter(|(k, v)| old.properties.get(*k) != Some(v)) {
+        changes.push(format!("table {name}: its next commit sets property {key} to {value}"));
+    }
+    for key in old.properties.keys().filter(|k| !new.properties.contains_key(*k)) {
+        changes.push(format!("table {name}: property {key} stays in the tables as it is; unset it there if it is to go"));
+    }
+    match &new.comment {
+        _ if old.comment == new.comment => {}
+        Some(_) => changes.push(format!("table {name}: its next commit sets its comment")),
+        None => changes.push(format!("table {name}: its comment stays in the tables as it is; unset it there if it is to go")),
+    }
+    if changes.len() == known {
+        changes.push(format!("table {name}: its record in the log changes"));
+    }
+    Ok(())
 }
 
 /// Plans the tables of a plan entry again: what the fold runs on, whatever the pipeline file says by now.

@@ -362,6 +362,7 @@ async fn any_interleaving_of_two_writers_over_an_unreliable_store_makes_one_log(
 
 /// A writer proposes, sleeps through a checkpoint and the truncation past its entry, and wakes to a
 /// create that succeeds on a freed name.
+/// FAULTS 3.
 #[tokio::test]
 async fn a_sleeper_whose_put_succeeds_on_a_freed_name_starts_over() {
     let store = Arc::new(InMemory::new());

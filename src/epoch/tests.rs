@@ -1,8 +1,8 @@
-use super::checkpoint::{self, Checkpoint};
+use super::checkpoint::{self, Cadence, Checkpoint};
 use super::decide::{PutAnswer, ReadBack, Unfit, Verdict, fits, verdict};
 use super::entry::{Body, ByPartition, CheckpointRef, Counts, Data, Entry, Interval, Note, Plan, RunEntry, RunObject, StagedFile, VERSION, parse};
 use super::ledger::{Ledger, LiveRun};
-use super::plan::{Fit, PlanError, birth, compile, fit};
+use super::plan::{Fit, PlanError, birth, compile, fit, reborn};
 use crate::partial::RunKind;
 use crate::pipeline::sql::{self, TablePlan};
 use crate::pipeline::{Pipeline, SourceText, TableFormatKind, load_text};
@@ -44,7 +44,7 @@ pub(crate) fn loaded(text: &str) -> (Pipeline, Vec<Arc<TablePlan>>) {
 
 pub(crate) fn facts(partitions: i32) -> BTreeMap<String, SourceFacts> {
     let at = (0..partitions).map(|p| (p, (0, 0))).collect();
-    [("events".to_string(), SourceFacts { incarnation: None, topic: "events.ndjson".into(), partitions: at, names: BTreeMap::new() })].into()
+    [("events".to_string(), SourceFacts { incarnation: None, topic: "events.ndjson".into(), partitions: at, held: BTreeMap::new(), names: BTreeMap::new() })].into()
 }
 
 pub(crate) fn starts(partitions: i32) -> ByPartition<i64> {
@@ -283,7 +283,7 @@ fn lateness_raised_or_lowered_never_lets_the_horizon_fall() {
     assert_eq!(l.horizons["sums"], Some(89 * MINUTE));
     let change = |l: &mut Ledger, lateness: &str| {
         let (pipeline, plans) = loaded(&FILE.replace("allowed_lateness: 10m", &format!("allowed_lateness: {lateness}")));
-        let Fit::Change(plan, _) = fit(l, &pipeline, &plans, &facts(2), &BTreeMap::new()).unwrap() else { panic!() };
+        let Fit::Change(plan, _) = fit(l, &pipeline, &plans, &facts(2), &BTreeMap::new(), false).unwrap() else { panic!() };
         let e = entry(l.next as u128 + 1, l.plan_entry, l.next, Body::Plan(*plan));
         l.apply(&e).unwrap()["sums"]
     };
@@ -298,15 +298,15 @@ fn lateness_raised_or_lowered_never_lets_the_horizon_fall() {
 #[test]
 fn a_checkpoint_trails_the_head_and_every_stamp() {
     let (trail, every) = (checkpoint::TRAIL, checkpoint::EVERY);
-    assert_eq!(checkpoint::upto(0, 0, None), None);
-    assert_eq!(checkpoint::upto(trail, 100, None), None);
-    assert_eq!(checkpoint::upto(trail + every, 1000, None), None, "M would be {}", every - 1);
-    assert_eq!(checkpoint::upto(trail + every + 1, 1000, None), Some(every));
-    assert_eq!(checkpoint::upto(1000, every, None), Some(every));
-    assert_eq!(checkpoint::upto(1000, every - 1, None), None, "a table lags");
-    assert_eq!(checkpoint::upto(1000, 200, Some(200 - every)), Some(200));
-    assert_eq!(checkpoint::upto(1000, 200, Some(201 - every)), None);
-    assert_eq!(checkpoint::upto(1000, 200, Some(300)), None, "M never falls");
+    assert_eq!(checkpoint::upto(Cadence::default(), 0, 0, None), None);
+    assert_eq!(checkpoint::upto(Cadence::default(), trail, 100, None), None);
+    assert_eq!(checkpoint::upto(Cadence::default(), trail + every, 1000, None), None, "M would be {}", every - 1);
+    assert_eq!(checkpoint::upto(Cadence::default(), trail + every + 1, 1000, None), Some(every));
+    assert_eq!(checkpoint::upto(Cadence::default(), 1000, every, None), Some(every));
+    assert_eq!(checkpoint::upto(Cadence::default(), 1000, every - 1, None), None, "a table lags");
+    assert_eq!(checkpoint::upto(Cadence::default(), 1000, 200, Some(200 - every)), Some(200));
+    assert_eq!(checkpoint::upto(Cadence::default(), 1000, 200, Some(201 - every)), None);
+    assert_eq!(checkpoint::upto(Cadence::default(), 1000, 200, Some(300)), None, "M never falls");
 }
 
 #[test]
@@ -315,7 +315,7 @@ fn what_a_changed_file_means_to_a_log() {
     apply(&mut l, 2, Body::Data(data(&[(0, 0, 10, Some(100)), (1, 0, 5, Some(100))], None)));
     let with = |text: &str| {
         let (pipeline, plans) = loaded(text);
-        fit(&l, &pipeline, &plans, &facts(2), &BTreeMap::new())
+        fit(&l, &pipeline, &plans, &facts(2), &BTreeMap::new(), false)
     };
     let changed = |text: &str| match with(text) {
         Ok(Fit::Change(plan, lines)) => (*plan, lines.join("\n")),
@@ -331,7 +331,7 @@ fn what_a_changed_file_means_to_a_log() {
     let (plan, said) = changed(&FILE.replace("allowed_lateness: 10m", "allowed_lateness: 1h"));
     assert_eq!(plan.replaces, Some(0));
     assert_eq!(plan.tables["sums"].born, 0);
-    assert!(said.contains("allowed lateness changes from 600 s to 3600 s"), "{said}");
+    assert!(said.contains("allowed lateness changes from 10m to 1h"), "{said}");
 
     let (plan, said) = changed(&FILE.replace("select k, v from", "select k, v, v * 2 as twice from"));
     assert!(said.contains("table plain: columns are added"), "{said}");
@@ -349,9 +349,9 @@ fn what_a_changed_file_means_to_a_log() {
         ("sum(v) as s", "max(v) as s", "rows already counted cannot be counted again"),
         ("interval '5 minutes'", "interval '1 hour'", "kept in another form"),
         ("key: [window_start, k]", "comment: no key", "table sums"),
-        ("formats: [iceberg, delta]", "formats: [delta]", "its formats or its partitioning change"),
+        ("formats: [iceberg, delta]", "formats: [delta]", "its formats change from [iceberg, delta] to [delta]"),
         ("allowed_lateness: 10m", "emit: on_update\n    allowed_lateness: 10m", "its way of emission changes"),
-        ("group by window_start, k\n", "group by window_start, k having count(*) > 1\n", "its having changes"),
+        ("group by window_start, k\n", "group by window_start, k having count(*) > 1\n", "select list or having"),
         ("file: events.ndjson", "file: other.ndjson", "offsets of one mean nothing in the other"),
     ] {
         assert_eq!(FILE.matches(from).count(), 1, "{from}");
@@ -359,7 +359,7 @@ fn what_a_changed_file_means_to_a_log() {
             (pipeline, plans) if from.starts_with("file") => {
                 let mut facts = facts(2);
                 facts.get_mut("events").unwrap().topic = "other.ndjson".into();
-                fit(&l, &pipeline, &plans, &facts, &BTreeMap::new()).unwrap_err().to_string()
+                fit(&l, &pipeline, &plans, &facts, &BTreeMap::new(), false).unwrap_err().to_string()
             }
             _ => refused(&FILE.replace(from, to)),
         };
@@ -368,14 +368,163 @@ fn what_a_changed_file_means_to_a_log() {
     }
     assert_eq!(compile(&l.plan).unwrap()["sums"].describe(), loaded(FILE).1[0].describe());
 
-    // A table that was taken out leaves rows in the lake: its name is not given again.
+    // A table that was taken out leaves rows in the lake: its name is not given again just so.
     let mut ended = l.clone();
-    let mut without = entry(77, l.plan_entry, l.next, Body::Plan(plan));
-    without.log = l.log;
-    ended.apply(&without).unwrap();
+    apply(&mut ended, 77, Body::Plan(plan));
     let (pipeline, plans) = loaded(FILE);
-    let said = fit(&ended, &pipeline, &plans, &facts(2), &BTreeMap::new()).unwrap_err().to_string();
-    assert!(said.contains("table plain was in the pipeline file before") && said.contains("another name"), "{said}");
+    let again = |accept| fit(&ended, &pipeline, &plans, &facts(2), &BTreeMap::new(), accept);
+    let said = again(false).unwrap_err().to_string();
+    assert!(said.contains("table plain was in the pipeline file before") && said.contains("another name") && said.contains("--accept"), "{said}");
+    let Ok(Fit::Change(plan, _)) = again(true) else { panic!() };
+    assert_eq!(plan.tables["plain"].born, ended.next, "anew");
+    assert_eq!(reborn(&ended, &plan).map(|r| r.name.as_str()).collect::<Vec<_>>(), ["plain"]);
+    apply(&mut ended, 78, Body::Plan(*plan));
+    assert!(ended.ended.is_empty() && reborn(&ended, &ended.plan).next().is_none());
+}
+
+/// Applies what the file means; the lines for the user.
+fn adopt(l: &mut Ledger, text: &str, accept: bool) -> Result<String, String> {
+    let (pipeline, plans) = loaded(text);
+    match fit(l, &pipeline, &plans, &facts(2), &starts(2), accept) {
+        Ok(Fit::Change(plan, lines)) => {
+            apply(l, 1000 + l.next as u128, Body::Plan(*plan));
+            Ok(lines.join("\n"))
+        }
+        Ok(Fit::Same) => Ok("same".into()),
+        Err(e) => Err(e.to_string()),
+    }
+}
+
+#[test]
+fn an_older_file_is_refused_until_going_back_is_meant() {
+    let mut l = ledger();
+    let lateness = |to: &str| FILE.replace("allowed_lateness: 10m", &format!("allowed_lateness: {to}"));
+    adopt(&mut l, &lateness("1h"), false).unwrap();
+    let said = adopt(&mut l, FILE, false).unwrap_err();
+    for part in ["the pipeline file of plan 0", "which plan 1 has replaced", "allowed lateness changes from 1h to 10m", "millpond run FILE --accept"] {
+        assert!(said.contains(part), "{part}: {said}");
+    }
+    assert_eq!(adopt(&mut l, &lateness("1h"), false).unwrap(), "same");
+    // What is carried from checkpoint to checkpoint knows it too.
+    let mut read: Ledger = serde_json::from_str(&serde_json::to_string(&l).unwrap()).unwrap();
+    assert!(adopt(&mut read, FILE, false).is_err());
+    assert!(adopt(&mut l, FILE, true).unwrap().contains("from 1h to 10m"));
+    assert_eq!((l.plan_entry, adopt(&mut l, FILE, false).unwrap().as_str()), (2, "same"), "it is the newest now");
+    assert!(adopt(&mut l, &lateness("1h"), false).unwrap_err().contains("plan 1"), "and the other is older");
+    // Formats in another order are the same file; blanks in the SQL are not, but mean the same.
+    assert_eq!(adopt(&mut l, &FILE.replace("[iceberg, delta]", "[delta, iceberg]"), false).unwrap(), "same");
+    assert!(adopt(&mut l, &FILE.replace("sum(v) as s,", "sum( v )  as s,"), false).unwrap().contains("means the same"));
+    // Only so many are remembered.
+    for n in 0..crate::epoch::ledger::PAST_PLANS + 5 {
+        adopt(&mut l, &lateness(&format!("{}s", n + 1)), false).unwrap();
+    }
+    assert_eq!(l.past_plans.len(), crate::epoch::ledger::PAST_PLANS);
+    assert!(adopt(&mut l, &lateness("1h"), false).is_ok(), "long forgotten");
+    // Where an older file does not fit any more, the reason is told with it.
+    let mut l = ledger();
+    adopt(&mut l, &FILE.replace("select k, v from", "select k, v, v * 2 as twice from"), false).unwrap();
+    for accept in [false, true] {
+        let said = adopt(&mut l, FILE, accept).unwrap_err();
+        assert!(said.contains("the pipeline file of plan 0") && said.contains("twice"), "{said}");
+    }
+}
+
+#[test]
+fn a_windowed_table_keeps_its_meaning_and_a_plain_one_may_change_it() {
+    let filtered = FILE.replace("interval '5 minutes')\n", "interval '5 minutes') where v > 0\n");
+    let mut l = Ledger::born(&birth_of(&filtered, 2)).unwrap();
+    for (from, to, word) in [
+        ("where v > 0", "", "windows that are open now would hold rows of both kinds"),
+        ("where v > 0", "where v > 1", "the log has:  where"),
+        ("sum(v) as s", "sum(v + 1) as s", "windows that are open now"),
+        ("count(*) as n", "count(*) filter (where v > 5) as n", "windows that are open now"),
+        ("sum(v) as s", "sum(v) * 2 as s", "select list or having"),
+        ("where v > 0\n      group by window_start, k", "where v > 0\n      group by window_start, k having sum(v) > 3", "select list or having"),
+        ("count(*) as n", "count(*) as n, max(v) as m", "needs a replay"),
+        ("count(*) as n", "count(*) as many", "column `n` (int64) is gone"),
+    ] {
+        assert_eq!(filtered.matches(from).count(), 1, "{from}");
+        let said = adopt(&mut l, &filtered.replace(from, to), true).unwrap_err();
+        assert!(said.contains(word) && said.contains("table sums") && said.contains("another name"), "{to}: {said}");
+    }
+    assert_eq!(l.next, 1, "nothing was proposed");
+    let said = adopt(&mut l, &filtered.replace("select k, v from events", "select k, v from events where v > 2"), false).unwrap();
+    assert_eq!(said, "table plain: its SQL changes; rows from here on follow it");
+}
+
+#[test]
+fn every_small_change_of_a_file_is_told() {
+    let mut l = ledger();
+    let props = |text: &str| FILE.replace("    formats: [iceberg, delta]\n", &format!("    formats: [iceberg, delta]\n{text}"));
+    let said = adopt(&mut l, &props("    comment: spend\n    properties: {a: '1', b: '2'}\n"), false).unwrap();
+    for part in ["sets property a to 1", "sets property b to 2", "sets its comment"] {
+        assert!(said.contains(part), "{part}: {said}");
+    }
+    let said = adopt(&mut l, &props("    properties: {b: '3'}\n"), false).unwrap();
+    for part in ["property a stays in the tables", "sets property b to 3", "its comment stays in the tables"] {
+        assert!(said.contains(part), "{part}: {said}");
+    }
+    let mut l = ledger();
+    let columns = |to: &str| FILE.replace("{k: string, at: timestamp, v: int64}", to);
+    let said = adopt(&mut l, &columns("{k: string, at: timestamp, v: int64, w: string}"), false).unwrap();
+    assert!(said.contains("its columns change (with w)"), "{said}");
+    let said = adopt(&mut l, &columns("{k: string, at: timestamp, v: {type: int64, from: a.b}}"), false).unwrap();
+    assert!(said.contains("without w; read in another way: v"), "{said}");
+    let said = adopt(&mut l, &columns("{k: string, at: timestamp, v: {type: int64, from: a.b}}").replace("delay: 1m", "delay: 1500ms"), false).unwrap();
+    assert_eq!(said, "source events: delay changes from 1m to 1500ms; its watermark never goes back");
+    let said = adopt(&mut l, &FILE.replace("v: int64", "v: int32"), false).unwrap_err();
+    assert!(said.contains("table sums") || said.contains("table plain"), "{said}");
+    let said = adopt(&mut l, &FILE.replace("column: at", "column: other").replace("k: string,", "k: string, other: timestamp,"), false).unwrap_err();
+    assert!(said.contains("its watermark column changes from at to other"), "{said}");
+}
+
+#[test]
+fn a_source_that_comes_again_is_the_one_that_ended() {
+    let more = "  clicks:\n    file: clicks.ndjson\n    columns: {k: string}\ntables:\n  seen: {sql: select k from clicks}\n";
+    let both = FILE.replace("tables:\n", more);
+    let with_clicks = |topic: &str| {
+        let mut facts = facts(2);
+        facts.insert("clicks".into(), SourceFacts { topic: topic.into(), partitions: [(0, (5, 9))].into(), ..facts["events"].clone() });
+        facts
+    };
+    let begins: ByPartition<i64> = [("clicks".to_string(), [(0, 5)].into())].into();
+    let mut l = ledger();
+    let (pipeline, plans) = loaded(&both);
+    let meant = |l: &Ledger, topic: &str| match fit(l, &pipeline, &plans, &with_clicks(topic), &begins, true) {
+        Ok(Fit::Change(plan, lines)) => Ok((*plan, lines.join("\n"))),
+        Ok(Fit::Same) => panic!("a change was expected"),
+        Err(e) => Err(e.to_string()),
+    };
+    let (plan, said) = meant(&l, "clicks.ndjson").unwrap();
+    assert!(said.contains("source clicks begins here"), "{said}");
+    apply(&mut l, 20, Body::Plan(plan));
+    let interval = Interval { from: 5, to: 7, leader_epoch: -1, max_event_us: None, name: None };
+    apply(&mut l, 21, Body::Data(Data { intervals: [("clicks".to_string(), [(0, interval)].into())].into(), ..Default::default() }));
+    assert!(adopt(&mut l, FILE, true).unwrap().contains("source clicks ends here"));
+    let said = meant(&l, "other.ndjson").unwrap_err();
+    assert!(said.contains("source clicks reads other.ndjson and the log was written from clicks.ndjson"), "{said}");
+    let (plan, said) = meant(&l, "clicks.ndjson").unwrap();
+    assert!(said.contains("source clicks goes on at the offsets where it ended"), "{said}");
+    apply(&mut l, 22, Body::Plan(plan));
+    assert_eq!((l.position("clicks", 0), l.ended_sources.len()), (Some(7), 0));
+}
+
+#[test]
+fn runs_of_an_earlier_life_of_a_name_stay_dead() {
+    let mut l = ledger();
+    let mut first = data(&[(0, 0, 10, Some(3))], None);
+    first.runs = Some(RunObject { path: "runs/a".into(), bytes: 200, runs: vec![run("sums", 5)] });
+    apply(&mut l, 2, Body::Data(first));
+    let then = l.clone();
+    assert_eq!(then.runs["sums"].len(), 1);
+    let without = FILE.replace(&FILE[FILE.find("  sums:").unwrap()..FILE.find("  plain:").unwrap()], "");
+    adopt(&mut l, &without, false).unwrap();
+    adopt(&mut l, FILE, true).unwrap();
+    let mut second = data(&[(0, 10, 11, Some(4))], None);
+    second.runs = Some(RunObject { path: "runs/b".into(), bytes: 200, runs: vec![run("sums", 5)] });
+    apply(&mut l, 3, Body::Data(second));
+    apply(&mut l, 4, Body::Checkpoint(Checkpoint { upto: 1, ledger: Box::new(then) }));
+    assert_eq!(l.runs["sums"].iter().map(|r| r.object.as_str()).collect::<Vec<_>>(), ["runs/b"]);
 }
 
 /// One entry of each kind, as this version writes them.

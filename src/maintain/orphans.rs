@@ -14,6 +14,8 @@
 //! and that the note condemns was either never decided, or at or below the M of step 2; then every table had
 //! it before step 3, and a file of it that no snapshot names has been replaced and expired.
 //!
+//! Other files of an attempt that a table does name need no note, once M has passed it.
+//!
 //! What the table half writes needs no note: a commit is conditional on its base, and the table's stamp says
 //! that the base is gone ([`crate::commit::LakeTable::unneeded`]). Runs belong to attempts, or are named by
 //! the newest checkpoint.
@@ -24,6 +26,7 @@ use crate::commit::{CommitError, TableFormat};
 use crate::epoch::entry::Note;
 use crate::epoch::log::{Log, LogError, Reading};
 use crate::pipeline::TableFormatKind;
+use crate::runtime::offload;
 use crate::stage::TableSpec;
 use crate::stage::names::{self, Owner};
 use crate::store::local::DurableLocal;
@@ -95,6 +98,15 @@ struct Candidate {
     owner: Owner,
 }
 
+impl Candidate {
+    fn attempt(&self) -> Option<Uuid> {
+        match self.owner {
+            Owner::Attempt(of) => Some(of),
+            Owner::Stamp(_) | Owner::Metadata(_) => None,
+        }
+    }
+}
+
 /// Format and table, and what was listed in its folder, by name.
 type ByTable = BTreeMap<(TableFormatKind, String), BTreeMap<String, Candidate>>;
 
@@ -130,9 +142,9 @@ impl Cleaner {
     async fn clean(&self, tables: ByTable, runs: Vec<Candidate>, reading: &Reading, notes: &dyn Notes, attempt: Uuid, done: &mut Cleaned) -> Result<(), CleanError> {
         let decided: BTreeSet<Uuid> = reading.head.attempts.values().copied().collect();
         let mut free = vec![];
-        // Attempts that some table holds a file of, or may hold one of for all we know.
-        let mut found: BTreeSet<Uuid> = decided.clone();
-        let mut of_attempts: Vec<Candidate> = vec![];
+        // Attempts that a table or the checkpoint names; those that a table may name which cannot be read.
+        let (mut held, mut unsure) = (BTreeSet::new(), BTreeSet::new());
+        let mut of_attempts: Vec<(Uuid, Candidate)> = vec![];
         let specs: BTreeMap<String, Arc<TableSpec>> = reading.head.specs().into_iter().filter_map(|(s, _)| Some((s.name.clone(), s.shared().ok()?))).collect();
         for ((format, table), mut listed) in tables {
             listed.retain(|_, c| !matches!(c.owner, Owner::Attempt(a) if decided.contains(&a)));
@@ -144,42 +156,56 @@ impl Cleaner {
                 Ok(unneeded) => unneeded,
                 Err(why) => {
                     done.left.push(format!("{format} table {table}: {why}"));
-                    BTreeSet::new()
+                    unsure.extend(listed.values().filter_map(Candidate::attempt));
+                    continue;
                 }
             };
             for (name, candidate) in listed {
-                match (unneeded.contains(&name), candidate.owner) {
-                    (true, Owner::Attempt(_)) => of_attempts.push(candidate),
-                    (true, _) => free.push(candidate),
-                    (false, Owner::Attempt(of)) => {
-                        found.insert(of);
-                    }
-                    (false, _) => {}
+                match (unneeded.contains(&name), candidate.attempt()) {
+                    (true, Some(of)) => of_attempts.push((of, candidate)),
+                    (true, None) => free.push(candidate),
+                    (false, of) => held.extend(of),
                 }
             }
         }
         let live: BTreeSet<&str> = [&reading.start, &reading.head].into_iter().flat_map(|l| l.runs.values().flatten()).map(|r| names::file_name(&r.object)).collect();
         for run in runs {
-            let Owner::Attempt(of) = run.owner else { continue };
+            let Some(of) = run.attempt() else { continue };
             if live.contains(run.path.filename().unwrap_or_default()) {
-                found.insert(of);
+                held.insert(of);
             } else if !decided.contains(&of) {
-                of_attempts.push(run);
+                of_attempts.push((of, run));
             }
         }
-        of_attempts.retain(|c| !matches!(c.owner, Owner::Attempt(a) if found.contains(&a)));
+        of_attempts.retain(|(of, _)| !unsure.contains(of));
         done.found += (free.len() + of_attempts.len()) as u64;
 
-        let named: BTreeSet<Uuid> = of_attempts.iter().filter_map(|c| if let Owner::Attempt(a) = c.owner { Some(a) } else { None }).collect();
+        let (of_held, nowhere): (Vec<_>, Vec<_>) = of_attempts.into_iter().partition(|(of, _)| held.contains(of));
+        free.extend(self.settled(of_held, reading).await?);
+        let named: BTreeSet<Uuid> = nowhere.iter().map(|(of, _)| *of).collect();
         let mut condemned: BTreeSet<Uuid> = named.iter().copied().filter(|a| reading.head.condemned.contains_key(a)).collect();
         let new: Vec<Uuid> = named.difference(&condemned).copied().take(ATTEMPTS_AT_ONCE).collect();
         if !new.is_empty() && notes.append(attempt, reading.head.next, Note::Condemned { attempts: new.clone() }).await? {
             done.attempts_condemned += new.len() as u64;
             condemned.extend(new);
         }
-        free.extend(of_attempts.into_iter().filter(|c| matches!(c.owner, Owner::Attempt(a) if condemned.contains(&a))));
+        free.extend(nowhere.into_iter().filter(|(of, _)| condemned.contains(of)).map(|(_, file)| file));
         self.delete(free, done).await;
         Ok(())
+    }
+
+    /// Of attempts that were decided, those files that M has left behind: runs of windows that are over or were
+    /// merged, data files that were replaced and expired.
+    ///
+    /// What a table names was decided before the table was read. Where the log, read again, does not hold it
+    /// above the M of the first reading, it lies at or below that, and every table had it when it was read.
+    async fn settled(&self, files: Vec<(Uuid, Candidate)>, first: &Reading) -> Result<Vec<Candidate>, CleanError> {
+        if files.is_empty() {
+            return Ok(vec![]);
+        }
+        let Some(again) = self.log.open().await?.filter(|again| again.start.next == first.start.next) else { return Ok(vec![]) };
+        let above: BTreeSet<Uuid> = again.head.attempts.values().copied().collect();
+        Ok(files.into_iter().filter(|(of, _)| !above.contains(of)).map(|(_, file)| file).collect())
     }
 
     /// Lists what is old enough and ours by its name: by table, and the runs.
@@ -278,7 +304,7 @@ impl Cleaner {
         let folders = self.formats.keys().map(|f| format!("{f}/{}", self.pipeline)).chain([self.state_folder.clone()]);
         for folder in folders {
             let local = local.clone();
-            let swept = tokio::task::spawn_blocking(move || local.sweep_cut_short(&Path::from(folder), before_ms)).await;
+            let swept = offload(move || local.sweep_cut_short(&Path::from(folder), before_ms)).await;
             match swept {
                 Ok(Ok((files, bytes))) => {
                     done.found += files;

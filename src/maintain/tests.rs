@@ -26,6 +26,7 @@ use object_store::*;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 use url::Url;
 use uuid::Uuid;
 
@@ -94,6 +95,13 @@ impl std::fmt::Display for Lying {
     }
 }
 
+/// Nobody spins: the clock, which is paused, moves on when all rest.
+async fn rest(ms: u64) {
+    if ms > 0 {
+        tokio::time::sleep(Duration::from_millis(ms)).await;
+    }
+}
+
 fn lost() -> Error {
     Error::Generic { store: "lying", source: "connection reset".into() }
 }
@@ -108,10 +116,8 @@ impl Lying {
     }
 
     async fn dawdle(&self) {
-        let n = self.rng.lock().unwrap().below(6);
-        for _ in 0..n {
-            tokio::task::yield_now().await;
-        }
+        let n = self.rng.lock().unwrap().below(4);
+        rest(n).await;
         if self.roll(10) {
             self.land().await;
         }
@@ -276,31 +282,28 @@ impl World {
         if self.calm.load(Ordering::Relaxed) {
             return;
         }
-        let naps = if self.roll(8) { 500 } else { self.below(12) };
-        for _ in 0..naps {
-            tokio::task::yield_now().await;
-        }
+        rest(if self.roll(8) { 800 } else { self.below(20) }).await;
     }
 
     /// Between turns: the writers must come to something.
     async fn pause(&self) {
-        for _ in 0..self.below(400) {
-            tokio::task::yield_now().await;
-        }
+        rest(1 + self.below(400)).await;
     }
 
     async fn read(&self) -> Reading {
         loop {
             match self.log.open().await {
                 Ok(reading) => return reading.expect("it was born"),
-                Err(LogError::Unavailable(_)) => tokio::task::yield_now().await,
+                Err(LogError::Unavailable(_)) => rest(1).await,
                 Err(e) => panic!("{e}"),
             }
         }
     }
 
     async fn put(&self, path: &str) {
-        while self.store.put(&Path::from(path), "rows".into()).await.is_err() {}
+        while self.store.put(&Path::from(path), "rows".into()).await.is_err() {
+            rest(1).await;
+        }
     }
 
     async fn append(&self, ledger: &mut Ledger, mut e: Entry) -> Fate {
@@ -537,7 +540,9 @@ struct Outcome {
 
 async fn simulate(seed: u64, condemning: Condemning) -> Outcome {
     let world = World::new(seed, condemning);
-    while world.log.give_birth(&birth_of(FILE, PARTITIONS)).await.is_err() {}
+    while world.log.give_birth(&birth_of(FILE, PARTITIONS)).await.is_err() {
+        rest(1).await;
+    }
     let foreign = ["delta/p/plain/part-00000-00000000-0000-0000-0000-000000000001-c000.snappy.parquet", "delta/p/plain/notes.txt", "delta/p2/plain/epoch-00000000-0000-0000-0000-000000000001-0-1.parquet"];
     for path in foreign {
         world.put(path).await;

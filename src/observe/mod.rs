@@ -64,7 +64,9 @@ pub struct Metrics {
     pub ready: AtomicBool,
     pub cpu: StageCpu,
     waiting: Mutex<BTreeMap<String, String>>,
+    alerts: Mutex<BTreeMap<String, String>>,
     watermarks: Mutex<BTreeMap<String, (Option<i64>, String)>>,
+    lags: Mutex<BTreeMap<String, u64>>,
 }
 
 impl Metrics {
@@ -90,6 +92,26 @@ impl Metrics {
         self.waiting.lock().unwrap_or_else(|e| e.into_inner()).iter().next().map(|(a, b)| (a.clone(), b.clone()))
     }
 
+    /// Something that the worker lives with and a person should look at: said once on stderr, and a
+    /// metric until [`Metrics::alert_over`]. Readiness does not depend on it.
+    pub fn alert(&self, about: &str, why: &str) {
+        let mut alerts = self.alerts.lock().unwrap_or_else(|e| e.into_inner());
+        if alerts.insert(about.to_string(), why.to_string()).as_deref() != Some(why) {
+            eprintln!("alert: {about}: {why}");
+        }
+    }
+
+    pub fn alert_over(&self, about: &str) {
+        let mut alerts = self.alerts.lock().unwrap_or_else(|e| e.into_inner());
+        if alerts.remove(about).is_some() {
+            eprintln!("{about}: the alert is over");
+        }
+    }
+
+    pub fn alerts(&self) -> BTreeMap<String, String> {
+        self.alerts.lock().unwrap_or_else(|e| e.into_inner()).clone()
+    }
+
     /// A source's watermark (microseconds) and what holds it.
     pub fn set_watermark(&self, source: &str, at_us: Option<i64>, held_by: String) {
         self.watermarks.lock().unwrap_or_else(|e| e.into_inner()).insert(source.to_string(), (at_us, held_by));
@@ -97,6 +119,16 @@ impl Metrics {
 
     pub fn watermarks(&self) -> BTreeMap<String, (Option<i64>, String)> {
         self.watermarks.lock().unwrap_or_else(|e| e.into_inner()).clone()
+    }
+
+    /// Offsets between the log's positions and the ends of a source's partitions, whoever reads them, when its ends were
+    /// asked for last. An offset is a record, but for those that transactions and compacted topics leave empty.
+    pub fn set_lag(&self, source: &str, offsets: u64) {
+        self.lags.lock().unwrap_or_else(|e| e.into_inner()).insert(source.to_string(), offsets);
+    }
+
+    pub fn lags(&self) -> BTreeMap<String, u64> {
+        self.lags.lock().unwrap_or_else(|e| e.into_inner()).clone()
     }
 
     /// Prometheus text format, version 0.0.4.
@@ -131,6 +163,14 @@ impl Metrics {
             if let Some(at) = at {
                 let _ = writeln!(text, "millpond_watermark_seconds{{source=\"{source}\"}} {}", at as f64 / 1e6);
             }
+        }
+        let _ = writeln!(text, "# HELP millpond_lag_offsets offsets between the log and the ends of a source's partitions\n# TYPE millpond_lag_offsets gauge");
+        for (source, offsets) in self.lags() {
+            let _ = writeln!(text, "millpond_lag_offsets{{source=\"{source}\"}} {offsets}");
+        }
+        let _ = writeln!(text, "# HELP millpond_alert something that a person should look at\n# TYPE millpond_alert gauge");
+        for about in self.alerts().keys() {
+            let _ = writeln!(text, "millpond_alert{{about=\"{about}\"}} 1");
         }
         let _ = writeln!(text, "# HELP millpond_stage_cpu_seconds_total CPU time by stage\n# TYPE millpond_stage_cpu_seconds_total counter");
         for (stage, ns) in self.stages() {

@@ -18,7 +18,7 @@ use super::keys::{BACKLOG, CLEAN, COMMIT, EPOCH, OBSERVE, SOURCE, TABLE, TOP};
 use super::problem::{Problem, SourceText, Span};
 use super::raw::{Key, Node, Scalar};
 use super::types::Misfit;
-use super::{Backlog, Clean, Pipeline};
+use super::{Backlog, Clean, Pipeline, SourceSpec, TableDecl};
 
 /// Below this a worker cannot hold one batch of each stage.
 const MIN_MEMORY_BYTES: u64 = 16 << 20;
@@ -51,15 +51,25 @@ struct Build<'a> {
     text: &'a SourceText,
     cwd: &'a Path,
     problems: RefCell<Vec<Problem>>,
+    parts: RefCell<Parts>,
+}
+
+/// What is right of a pipeline that may not be right as a whole: its SQL is checked all the same.
+#[derive(Debug, Default)]
+pub struct Parts {
+    /// All of them, or none where one is wrong.
+    pub sources: Vec<SourceSpec>,
+    /// Those that are right.
+    pub tables: Vec<TableDecl>,
 }
 
 /// Builds the pipeline. Adds what is wrong to `problems`; answers `None` only if it did, or if
 /// there was something before.
-pub(super) fn build(text: &SourceText, cwd: &Path, root: &Node, problems: &mut Vec<Problem>) -> Option<Pipeline> {
-    let build = Build { text, cwd, problems: RefCell::new(Vec::new()) };
+pub(super) fn build(text: &SourceText, cwd: &Path, root: &Node, problems: &mut Vec<Problem>) -> (Option<Pipeline>, Parts) {
+    let build = Build { text, cwd, problems: RefCell::default(), parts: RefCell::default() };
     let pipeline = build.pipeline(root);
     problems.append(&mut build.problems.into_inner());
-    pipeline
+    (pipeline, build.parts.into_inner())
 }
 
 impl Build<'_> {
@@ -80,8 +90,11 @@ impl Build<'_> {
         });
         let tables = self.named(&top, "tables", Role::Table, |name, node| {
             let fields = self.fields(node, &TABLE, name.span)?;
-            self.table(name, &fields)
+            let table = self.table(name, &fields)?;
+            self.parts.borrow_mut().tables.push(table.clone());
+            Some(table)
         });
+        self.parts.borrow_mut().sources = sources.clone().unwrap_or_default();
         let lake = self.lake(&top, name.as_deref());
         let epoch = self.section(&top, "epoch", &EPOCH).and_then(|f| self.duration_us(&f, "every"));
         let commit = self.section(&top, "commit", &COMMIT).and_then(|f| self.duration_us(&f, "every"));

@@ -21,6 +21,7 @@ mod substitute;
 mod tests;
 mod types;
 
+pub use build::Parts;
 pub use problem::{Problem, Problems, SourceText, Span, sql_problem};
 pub use schema::json_schema;
 
@@ -34,30 +35,44 @@ use std::path::{Path, PathBuf};
 /// Everything that is wrong with the file, in its order; a file that cannot be read is one
 /// problem at its first line.
 pub fn load(path: &Path, cwd: &Path, env: &dyn Fn(&str) -> Option<String>) -> Result<Pipeline, Problems> {
+    check(path, cwd, env).0
+}
+
+/// As [`load`], with what is right of a file that is wrong, whose SQL can be checked all the same.
+pub fn check(path: &Path, cwd: &Path, env: &dyn Fn(&str) -> Option<String>) -> (Result<Pipeline, Problems>, Parts) {
     let file = path.display().to_string();
-    let unreadable = |message: String| Problems { list: vec![SourceText::new(file.clone(), "").problem(Span::START, message)] };
-    let bytes = std::fs::read(cwd.join(path)).map_err(|e| unreadable(format!("cannot read the pipeline file: {}", e.to_string().to_lowercase())))?;
-    let text = String::from_utf8(bytes).map_err(|e| {
-        let line = 1 + e.as_bytes()[..e.utf8_error().valid_up_to()].iter().filter(|b| **b == b'\n').count();
-        unreadable(format!("the pipeline file is not UTF-8 (line {line})"))
-    })?;
-    load_text(&SourceText::new(file, &text), cwd, env)
+    let unreadable = |message: String| (Err(Problems { list: vec![SourceText::new(file.clone(), "").problem(Span::START, message)] }), Parts::default());
+    let bytes = match std::fs::read(cwd.join(path)) {
+        Ok(bytes) => bytes,
+        Err(e) => return unreadable(format!("cannot read the pipeline file: {}", e.to_string().to_lowercase())),
+    };
+    match String::from_utf8(bytes) {
+        Ok(text) => check_text(&SourceText::new(file, &text), cwd, env),
+        Err(e) => {
+            let line = 1 + e.as_bytes()[..e.utf8_error().valid_up_to()].iter().filter(|b| **b == b'\n').count();
+            unreadable(format!("the pipeline file is not UTF-8 (line {line})"))
+        }
+    }
 }
 
 /// Checks the text of a pipeline file; see [`load`].
 pub fn load_text(text: &SourceText, cwd: &Path, env: &dyn Fn(&str) -> Option<String>) -> Result<Pipeline, Problems> {
+    check_text(text, cwd, env).0
+}
+
+fn check_text(text: &SourceText, cwd: &Path, env: &dyn Fn(&str) -> Option<String>) -> (Result<Pipeline, Problems>, Parts) {
     let mut list = Vec::new();
     let mut root = raw::parse(text, &mut list);
     if let Some(root) = &mut root {
         substitute::substitute(root, text, cwd, env, &mut list);
     }
-    let pipeline = root.and_then(|root| build::build(text, cwd, &root, &mut list));
+    let (pipeline, parts) = root.map(|root| build::build(text, cwd, &root, &mut list)).unwrap_or_default();
     match pipeline {
-        Some(pipeline) if list.is_empty() => Ok(pipeline),
+        Some(pipeline) if list.is_empty() => (Ok(pipeline), parts),
         _ => {
             list.sort_by_key(|p| (p.line, p.column));
             list.dedup();
-            Err(Problems { list })
+            (Err(Problems { list }), parts)
         }
     }
 }

@@ -320,8 +320,13 @@ fn did_you_mean(word: &str, known: &[&str]) -> String {
 fn interval_us(e: &datafusion::sql::sqlparser::ast::Expr) -> Result<i64, String> {
     use datafusion::common::DFSchema;
     use datafusion::logical_expr::Expr;
+    let text = e.to_string();
+    let unit = text.to_lowercase().replacen("interval", "", 1).chars().any(char::is_alphabetic);
+    if !unit {
+        return Err(format!("needs a unit, like interval '5 minutes'; found {e}"));
+    }
     let state = split::session();
-    let planned = state.create_logical_expr(&e.to_string(), &DFSchema::empty());
+    let planned = state.create_logical_expr(&text, &DFSchema::empty());
     let simple = planned.map_err(|e| SqlError::of_planner(&e).message)?;
     match simple {
         Expr::Literal(ScalarValue::IntervalMonthDayNano(Some(i)), _) => {

@@ -260,7 +260,7 @@ impl Source for FileSource {
         for partition in names.keys() {
             partitions.insert(*partition, (0, self.count(*partition)?));
         }
-        Ok(SourceFacts { incarnation: None, topic: self.pattern.clone(), partitions, names })
+        Ok(SourceFacts { incarnation: None, topic: self.pattern.clone(), partitions, held: BTreeMap::new(), names })
     }
 
     /// A file has no identity beyond its path.

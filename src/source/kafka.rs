@@ -470,7 +470,10 @@ impl Source for KafkaSource {
     fn facts(&mut self) -> Result<SourceFacts, SourceError> {
         let topic = self.ask(|client, topic, pump| admin::describe_topic(client, topic, pump))?;
         let partitions = self.ranges(&topic.partitions)?;
-        Ok(SourceFacts { incarnation: topic.id, topic: self.topic.clone(), partitions, names: BTreeMap::new() })
+        // Asked for after the stable ends: what lies between may be new, and the next answer shows it.
+        let written = self.ask(|client, name, pump| admin::list_offsets(client, name, &topic.partitions, At::HighWatermark, pump))?;
+        let held = written.into_iter().filter(|(p, high)| partitions.get(p).is_some_and(|(_, stable)| high > stable)).collect();
+        Ok(SourceFacts { incarnation: topic.id, topic: self.topic.clone(), partitions, held, names: BTreeMap::new() })
     }
 
     fn incarnation(&mut self) -> Result<Option<String>, SourceError> {
@@ -590,7 +593,9 @@ impl Source for KafkaSource {
     }
 
     fn report_committed(&mut self, offsets: &BTreeMap<i32, i64>) -> Result<(), SourceError> {
-        let list = self.list(offsets.iter().filter(|(_, o)| **o >= 0).map(|(p, o)| (*p, *o)))?;
+        // Others report theirs: of two that report one partition the slower would set it back.
+        let owned = self.consumer.context().told().owned.clone();
+        let list = self.list(offsets.iter().filter(|(p, o)| **o >= 0 && owned.contains(p)).map(|(p, o)| (*p, *o)))?;
         if list.count() > 0
             && let Err(error) = self.consumer.commit(&list, CommitMode::Async)
         {

@@ -66,6 +66,9 @@ pub struct SourceFacts {
     pub topic: String,
     /// Partition to (beginning, end) offsets now.
     pub partitions: BTreeMap<i32, (i64, i64)>,
+    /// Partitions whose end is held back by an open transaction, and how far records are written there:
+    /// such a partition is not idle, whatever its end says.
+    pub held: BTreeMap<i32, i64>,
     /// Partition to its name where it is not a mere number (a file's path), for lineage.
     pub names: BTreeMap<i32, String>,
 }
@@ -119,6 +122,7 @@ pub trait Source: Send {
     /// Stops delivering these partitions, and delivers all others again.
     fn pause(&mut self, partitions: &[i32]) -> Result<(), SourceError>;
 
-    /// Tells lag tools how far the tables are. Advisory: nothing is ever read back from it.
+    /// Tells lag tools how far the tables are, of the partitions that are assigned. Advisory: nothing is ever read back
+    /// from it.
     fn report_committed(&mut self, offsets: &BTreeMap<i32, i64>) -> Result<(), SourceError>;
 }

@@ -13,7 +13,7 @@ use std::sync::Arc;
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum LayoutError {
     /// The columns differ from those of the table in more than added nullable ones.
-    #[error("the columns changed in a way that a table cannot follow in this version: {}; keep them as they were, or give the table a new name", .0.join("; "))]
+    #[error("the columns changed in a way that a table cannot follow in this version: {}; keep them as they were, or give the table another name", .0.join("; "))]
     Changed(Vec<String>),
     /// A type that tables do not hold.
     #[error(

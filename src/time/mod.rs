@@ -76,6 +76,7 @@ mod tests {
         PartitionTime { max_event_us, idle }
     }
 
+    /// FAULTS 58.
     #[test]
     fn a_partition_without_a_row_holds_the_watermark_until_it_is_claimed_idle() {
         let rows = partition(Some(100), false);
@@ -84,6 +85,7 @@ mod tests {
         assert_eq!(watermark(Some(95), [partition(Some(200), true)], 10), Some(95));
     }
 
+    /// FAULTS 60.
     #[test]
     fn a_row_exactly_on_the_watermark_closes_its_window() {
         // Zero delay: an event at 12:05:00 moves the watermark to the end of the window before it.
@@ -93,6 +95,7 @@ mod tests {
         assert!(!is_late(i64::MIN, None));
     }
 
+    /// FAULTS 56.
     #[test]
     fn a_wrong_clock_cannot_move_the_cap() {
         let hour = 3_600_000_000;

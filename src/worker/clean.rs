@@ -1,18 +1,21 @@
 //! When the cleaner runs, and who appends its notes.
 
+use super::surroundings::Ids;
 use super::{Clock, scratch};
 use super::head::{Appended, Head, HeadError};
 use crate::epoch::entry::{Body, Note};
 use crate::epoch::log::LogError;
 use crate::maintain::orphans::{Cleaned, Cleaner, Notes};
 use crate::observe::Metrics;
+use crate::runtime::offload;
 use async_trait::async_trait;
 use std::fs::File;
 use std::os::fd::AsRawFd;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
+use tokio::time::Instant;
 use uuid::Uuid;
 
 struct ByHead {
@@ -37,6 +40,7 @@ pub struct Cleaning {
     cleaner: Cleaner,
     notes: ByHead,
     metrics: Arc<Metrics>,
+    ids: Ids,
     /// This worker's local folder, beside those of others.
     scratch: PathBuf,
     told: Vec<String>,
@@ -44,8 +48,8 @@ pub struct Cleaning {
 }
 
 impl Cleaning {
-    pub fn new(cleaner: Cleaner, head: Arc<Head>, metrics: Arc<Metrics>, clock: Arc<dyn Clock>, scratch: PathBuf) -> Self {
-        Self { cleaner, notes: ByHead { head, clock }, metrics, scratch, told: vec![], passes: 0 }
+    pub fn new(cleaner: Cleaner, head: Arc<Head>, metrics: Arc<Metrics>, clock: Arc<dyn Clock>, ids: Ids, scratch: PathBuf) -> Self {
+        Self { cleaner, notes: ByHead { head, clock }, metrics, ids, scratch, told: vec![], passes: 0 }
     }
 
     /// One pass, unless another worker of this host is at it.
@@ -59,13 +63,13 @@ impl Cleaning {
             return;
         }
         let now_ms = self.notes.clock.now_ms();
-        match self.cleaner.pass(&self.notes, now_ms, Uuid::now_v7()).await {
+        match self.cleaner.pass(&self.notes, now_ms, (self.ids)()).await {
             Ok(done) => self.count(&done),
             Err(e) => self.tell(vec![e.to_string()]),
         }
         // What other workers left on the local disk is rebuilt by whoever needs it.
         let before_ms = now_ms.saturating_sub(self.cleaner.after_ms);
-        let _ = tokio::task::spawn_blocking(move || scratch::sweep_dead(&beside, before_ms)).await;
+        let _ = offload(move || scratch::sweep_dead(&beside, before_ms)).await;
         self.passes += 1;
     }
 

@@ -6,6 +6,7 @@
 use super::head::{Appended, Head};
 use super::lane::{EpochTerms, LaneCommand, LanePart};
 use super::sources::{Command, Event, SourceThread};
+use super::surroundings::Ids;
 use super::{Clock, WorkerError};
 use crate::epoch::entry::{Body, ByPartition, Data, Interval, Note, RunEntry, RunObject, StagedFile};
 use crate::epoch::ledger::Ledger;
@@ -23,10 +24,13 @@ use object_store::{ObjectStore, ObjectStoreExt};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::mpsc as std_mpsc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
+use tokio::sync::mpsc;
+use tokio::time::Instant;
 use uuid::Uuid;
 
+/// A transaction that is open for longer than this (or than `idle_after` where that is shorter) is told of.
+const HELD_PATIENCE: Duration = Duration::from_secs(60);
 /// Files and runs put at the same time.
 const PARALLEL_PUTS: usize = 8;
 
@@ -37,11 +41,12 @@ pub struct Ingest {
     pub state_folder: String,
     pub head: Arc<Head>,
     pub sources: Vec<SourceThread>,
-    pub lanes: Vec<std_mpsc::SyncSender<LaneCommand>>,
+    pub lanes: Vec<mpsc::Sender<LaneCommand>>,
     /// Bytes that the open epoch holds, by lane.
     pub held: Vec<Arc<AtomicU64>>,
     pub metrics: Arc<Metrics>,
     pub clock: Arc<dyn Clock>,
+    pub ids: Ids,
     /// Set when the tables are too far behind: nothing more is decided meanwhile.
     pub paused: Arc<AtomicBool>,
     pub stop: Arc<AtomicBool>,
@@ -62,6 +67,8 @@ struct Reading {
     /// Since when a partition has had no new row.
     quiet_since: BTreeMap<i32, Instant>,
     names: BTreeMap<i32, String>,
+    /// Partitions whose end an open transaction holds back: at which offset, and since when.
+    held: BTreeMap<i32, (i64, Instant)>,
 }
 
 #[derive(Default)]
@@ -77,8 +84,9 @@ struct Open {
 }
 
 impl Ingest {
-    /// Runs until the ends are reached, the stop flag is up, or something must be told to the user.
-    pub async fn run(mut self) -> Result<(), WorkerError> {
+    /// Runs until the ends are reached, the stop flag is up, or something must be told to the user. Returns the sources,
+    /// which take receipts until the tables are done.
+    pub async fn run(mut self) -> Result<Vec<SourceThread>, WorkerError> {
         let mut readings: Vec<Reading> = self.sources.iter().map(|_| Reading::default()).collect();
         let every = Duration::from_millis(self.pipeline.epoch_every_ms);
         // A share of the memory for what an epoch gathers; the rest is for prefetch, fold and commit.
@@ -98,7 +106,7 @@ impl Ingest {
                 if reached && self.final_note && !stopping {
                     self.end_input().await?;
                 }
-                return Ok(());
+                return Ok(self.sources);
             }
             if open.is_none() {
                 open = Some(self.begin(&readings).await?);
@@ -148,7 +156,7 @@ impl Ingest {
     async fn begin(&mut self, readings: &[Reading]) -> Result<Open, WorkerError> {
         self.head.refresh().await?;
         let ledger = self.head.ledger().await;
-        let mut work = Open { attempt: Uuid::now_v7(), began: ledger.next, ..Default::default() };
+        let mut work = Open { attempt: (self.ids)(), began: ledger.next, ..Default::default() };
         work.data.read_at_ms = self.clock.now_ms();
         let mut judge_at = BTreeMap::new();
         for (thread, reading) in self.sources.iter().zip(readings) {
@@ -325,12 +333,16 @@ impl Ingest {
             }
         }
         // After the data was read and before its entry is made: still the same topic? (PROTOCOLS section 3)
-        for (nth, reading) in readings.iter().enumerate() {
+        let mut all_facts = vec![];
+        for (nth, reading) in readings.iter_mut().enumerate() {
             let facts = self.facts(nth).await?;
             self.check_incarnation(nth, &facts).await?;
+            self.watch_transactions(nth, reading, &facts);
             self.claim_idle(nth, reading, &facts, &mut work).await;
+            all_facts.push(facts);
         }
         if !work.moved && !self.claims_matter(&work.data).await {
+            self.tell_lag(&all_facts).await;
             return Ok(true);
         }
         self.stage(&mut work, &mut part).await?;
@@ -341,17 +353,36 @@ impl Ingest {
                 let m = &self.metrics;
                 m.records.fetch_add(records, Ordering::Relaxed);
                 m.epochs.fetch_add(1, Ordering::Relaxed);
-                for counts in counts.values() {
+                for (name, counts) in &counts {
                     m.bytes.fetch_add(counts.bytes, Ordering::Relaxed);
                     m.dead.fetch_add(counts.dead, Ordering::Relaxed);
                     m.ahead.fetch_add(counts.ahead, Ordering::Relaxed);
+                    if counts.ahead > 0 {
+                        m.alert(
+                            &format!("source {name}"),
+                            "rows came whose event time is more than max_ahead beyond the time at which they were written: they are kept and counted \
+                             (millpond_ahead_rows_total), but move no watermark; correct the producer's clock, or raise watermark.max_ahead if they are meant",
+                        );
+                    }
                 }
+                self.tell_lag(&all_facts).await;
                 Ok(true)
             }
             Appended::Stale(_) => {
                 self.metrics.stale.fetch_add(1, Ordering::Relaxed);
                 Ok(false)
             }
+        }
+    }
+
+    /// How far the log is behind the ends of the partitions, by facts of all sources.
+    async fn tell_lag(&self, facts: &[SourceFacts]) {
+        for (thread, facts) in self.sources.iter().zip(facts) {
+            let behind = |l: &Ledger| {
+                let of = |(p, (begin, end)): (&i32, &(i64, i64))| end.saturating_sub(l.position(&thread.name, *p).unwrap_or(*begin)).max(0) as u64;
+                facts.partitions.iter().map(of).sum()
+            };
+            self.metrics.set_lag(&thread.name, self.head.with(behind).await);
         }
     }
 
@@ -384,6 +415,37 @@ impl Ingest {
         }
     }
 
+    /// Tells of transactions that stay open: nothing behind their first record can be read, whoever wrote it.
+    fn watch_transactions(&self, nth: usize, reading: &mut Reading, facts: &SourceFacts) {
+        let name = &self.sources[nth].name;
+        let idle_after = self.pipeline.sources.iter().find(|s| s.name == *name).and_then(|s| s.watermark.as_ref()?.idle_after_us);
+        let patience = idle_after.map_or(HELD_PATIENCE, |us| Duration::from_micros(us as u64).min(HELD_PATIENCE));
+        let about = |partition: &i32| format!("source {name} partition {partition}");
+        let stable = |partition: &i32| facts.partitions.get(partition).map(|(_, stable)| *stable);
+        reading.held.retain(|partition, (offset, _)| {
+            let still = reading.own.contains(partition) && facts.held.contains_key(partition) && stable(partition) == Some(*offset);
+            if !still {
+                self.metrics.alert_over(&about(partition));
+            }
+            still
+        });
+        for partition in facts.held.keys().filter(|p| reading.own.contains(p)) {
+            let Some(offset) = stable(partition) else { continue };
+            let (_, since) = reading.held.entry(*partition).or_insert_with(|| (offset, Instant::now()));
+            if since.elapsed() >= patience {
+                let topic = &facts.topic;
+                self.metrics.alert(
+                    &about(partition),
+                    &format!(
+                        "an open transaction has held back everything from offset {offset} of topic `{topic}` for {} s or more, and with it the watermark; the other \
+                         partitions go on. Have its producer commit or abort it (kafka-transactions.sh find-hanging --topic {topic} --partition {partition}, then abort --topic {topic} --partition {partition} --start-offset {offset})",
+                        patience.as_secs()
+                    ),
+                );
+            }
+        }
+    }
+
     /// Claims partitions idle whose end is still where the log stands, after `idle_after` without a row.
     async fn claim_idle(&self, nth: usize, reading: &Reading, facts: &SourceFacts, work: &mut Open) {
         let name = &self.sources[nth].name;
@@ -392,7 +454,8 @@ impl Ingest {
         let intervals = work.data.intervals.entry(name.clone()).or_default();
         for &partition in &reading.own {
             let (Some(&next), Some(quiet)) = (reading.next.get(&partition), reading.quiet_since.get(&partition)) else { continue };
-            let at_end = reading.at_end.contains(&partition) && facts.partitions.get(&partition).is_some_and(|(_, end)| *end <= next);
+            // What an open transaction holds back is there: a partition that has it is not idle.
+            let at_end = reading.at_end.contains(&partition) && !facts.held.contains_key(&partition) && facts.partitions.get(&partition).is_some_and(|(_, end)| *end <= next);
             let quiet_long = quiet.elapsed() >= Duration::from_micros(idle_after as u64);
             if at_end && quiet_long && !intervals.contains_key(&partition) {
                 intervals.insert(partition, Interval { from: next, to: next, leader_epoch: -1, max_event_us: None, name: reading.names.get(&partition).cloned() });
@@ -476,7 +539,7 @@ impl Ingest {
             return Ok(());
         }
         let note = Body::Note(Note::EndOfInput { ends });
-        match self.head.append(Uuid::now_v7(), began, note, vec![], self.clock.now_ms()).await? {
+        match self.head.append((self.ids)(), began, note, vec![], self.clock.now_ms()).await? {
             Appended::Decided(_) => Ok(()),
             Appended::Stale(unfit) => Err(WorkerError::Internal(format!("the end of input was not accepted: {unfit}"))),
         }
@@ -490,16 +553,9 @@ enum Gathered {
     Reassigned,
 }
 
-/// Hands over without blocking the runtime: a lane's queue is short on purpose.
-async fn send(lane: &std_mpsc::SyncSender<LaneCommand>, mut command: LaneCommand) -> Result<(), WorkerError> {
-    loop {
-        match lane.try_send(command) {
-            Ok(()) => return Ok(()),
-            Err(std_mpsc::TrySendError::Full(back)) => command = back,
-            Err(std_mpsc::TrySendError::Disconnected(_)) => return Err(WorkerError::Internal("a lane has ended".into())),
-        }
-        tokio::time::sleep(Duration::from_micros(500)).await;
-    }
+/// A lane's queue is short on purpose.
+async fn send(lane: &mpsc::Sender<LaneCommand>, command: LaneCommand) -> Result<(), WorkerError> {
+    lane.send(command).await.map_err(|_| WorkerError::Internal("a lane has ended".into()))
 }
 
 pub(super) fn last_window_end(run: &Run) -> i64 {

@@ -1,4 +1,4 @@
-//! A lane: one thread that takes raw batches through decode, transform and partial to what an
+//! A lane: one thread (or task) that takes raw batches through decode, transform and partial to what an
 //! epoch stages. A partition always goes through the same lane, so that its rows stay in order.
 
 use crate::decode::Decoder;
@@ -21,8 +21,7 @@ use bytes::Bytes;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::mpsc as std_mpsc;
-use tokio::sync::oneshot;
+use tokio::sync::{mpsc, oneshot};
 use uuid::Uuid;
 
 /// What a lane must know of one source and the tables that read it.
@@ -109,8 +108,8 @@ impl Lane {
     }
 
     /// Works until the sender is gone.
-    pub fn run(mut self, commands: &std_mpsc::Receiver<LaneCommand>) {
-        while let Ok(command) = commands.recv() {
+    pub async fn run(mut self, mut commands: mpsc::Receiver<LaneCommand>) {
+        while let Some(command) = commands.recv().await {
             match command {
                 LaneCommand::Begin(terms) => self.begin(terms),
                 LaneCommand::Batch { source, batch } => {

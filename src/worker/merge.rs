@@ -5,6 +5,7 @@ use super::tables::{Tables, folding};
 use crate::epoch::entry::RunEntry;
 use crate::epoch::ledger::{Ledger, LiveRun};
 use crate::partial::RunKind;
+use crate::runtime::in_place;
 use crate::stage::names;
 use crate::stage::runs::write_runs;
 use arrow::record_batch::RecordBatch;
@@ -13,16 +14,13 @@ use object_store::ObjectStoreExt;
 use std::collections::BTreeMap;
 use uuid::Uuid;
 
-/// A table's runs below a checkpoint are merged when there are more.
-const MOST_RUNS: usize = 256;
-
 impl Tables {
     /// The state that the checkpoint of this attempt is to hold: the runs of tables that have many are replaced.
     /// What they were made of is deleted once the checkpoint is decided; until then the merged ones count for
     /// nothing, and the cleaner may take them: nobody may name them in another checkpoint.
     pub(super) async fn merge_runs(&mut self, attempt: Uuid) -> Result<Ledger, WorkerError> {
         let mut state = self.trail.clone();
-        let crowded: Vec<String> = self.trail.runs.iter().filter(|(_, runs)| runs.len() > MOST_RUNS).map(|(n, _)| n.clone()).collect();
+        let crowded: Vec<String> = self.trail.runs.iter().filter(|(_, runs)| runs.len() > self.parts.cadence.most_runs).map(|(n, _)| n.clone()).collect();
         let mut put = 0;
         for table in crowded {
             if self.folds.contains_key(&table) {
@@ -65,7 +63,7 @@ impl Tables {
                 continue;
             }
             *put += 1;
-            let object = format!("{}/runs/{}", self.state_folder, names::merged_runs(self.trail.next - 1, attempt, *put));
+            let object = format!("{}/runs/{}", self.parts.state_folder, names::merged_runs(self.trail.next - 1, attempt, *put));
             merged.push(self.merge_window(table, window, end, runs, rows, object).await?);
         }
         merged.sort_by_key(|r| (r.entry, r.nth));
@@ -85,9 +83,9 @@ impl Tables {
         let Some(fold) = self.folds.get_mut(table).map(|f| f.get_mut().unwrap_or_else(|e| e.into_inner())) else {
             return Err(failed(&"its fold is gone"));
         };
-        let one = tokio::task::block_in_place(|| fold.merged(window, ordered.into_iter().flat_map(|(_, _, batches)| batches))).map_err(|e| folding(table, e))?;
+        let one = in_place(|| fold.merged(window, ordered.into_iter().flat_map(|(_, _, batches)| batches))).map_err(|e| folding(table, e))?;
         let (bytes, refs) = write_runs(&[one]).map_err(|e| failed(&e))?;
-        self.store.put(&Path::from(object.as_str()), bytes.into()).await.map_err(|e| WorkerError::Unavailable(format!("cannot write {object}: {e}")))?;
+        self.parts.store.put(&Path::from(object.as_str()), bytes.into()).await.map_err(|e| WorkerError::Unavailable(format!("cannot write {object}: {e}")))?;
         let run = refs.into_iter().next().ok_or_else(|| failed(&"nothing was written"))?;
         Ok(LiveRun { entry: first, nth: 0, object, run: RunEntry { run, last_window_end_us: end }, horizon_before: None })
     }

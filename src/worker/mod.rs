@@ -8,19 +8,22 @@ pub mod ingest;
 pub mod lane;
 mod merge;
 pub mod progress;
+pub mod receipt;
 pub mod scratch;
 pub mod sources;
+pub mod surroundings;
 pub mod tables;
 
-use crate::commit::TableFormat;
+use crate::commit::{CommitError, TableFormat};
 use crate::commit::delta::DeltaFormat;
 use crate::commit::iceberg::{Ambient, IcebergFormat, SqliteCatalog};
-use crate::epoch::entry::{Body, ByPartition, Entry, VERSION};
+use crate::epoch::entry::{Body, ByPartition, Entry, SpecRecord, VERSION};
 use crate::epoch::log::{Log, LogError, Reading};
 use crate::epoch::plan::{self, Fit, PlanError};
 use crate::maintain::orphans::Cleaner;
 use crate::observe::Metrics;
 use crate::pipeline::sql::TablePlan;
+use crate::runtime::in_place;
 use crate::pipeline::{Input, Pipeline, SourceSpec, TableFormatKind};
 use crate::source::file::FileSource;
 use crate::source::kafka::KafkaSource;
@@ -31,17 +34,19 @@ use clean::Cleaning;
 use head::{Head, HeadError};
 use ingest::Ingest;
 use lane::{Lane, SourceLayout, TableLayout};
+use receipt::Receipts;
 use object_store::ObjectStore;
 use object_store::path::Path;
 use scratch::Scratch;
 use sources::SourceThread;
+use surroundings::{Hosted, Surroundings, Task};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::mpsc as std_mpsc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use tables::{Parts, Tables};
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 use uuid::Uuid;
 
 /// The wall clock, injected.
@@ -118,6 +123,8 @@ pub struct RunOptions {
     pub reread_runs: bool,
     /// How long stopping may take to bring the tables up to the log.
     pub deadline: Duration,
+    /// The user means to go back to an older plan, or to give the name of a table that ended to a new one.
+    pub accept: bool,
 }
 
 /// Where everything of a pipeline lies, opened.
@@ -169,10 +176,10 @@ pub fn open_source(spec: &SourceSpec, pipeline: &str, worker: &str) -> Result<Bo
 }
 
 /// Asks until the answer is not "away", for `patience`.
-fn patiently<T>(patience: Duration, stop: &AtomicBool, metrics: &Metrics, what: &str, mut ask: impl FnMut() -> Result<T, SourceError>) -> Result<T, WorkerError> {
+async fn patiently<T>(patience: Duration, stop: &AtomicBool, metrics: &Metrics, what: &str, mut ask: impl FnMut() -> Result<T, SourceError>) -> Result<T, WorkerError> {
     let start = Instant::now();
     loop {
-        match ask() {
+        match in_place(&mut ask) {
             Ok(answer) => {
                 metrics.waiting_over(what);
                 return Ok(answer);
@@ -180,7 +187,7 @@ fn patiently<T>(patience: Duration, stop: &AtomicBool, metrics: &Metrics, what: 
             Err(SourceError::Unavailable(_)) if stop.load(Ordering::Relaxed) => return Err(WorkerError::Stopped),
             Err(SourceError::Unavailable(why)) if start.elapsed() < patience => {
                 metrics.waiting(what, &why);
-                std::thread::sleep(Duration::from_millis(500));
+                tokio::time::sleep(Duration::from_millis(500)).await;
             }
             Err(e) => return Err(e.into()),
         }
@@ -190,9 +197,10 @@ fn patiently<T>(patience: Duration, stop: &AtomicBool, metrics: &Metrics, what: 
 /// Runs a worker until it is stopped, its ends are reached, or it must tell the user something.
 ///
 /// A worker that slept past a truncation of the log begins again from the log.
-pub async fn run(pipeline: Arc<Pipeline>, plans: Vec<Arc<TablePlan>>, options: RunOptions, metrics: Arc<Metrics>, clock: Arc<dyn Clock>, stop: Arc<AtomicBool>) -> Result<(), WorkerError> {
+pub async fn run(pipeline: Arc<Pipeline>, plans: Vec<Arc<TablePlan>>, options: RunOptions, metrics: Arc<Metrics>, world: Arc<dyn Surroundings>, stop: Arc<AtomicBool>) -> Result<(), WorkerError> {
+    let mut settled = false;
     loop {
-        match once(&pipeline, &plans, options, &metrics, &clock, &stop).await {
+        match once(&pipeline, &plans, options, &metrics, &world, &stop, &mut settled).await {
             Err(WorkerError::StartOver(why)) => {
                 eprintln!("beginning again from the log: {why}");
                 tokio::time::sleep(Duration::from_millis(200)).await;
@@ -202,8 +210,7 @@ pub async fn run(pipeline: Arc<Pipeline>, plans: Vec<Arc<TablePlan>>, options: R
             // stays wrong; a full disk does not.
             Err(WorkerError::Unavailable(why)) if metrics.ready.load(Ordering::Relaxed) || is_full(&pipeline.lake.root) => {
                 metrics.waiting("lake", &why);
-                let until = Instant::now() + Duration::from_secs(2);
-                while Instant::now() < until {
+                for _ in 0..20 {
                     if stop.load(Ordering::Relaxed) {
                         return Ok(());
                     }
@@ -227,26 +234,34 @@ fn is_full(root: &std::path::Path) -> bool {
     written.is_err_and(|e| matches!(e.kind(), std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded))
 }
 
-async fn once(pipeline: &Arc<Pipeline>, plans: &[Arc<TablePlan>], options: RunOptions, metrics: &Arc<Metrics>, clock: &Arc<dyn Clock>, stop: &Arc<AtomicBool>) -> Result<(), WorkerError> {
-    let place = Place::open(pipeline, clock).await?;
-    probe::create_if_absent(&place.store, &Path::from(format!("{}/probe", place.state_folder)), Uuid::new_v4()).await?;
+async fn once(pipeline: &Arc<Pipeline>, plans: &[Arc<TablePlan>], options: RunOptions, metrics: &Arc<Metrics>, world: &Arc<dyn Surroundings>, stop: &Arc<AtomicBool>, settled: &mut bool) -> Result<(), WorkerError> {
+    let (clock, ids, hosting) = (world.clock(), world.ids(), world.hosting());
+    let place = world.open_place(pipeline).await?;
+    probe::create_if_absent(&place.store, &Path::from(format!("{}/probe", place.state_folder)), ids()).await?;
     let scratch = Scratch::claim(&pipeline.lake.root.join(&place.state_folder).join("scratch")).map_err(|e| WorkerError::Unavailable(format!("cannot use the local state folder: {e}")))?;
-    let writer = format!("w{}", Uuid::now_v7().simple());
+    let writer = format!("w{}", ids().simple());
 
     let mut sources = vec![];
     let mut facts = BTreeMap::new();
     for spec in &pipeline.sources {
         let what = format!("source {}", spec.name);
         let open = || {
-            let mut source = open_source(spec, &pipeline.name, &writer)?;
+            let mut source = world.open_source(spec, &pipeline.name, &writer)?;
             let facts = source.facts()?;
             Ok((source, facts))
         };
-        let (source, found) = tokio::task::block_in_place(|| patiently(Duration::from_secs(300), stop, metrics, &what, open))?;
+        let (source, found) = patiently(Duration::from_secs(300), stop, metrics, &what, open).await?;
         facts.insert(spec.name.clone(), found);
         sources.push(source);
     }
-    let (reading, change) = settle_plan(pipeline, plans, &place, &mut sources, &facts, &writer, clock).await?;
+    let (reading, change) = settle_plan(pipeline, plans, &place, &mut sources, &facts, &writer, world, options.accept).await?;
+    // A plan is proposed once, at start: what replaced it since then is newer, whatever was to be accepted.
+    if *settled && change.is_some() {
+        return Err(WorkerError::Refused(format!(
+            "plan {} replaced the one under which this worker ran: another worker was started with a changed pipeline file; restart this one with that file",
+            reading.head.plan_entry
+        )));
+    }
 
     let (sender, entries) = mpsc::unbounded_channel();
     let mut at = reading.start.clone();
@@ -265,6 +280,8 @@ async fn once(pipeline: &Arc<Pipeline>, plans: &[Arc<TablePlan>], options: RunOp
         head: head.clone(),
         metrics: metrics.clone(),
         clock: clock.clone(),
+        ids: ids.clone(),
+        cadence: world.cadence(),
         paused: paused.clone(),
         entries,
     };
@@ -274,23 +291,25 @@ async fn once(pipeline: &Arc<Pipeline>, plans: &[Arc<TablePlan>], options: RunOp
     tables.check_stamps(head.with(|l| l.next).await)?;
     if let Some(plan) = change {
         let began = head.with(|l| l.next).await;
-        match head.append(Uuid::now_v7(), began, Body::Plan(*plan), vec![], clock.now_ms()).await? {
+        match head.append(ids(), began, Body::Plan(*plan), vec![], clock.now_ms()).await? {
             head::Appended::Decided(_) => {}
             head::Appended::Stale(why) => return Err(WorkerError::StartOver(format!("another worker changed the plan meanwhile: {why}"))),
         }
     }
+    *settled = true;
     metrics.ready.store(true, Ordering::Relaxed);
     metrics.waiting_over("lake");
 
     let layouts = layouts(pipeline, plans, &head, &facts).await?;
-    let (lanes, held, threads) = spawn_lanes(pipeline, &layouts, metrics)?;
+    let (lanes, held, lanes_hosted) = spawn_lanes(pipeline, &layouts, metrics, world.as_ref())?;
     let until = options.until_end.then(|| facts.iter().map(|(n, f)| (n.clone(), f.partitions.iter().map(|(p, (_, end))| (*p, *end)).collect())).collect::<ByPartition<i64>>());
     let mut source_threads = vec![];
     for (source, spec) in sources.into_iter().zip(&pipeline.sources) {
-        source_threads.push(SourceThread::spawn(spec.name.clone(), source, metrics.clone()).map_err(|e| WorkerError::Internal(e.to_string()))?);
+        source_threads.push(SourceThread::spawn(spec.name.clone(), source, metrics.clone(), hosting).map_err(|e| WorkerError::Internal(e.to_string()))?);
     }
     let cleaner = Cleaner::new(&pipeline.name, &place.state_folder, place.store.clone(), place.local.clone(), place.log.clone(), place.formats.clone(), pipeline.clean.after_ms as i64);
-    let mut cleaning = Cleaning::new(cleaner, head.clone(), metrics.clone(), clock.clone(), scratch.path().to_path_buf());
+    let mut cleaning = Cleaning::new(cleaner, head.clone(), metrics.clone(), clock.clone(), ids.clone(), scratch.path().to_path_buf());
+    let receipts = Receipts::to(source_threads.iter().map(SourceThread::receipts).collect());
     let ingest = Ingest {
         pipeline: pipeline.clone(),
         store: place.store.clone(),
@@ -300,68 +319,76 @@ async fn once(pipeline: &Arc<Pipeline>, plans: &[Arc<TablePlan>], options: RunOp
         lanes,
         held,
         metrics: metrics.clone(),
-        clock: clock.clone(),
+        clock,
+        ids,
         paused,
         stop: stop.clone(),
         until,
         final_note: options.last,
     };
-    let mut tables = tokio::spawn(tables.run());
-    let mut ingest = tokio::spawn(ingest.run());
-    let clean = pipeline.clean;
+    let mut tables = Task(tokio::spawn(tables.run(receipts)));
+    let mut ingest = Task(tokio::spawn(ingest.run()));
     let cleaner_stop = Arc::new(AtomicBool::new(false));
-    let cleaner = AbortOnDrop(tokio::spawn({
+    let mut cleaner = Task(tokio::spawn({
         let cleaner_stop = cleaner_stop.clone();
         let first = Duration::from_millis(2 * pipeline.commit_every_ms.max(pipeline.epoch_every_ms));
+        let every = Duration::from_millis(pipeline.clean.every_ms);
         async move {
-            cleaning.run(first, Duration::from_millis(clean.every_ms), &cleaner_stop).await;
+            cleaning.run(first, every, &cleaner_stop).await;
             cleaning
         }
     }));
     // To give up half way is what a kill does: the next start goes on from the log.
     let overdue = overdue(stop, options.deadline);
     tokio::pin!(overdue);
-    let first = tokio::select! {
-        done = &mut ingest => Some(flatten(done)),
-        done = &mut tables => {
+    let ingested = tokio::select! {
+        biased;
+        done = &mut ingest.0 => flatten(done),
+        done = &mut tables.0 => {
             // The table half ends first only when it must say something.
-            stop_quietly(&mut ingest).await;
+            stop_quietly(&mut ingest.0).await;
             return flatten(done).and(Err(WorkerError::Internal("the table half has ended".into())));
         }
         () = &mut overdue => {
-            ingest.abort();
-            tables.abort();
             return Err(WorkerError::Stopped);
         }
     };
-    let ingested = first.unwrap_or(Ok(()));
-    if !matches!(ingested, Ok(()) | Err(WorkerError::Stopped)) {
-        tables.abort();
-        let _ = tables.await;
-        return ingested;
-    }
+    // They stay until the tables are done: a receipt needs a member of the group to take it.
+    let sources = match ingested {
+        Ok(sources) => sources,
+        Err(WorkerError::Stopped) => vec![],
+        Err(e) => {
+            stop_quietly(&mut tables.0).await;
+            return Err(e);
+        }
+    };
     let caught_up = async {
         head.close().await;
-        (&mut tables).await
+        (&mut tables.0).await
     };
     let drained = tokio::select! {
+        biased;
         done = caught_up => flatten(done),
-        () = &mut overdue => {
-            tables.abort();
-            return Err(WorkerError::Stopped);
-        }
+        () = &mut overdue => return Err(WorkerError::Stopped),
     };
     // A run to the end may be over before its first turn comes: then all that ever cleans is this.
     cleaner_stop.store(true, Ordering::Relaxed);
     if options.until_end && drained.is_ok() && !stop.load(Ordering::Relaxed) {
-        tokio::select! {
-            cleaning = cleaner.finish() => if let Some(mut cleaning) = cleaning.filter(|c| c.passes == 0) {
+        let last = async {
+            if let Some(mut cleaning) = (&mut cleaner.0).await.ok().filter(|c| c.passes == 0) {
                 cleaning.pass().await;
-            },
+            }
+        };
+        tokio::select! {
+            biased;
+            () = last => {}
             () = &mut overdue => {}
         }
     }
-    tokio::task::block_in_place(|| threads.into_iter().for_each(|t| drop(t.join())));
+    in_place(|| {
+        drop(sources);
+        lanes_hosted.into_iter().for_each(Hosted::end);
+    });
     drained
 }
 
@@ -374,52 +401,39 @@ async fn overdue(stop: &AtomicBool, deadline: Duration) {
     tokio::time::sleep(deadline).await;
 }
 
-/// A task that ends with its owner.
-struct AbortOnDrop<T>(tokio::task::JoinHandle<T>);
-
-impl<T> AbortOnDrop<T> {
-    async fn finish(mut self) -> Option<T> {
-        (&mut self.0).await.ok()
-    }
-}
-
-impl<T> Drop for AbortOnDrop<T> {
-    fn drop(&mut self) {
-        self.0.abort();
-    }
-}
-
-async fn stop_quietly(task: &mut tokio::task::JoinHandle<Result<(), WorkerError>>) {
+async fn stop_quietly<T>(task: &mut tokio::task::JoinHandle<Result<T, WorkerError>>) {
     task.abort();
     let _ = task.await;
 }
 
-fn flatten(done: Result<Result<(), WorkerError>, tokio::task::JoinError>) -> Result<(), WorkerError> {
+fn flatten<T>(done: Result<Result<T, WorkerError>, tokio::task::JoinError>) -> Result<T, WorkerError> {
     done.unwrap_or_else(|e| if e.is_cancelled() { Err(WorkerError::Stopped) } else { Err(WorkerError::Internal(format!("a task failed: {e}"))) })
 }
 
 /// Gives birth to the log where there is none, and compares its plan with the file's: who loses the race for
 /// entry 0 runs under the winner's plan. Returns the very reading that was compared, and a plan to propose.
-async fn settle_plan(pipeline: &Pipeline, plans: &[Arc<TablePlan>], place: &Place, sources: &mut [Box<dyn Source>], facts: &BTreeMap<String, SourceFacts>, writer: &str, clock: &Arc<dyn Clock>) -> Result<(Reading, Option<Box<crate::epoch::entry::Plan>>), WorkerError> {
+#[allow(clippy::too_many_arguments)]
+async fn settle_plan(pipeline: &Pipeline, plans: &[Arc<TablePlan>], place: &Place, sources: &mut [Box<dyn Source>], facts: &BTreeMap<String, SourceFacts>, writer: &str, world: &Arc<dyn Surroundings>, accept: bool) -> Result<(Reading, Option<Box<crate::epoch::entry::Plan>>), WorkerError> {
+    check_declared(place, pipeline, plans)?;
     let mut existing = place.log.open().await?;
     let mut starts = BTreeMap::new();
     for (source, spec) in sources.iter_mut().zip(&pipeline.sources) {
         let known = existing.as_ref().is_some_and(|r| r.head.sources.contains_key(&spec.name));
         if !known {
             let partitions: Vec<i32> = facts[&spec.name].partitions.keys().copied().collect();
-            starts.insert(spec.name.clone(), tokio::task::block_in_place(|| source.start_offsets(&partitions))?);
+            starts.insert(spec.name.clone(), in_place(|| source.start_offsets(&partitions))?);
         }
     }
     if existing.is_none() {
         let birth = Entry {
             version: VERSION,
-            attempt: Uuid::now_v7(),
-            log: Uuid::new_v4(),
+            attempt: world.ids()(),
+            log: world.ids()(),
             writer: writer.to_string(),
             plan: 0,
             began: 0,
             checkpoint: None,
-            written_at_ms: clock.now_ms(),
+            written_at_ms: world.clock().now_ms(),
             body: Body::Plan(plan::birth(pipeline, plans, facts, &starts)?),
         };
         place.log.give_birth(&birth).await?;
@@ -429,15 +443,48 @@ async fn settle_plan(pipeline: &Pipeline, plans: &[Arc<TablePlan>], place: &Plac
     if reading.head.plan.pipeline != pipeline.name {
         return Err(WorkerError::Refused(format!("the log in {} belongs to pipeline {}, expected {}", place.state_folder, reading.head.plan.pipeline, pipeline.name)));
     }
-    match plan::fit(&reading.head, pipeline, plans, facts, &starts)? {
+    match plan::fit(&reading.head, pipeline, plans, facts, &starts, accept)? {
         Fit::Same => Ok((reading, None)),
         Fit::Change(plan, what) => {
+            check_lake(place, plan::reborn(&reading.head, &plan)).await?;
             for line in what {
                 eprintln!("the pipeline file changed: {line}");
             }
             Ok((reading, Some(plan)))
         }
     }
+}
+
+/// Refuses tables that their formats cannot hold, before the log knows of them.
+pub fn check_declared(place: &Place, pipeline: &Pipeline, plans: &[Arc<TablePlan>]) -> Result<(), WorkerError> {
+    for record in plan::declared(pipeline, plans)? {
+        let spec = record.spec().map_err(WorkerError::Internal)?;
+        for format in &record.formats {
+            place.formats[format].check(&spec).map_err(|e| WorkerError::Refused(e.to_string()))?;
+        }
+    }
+    Ok(())
+}
+
+/// A name that is given again finds nothing of the table that had it.
+async fn check_lake(place: &Place, reborn: impl Iterator<Item = &SpecRecord>) -> Result<(), WorkerError> {
+    for record in reborn {
+        let spec = record.shared().map_err(WorkerError::Refused)?;
+        for (format, maker) in place.formats.iter() {
+            match maker.open(spec.clone()).await {
+                Ok(None) => {}
+                Err(CommitError::Unavailable(why)) => return Err(WorkerError::Unavailable(why)),
+                Ok(Some(_)) | Err(CommitError::Refused(_)) => {
+                    return Err(WorkerError::Refused(format!(
+                        "{format} table {0} is still in the lake, with the rows from before it was taken out of the pipeline file: drop it there \
+                         (in the catalog and its folder) to begin {0} anew, or give the new table another name",
+                        record.name
+                    )));
+                }
+            }
+        }
+    }
+    Ok(())
 }
 
 async fn layouts(pipeline: &Pipeline, plans: &[Arc<TablePlan>], head: &Head, facts: &BTreeMap<String, SourceFacts>) -> Result<Vec<Arc<SourceLayout>>, WorkerError> {
@@ -457,20 +504,19 @@ async fn layouts(pipeline: &Pipeline, plans: &[Arc<TablePlan>], head: &Head, fac
     Ok(layouts)
 }
 
-type Lanes = (Vec<std_mpsc::SyncSender<lane::LaneCommand>>, Vec<Arc<AtomicU64>>, Vec<std::thread::JoinHandle<()>>);
+type Lanes = (Vec<mpsc::Sender<lane::LaneCommand>>, Vec<Arc<AtomicU64>>, Vec<Hosted>);
 
-fn spawn_lanes(pipeline: &Pipeline, layouts: &[Arc<SourceLayout>], metrics: &Arc<Metrics>) -> Result<Lanes, WorkerError> {
+fn spawn_lanes(pipeline: &Pipeline, layouts: &[Arc<SourceLayout>], metrics: &Arc<Metrics>, world: &dyn Surroundings) -> Result<Lanes, WorkerError> {
     let internal = |e: &dyn std::fmt::Display| WorkerError::Internal(e.to_string());
-    let count = std::thread::available_parallelism().map_or(2, |n| n.get()).clamp(1, 16);
-    let (mut senders, mut held, mut threads) = (vec![], vec![], vec![]);
-    for nth in 0..count {
+    let (mut senders, mut held, mut hosted) = (vec![], vec![], vec![]);
+    for nth in 0..world.lanes() {
         let bytes = Arc::new(AtomicU64::new(0));
         let lane = Lane::new(pipeline.name.clone(), nth, layouts, metrics.clone(), bytes.clone()).map_err(|e| internal(&e))?;
-        let (sender, commands) = std_mpsc::sync_channel(4);
-        let thread = std::thread::Builder::new().name(format!("lane {nth}")).spawn(move || lane.run(&commands)).map_err(|e| internal(&e))?;
+        let (sender, commands) = mpsc::channel(4);
+        let started = world.hosting().start(format!("lane {nth}"), Box::pin(lane.run(commands))).map_err(|e| internal(&e))?;
         senders.push(sender);
         held.push(bytes);
-        threads.push(thread);
+        hosted.push(started);
     }
-    Ok((senders, held, threads))
+    Ok((senders, held, hosted))
 }

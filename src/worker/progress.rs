@@ -1,6 +1,7 @@
 //! What a person sees while a worker runs: one line that renews itself on a terminal, plain lines otherwise.
 
 use crate::observe::Metrics;
+use std::collections::BTreeMap;
 use std::io::{IsTerminal, Write};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -38,8 +39,10 @@ fn line(m: &Metrics, rate: f64) -> String {
             None => format!("{source} has no watermark yet (held by {held})"),
         })
         .collect();
+    let lags = m.lags();
+    let lag = if lags.is_empty() { String::new() } else { format!("lag {}, ", lags.values().sum::<u64>()) };
     format!(
-        "{} rows, {rate:.0} rows/s, {} open windows, {} late, {} dead, {} epochs, {} commits; {}",
+        "{} rows, {rate:.0} rows/s, {lag}{} open windows, {} late, {} dead, {} epochs, {} commits; {}",
         get(&m.records),
         get(&m.open_windows),
         get(&m.late),
@@ -61,10 +64,11 @@ pub fn summary(m: &Metrics) -> serde_json::Value {
     let get = |a: &std::sync::atomic::AtomicU64| a.load(Ordering::Relaxed);
     let stages: serde_json::Map<String, serde_json::Value> = m.stages().iter().map(|(n, ns)| (n.to_string(), (*ns as f64 / 1e9).into())).collect();
     let marks: serde_json::Map<String, serde_json::Value> = m.watermarks().into_iter().map(|(s, (at, _))| (s, at.map(instant).into())).collect();
+    let held: BTreeMap<String, String> = m.watermarks().into_iter().map(|(s, (_, held))| (s, held)).collect();
     serde_json::json!({
         "records": get(&m.records), "bytes": get(&m.bytes), "dead": get(&m.dead), "late": get(&m.late), "ahead": get(&m.ahead),
         "epochs": get(&m.epochs), "stale_epochs": get(&m.stale), "commits": get(&m.commits), "commit_bytes": get(&m.commit_bytes),
         "commit_files_read": get(&m.commit_files_read), "runs_read": get(&m.runs_read),
-        "overflow": get(&m.overflow), "open_windows": get(&m.open_windows), "watermarks": marks, "cpu_seconds": stages,
+        "overflow": get(&m.overflow), "open_windows": get(&m.open_windows), "watermarks": marks, "held_by": held, "lag": m.lags(), "alerts": m.alerts(), "cpu_seconds": stages,
     })
 }

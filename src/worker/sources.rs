@@ -1,21 +1,25 @@
 //! One thread per source: it polls, and answers commands between polls.
 
 use crate::observe::{Metrics, cpu};
+use super::surroundings::{Hosted, Hosting};
 use crate::source::{Position, RawBatch, Source, SourceError, SourceEvent, SourceFacts};
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
-use std::sync::mpsc as std_mpsc;
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 
 /// Batches that wait between a source's thread and the ingest half.
 const QUEUED: usize = 16;
 
+/// How long a poll may find nothing.
+const POLL: Duration = Duration::from_millis(20);
+
 pub enum Command {
     /// Read from here; everything delivered from now on belongs to this generation.
     Start { generation: u64, positions: BTreeMap<i32, Position> },
     Pause(Vec<i32>),
     Facts(oneshot::Sender<Result<SourceFacts, SourceError>>),
+    /// The tables hold the offsets up to here.
     Committed(BTreeMap<i32, i64>),
     Stop,
 }
@@ -32,18 +36,23 @@ pub enum Event {
 /// The ingest half's handle to a source's thread.
 pub struct SourceThread {
     pub name: String,
-    commands: std_mpsc::Sender<Command>,
+    commands: mpsc::UnboundedSender<Command>,
     pub events: mpsc::Receiver<Event>,
-    thread: Option<std::thread::JoinHandle<()>>,
+    hosted: Option<Hosted>,
 }
 
 impl SourceThread {
     /// Joins the source's other readers and starts to poll.
-    pub fn spawn(name: String, source: Box<dyn Source>, metrics: Arc<Metrics>) -> std::io::Result<Self> {
-        let (commands, received) = std_mpsc::channel();
+    pub fn spawn(name: String, source: Box<dyn Source>, metrics: Arc<Metrics>, hosting: Hosting) -> std::io::Result<Self> {
+        let (commands, received) = mpsc::unbounded_channel();
         let (sender, events) = mpsc::channel(QUEUED);
-        let thread = std::thread::Builder::new().name(format!("source {name}")).spawn(move || run(source, &received, &sender, &metrics))?;
-        Ok(Self { name, commands, events, thread: Some(thread) })
+        let hosted = hosting.start(format!("source {name}"), Box::pin(run(source, received, sender, metrics, hosting)))?;
+        Ok(Self { name, commands, events, hosted: Some(hosted) })
+    }
+
+    /// Where receipts go.
+    pub fn receipts(&self) -> (String, mpsc::UnboundedSender<Command>) {
+        (self.name.clone(), self.commands.clone())
     }
 
     pub fn send(&self, command: Command) {
@@ -64,28 +73,39 @@ impl Drop for SourceThread {
     fn drop(&mut self) {
         self.send(Command::Stop);
         self.events.close();
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
+        if let Some(hosted) = self.hosted.take() {
+            hosted.end();
         }
     }
 }
 
-fn run(mut source: Box<dyn Source>, commands: &std_mpsc::Receiver<Command>, events: &mpsc::Sender<Event>, metrics: &Metrics) {
+async fn run(mut source: Box<dyn Source>, mut commands: mpsc::UnboundedReceiver<Command>, events: mpsc::Sender<Event>, metrics: Arc<Metrics>, hosting: Hosting) {
     let mut generation = 0;
     let mut started = false;
     let mut joined = false;
     let mut troubled = false;
     let mut waiting: VecDeque<Event> = VecDeque::new();
+    let mut released = BTreeMap::new();
     loop {
         // With something to deliver and nobody to take it, commands are all there is to do.
-        let command = if waiting.is_empty() { commands.try_recv().ok() } else { commands.recv_timeout(Duration::from_millis(2)).ok() };
+        let mut command = commands.try_recv().ok();
+        if command.is_none() && !waiting.is_empty() && events.capacity() == 0 {
+            hosting.sleep(Duration::from_millis(2)).await;
+            command = commands.try_recv().ok();
+        }
         match command {
             Some(Command::Stop) => return,
             Some(Command::Start { generation: next, positions }) => {
                 waiting.retain(|e| !matches!(e, Event::Batch { .. }));
                 generation = next;
                 match source.start(&positions) {
-                    Ok(()) => started = true,
+                    Ok(()) => {
+                        started = true;
+                        // What was released before partitions were ours is told now that they are.
+                        if let Err(e) = source.report_committed(&released) {
+                            waiting.push_back(Event::Notice(e.to_string()));
+                        }
+                    }
                     Err(e) => waiting.push_back(Event::Failed(e)),
                 }
                 continue;
@@ -104,6 +124,7 @@ fn run(mut source: Box<dyn Source>, commands: &std_mpsc::Receiver<Command>, even
                 if let Err(e) = source.report_committed(&offsets) {
                     waiting.push_back(Event::Notice(e.to_string()));
                 }
+                released = offsets;
                 continue;
             }
             None => {}
@@ -126,13 +147,13 @@ fn run(mut source: Box<dyn Source>, commands: &std_mpsc::Receiver<Command>, even
                 Ok(()) => joined = true,
                 Err(SourceError::Unavailable(why)) => {
                     waiting.push_back(Event::Notice(why));
-                    std::thread::sleep(Duration::from_millis(500));
+                    hosting.sleep(Duration::from_millis(500)).await;
                 }
                 Err(refused) => waiting.push_back(Event::Failed(refused)),
             }
             continue;
         }
-        match cpu(&metrics.cpu.consume, || source.poll(Duration::from_millis(20))) {
+        match cpu(&metrics.cpu.consume, || source.poll(POLL)) {
             Ok(SourceEvent::Batch(batch)) => {
                 if std::mem::take(&mut troubled) {
                     waiting.push_back(Event::Fine);
@@ -149,11 +170,11 @@ fn run(mut source: Box<dyn Source>, commands: &std_mpsc::Receiver<Command>, even
                 troubled = true;
                 waiting.push_back(Event::Notice(why));
             }
-            Ok(SourceEvent::Idle) => {}
+            Ok(SourceEvent::Idle) => hosting.rest(POLL).await,
             Err(refused) => {
                 waiting.push_back(Event::Failed(refused));
                 started = false;
-                std::thread::sleep(Duration::from_millis(200));
+                hosting.sleep(Duration::from_millis(200)).await;
             }
         }
     }

@@ -2,12 +2,15 @@
 
 use super::head::{Appended, Decided, Head};
 use super::progress::instant;
+use super::receipt::{Receipt, Receipts};
+use super::surroundings::Ids;
 use super::{Clock, WorkerError};
 use crate::commit::advance::{Advance, Pending, Side, advance};
 use crate::commit::upsert::ChangeOp;
 use crate::commit::{CommitError, Stamp, TableFormat};
-use crate::epoch::checkpoint::{self, Checkpoint};
+use crate::epoch::checkpoint::{self, Cadence, Checkpoint};
 use crate::epoch::entry::{Body, Entry, SpecRecord};
+use crate::epoch::history::{self, History};
 use crate::epoch::ledger::{Ledger, LiveRun, Times};
 use crate::epoch::plan::compile;
 use crate::failpoint;
@@ -15,6 +18,7 @@ use crate::fold::{EntryTimes, FoldConfig, FoldError, TableFold};
 use crate::observe::{Metrics, cpu};
 use crate::pipeline::sql::TablePlan;
 use crate::pipeline::{Emit, Pipeline, TableFormatKind};
+use crate::runtime::in_place;
 use crate::stage::dead::DeadRows;
 use crate::stage::rows::RowBatches;
 use crate::partial::Run;
@@ -26,9 +30,9 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use tokio::sync::mpsc;
-use uuid::Uuid;
+use tokio::time::Instant;
 
 pub struct LakeEntry {
     pub spec: Arc<TableSpec>,
@@ -39,17 +43,7 @@ pub struct LakeEntry {
 }
 
 pub struct Tables {
-    pub pipeline: Arc<Pipeline>,
-    pub store: Arc<dyn ObjectStore>,
-    pub state_folder: String,
-    /// Local folder for spilled panes and key indexes.
-    pub scratch: PathBuf,
-    pub formats: BTreeMap<TableFormatKind, Arc<dyn TableFormat>>,
-    pub head: Arc<Head>,
-    pub metrics: Arc<Metrics>,
-    pub clock: Arc<dyn Clock>,
-    pub paused: Arc<AtomicBool>,
-    pub entries: mpsc::UnboundedReceiver<Decided>,
+    pub(super) parts: Parts,
     /// The log's state at the fold's position.
     at: Ledger,
     /// The log's state at the newest checkpoint's M, and the entries since.
@@ -60,6 +54,8 @@ pub struct Tables {
     pub(super) folds: BTreeMap<String, Mutex<TableFold>>,
     lake: BTreeMap<String, LakeEntry>,
     last_commit: Instant,
+    /// The entry of the newest receipt.
+    released: Option<u64>,
     /// Where the log ended at the start: what is folded below it was counted by those who decided it.
     counts_from: u64,
 }
@@ -74,6 +70,8 @@ pub struct Parts {
     pub head: Arc<Head>,
     pub metrics: Arc<Metrics>,
     pub clock: Arc<dyn Clock>,
+    pub ids: Ids,
+    pub cadence: Cadence,
     pub paused: Arc<AtomicBool>,
     pub entries: mpsc::UnboundedReceiver<Decided>,
 }
@@ -99,16 +97,7 @@ impl Tables {
     pub async fn open(parts: Parts, start: Ledger) -> Result<Self, WorkerError> {
         let plans = compile(&start.plan).map_err(|e| WorkerError::Refused(e.to_string()))?;
         let mut tables = Self {
-            pipeline: parts.pipeline,
-            store: parts.store,
-            state_folder: parts.state_folder,
-            scratch: parts.scratch,
-            formats: parts.formats,
-            head: parts.head,
-            metrics: parts.metrics,
-            clock: parts.clock,
-            paused: parts.paused,
-            entries: parts.entries,
+            parts,
             trail: start.clone(),
             recent: VecDeque::new(),
             at: start,
@@ -116,6 +105,7 @@ impl Tables {
             folds: BTreeMap::new(),
             lake: BTreeMap::new(),
             last_commit: Instant::now(),
+            released: None,
             counts_from: 0,
         };
         let windowed: Vec<String> = tables.at.plan.tables.iter().filter(|(_, t)| t.window.is_some()).map(|(n, _)| n.clone()).collect();
@@ -133,30 +123,50 @@ impl Tables {
         let wanted: BTreeSet<String> = specs.iter().map(|(s, _)| s.name.clone()).collect();
         self.lake.retain(|name, _| wanted.contains(name));
         // A table may have been evolved under a plan that this fold has yet to come to.
-        let newest: BTreeMap<String, SpecRecord> = self.head.with(|l| l.specs().into_iter().map(|(s, _)| (s.name.clone(), s.clone())).collect()).await;
+        let newest: BTreeMap<String, (SpecRecord, u64)> = self.parts.head.with(|l| l.specs().into_iter().map(|(s, b)| (s.name.clone(), (s.clone(), b))).collect()).await;
         for (record, born) in specs {
             let spec = record.shared().map_err(|e| WorkerError::Refused(format!("table {}: its record in the log is damaged: {e}", record.name)))?;
-            if let Some(known) = self.lake.get_mut(&record.name) {
-                known.spec = spec;
-                continue;
-            }
-            let birth = Stamp { log: self.at.log, entry: born, offsets: BTreeMap::new() };
+            let known: BTreeSet<TableFormatKind> = match self.lake.get_mut(&record.name) {
+                Some(known) => {
+                    known.spec = spec.clone();
+                    // Dead letters are in the formats of the tables that read the source, which come and go.
+                    known.sides.retain(|s| record.formats.contains(&s.kind()));
+                    known.sides.iter().map(Side::kind).collect()
+                }
+                None => BTreeSet::new(),
+            };
+            // Or it has ended by then: what is dropped since is not made again.
+            let lives = newest.get(&record.name).is_some_and(|(_, b)| *b == born);
+            // One more format of a table that is there holds nothing of what was before.
+            let birth = Stamp { log: self.at.log, entry: if known.is_empty() { born } else { self.at.next - 1 }, offsets: BTreeMap::new() };
             let mut sides = vec![];
-            for format in &record.formats {
-                let Some(maker) = self.formats.get(format) else { continue };
-                let evolved = newest.get(&record.name).filter(|n| **n != record).map(SpecRecord::shared).transpose().map_err(WorkerError::Refused)?;
+            for format in record.formats.iter().filter(|f| !known.contains(f)) {
+                let Some(maker) = self.parts.formats.get(format) else { continue };
+                let evolved = newest.get(&record.name).filter(|(n, _)| *n != record).map(|(n, _)| n.shared()).transpose().map_err(WorkerError::Refused)?;
                 let existing = match evolved {
-                    Some(evolved) => maker.open(evolved).await.map_err(refused)?,
-                    None => None,
+                    Some(evolved) => maker.open(evolved).await,
+                    None if lives => Ok(None),
+                    None => maker.open(spec.clone()).await,
                 };
                 let mut table = match existing {
-                    Some(table) => table,
-                    None => maker.open_or_create(spec.clone(), &birth).await.map_err(refused)?,
+                    Ok(Some(table)) => table,
+                    Ok(None) if lives => maker.open_or_create(spec.clone(), &birth).await.map_err(refused)?,
+                    Ok(None) => continue,
+                    Err(CommitError::Refused(why)) if !lives => {
+                        eprintln!("{format} table {} has ended and is left as it is: {why}", record.name);
+                        continue;
+                    }
+                    Err(e) => return Err(refused(e)),
                 };
                 let base = table.load().await.map_err(refused)?;
-                let folder = self.scratch.join("index").join(format!("{}-{format}", record.name));
+                // Versions of a table that was dropped and made anew say nothing about this one.
+                let folder = self.parts.scratch.join("index").join(format!("{}-{format}-{}", record.name, base.table_uuid));
                 let horizon = self.at.horizons.get(&record.name).copied().flatten();
                 sides.push(Side::new(*format, table, base, folder, horizon));
+            }
+            if let Some(known) = self.lake.get_mut(&record.name) {
+                known.sides.extend(sides);
+                continue;
             }
             let windowed = self.at.plan.tables.contains_key(&record.name).then(|| record.name.clone()).filter(|n| self.folds.contains_key(n));
             self.lake.insert(record.name.clone(), LakeEntry { spec, windowed, sides, pending: VecDeque::new() });
@@ -174,7 +184,7 @@ impl Tables {
                         "{} table {name} holds the log's entries up to {}, and the log ends before entry {head}: the log was wiped or replaced by an older copy; restore {} from a backup",
                         side.kind(),
                         side.stamp(),
-                        self.state_folder
+                        self.parts.state_folder
                     )));
                 }
             }
@@ -186,7 +196,7 @@ impl Tables {
         let planned = &self.at.plan.tables[table];
         let windowed = self.at.plan.tables.values().filter(|t| t.window.is_some()).count().max(1) as u64;
         let emit = if planned.emit_on_update { Emit::OnUpdate } else { Emit::OnClose };
-        let config = FoldConfig { memory_bytes: (self.pipeline.memory_bytes / 4 / windowed) as usize, spill_dir: self.scratch.join("spill").join(table) };
+        let config = FoldConfig { memory_bytes: (self.parts.pipeline.memory_bytes / 4 / windowed) as usize, spill_dir: self.parts.scratch.join("spill").join(table) };
         let mut fold = TableFold::new(self.plans[table].clone(), emit, config).map_err(|e| folding(table, e))?;
         let live: Vec<LiveRun> = self.at.runs.get(table).cloned().unwrap_or_default();
         let mut at = 0;
@@ -211,31 +221,32 @@ impl Tables {
         let range = run.offset..run.offset + run.length;
         let mut pause = Duration::from_millis(100);
         let bytes = loop {
-            match self.store.get_range(&Path::from(object), range.clone()).await {
+            match self.parts.store.get_range(&Path::from(object), range.clone()).await {
                 Ok(bytes) => break bytes,
                 Err(object_store::Error::NotFound { .. }) => {
                     return Err(WorkerError::StartOver(format!("run {object} is gone: the log may have been truncated meanwhile")));
                 }
-                Err(e) => self.metrics.waiting("store", &format!("cannot read {object}: {e}")),
+                Err(e) => self.parts.metrics.waiting("store", &format!("cannot read {object}: {e}")),
             }
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(Duration::from_secs(5));
         };
-        self.metrics.runs_read.fetch_add(1, Ordering::Relaxed);
+        self.parts.metrics.runs_read.fetch_add(1, Ordering::Relaxed);
         read_run(&bytes, run).map_err(|e| WorkerError::Refused(format!("{object}: {e}; restore it from a backup")))
     }
 
     /// Folds and commits until `entries` is closed and everything in it is in the tables.
-    pub async fn run(mut self) -> Result<(), WorkerError> {
-        let every = Duration::from_millis(self.pipeline.commit_every_ms);
+    pub async fn run(mut self, receipts: Receipts) -> Result<(), WorkerError> {
+        let every = Duration::from_millis(self.parts.pipeline.commit_every_ms);
         self.last_commit = Instant::now().checked_sub(every).unwrap_or_else(Instant::now);
         loop {
             let wait = every.saturating_sub(self.last_commit.elapsed()).max(Duration::from_millis(10));
-            let next = tokio::time::timeout(wait.min(Duration::from_millis(200)), self.entries.recv()).await;
+            let next = tokio::time::timeout(wait.min(Duration::from_millis(200)), self.parts.entries.recv()).await;
             match next {
                 Ok(Some(decided)) => self.fold(decided).await?,
                 Ok(None) => {
                     self.commit_all(true).await?;
+                    self.release(&receipts);
                     if self.lake.values().all(|t| t.pending.is_empty()) {
                         self.checkpoint_and_truncate().await?;
                         return Ok(());
@@ -247,6 +258,7 @@ impl Tables {
             self.tell_pressure();
             if self.last_commit.elapsed() >= every || self.crowded() {
                 self.commit_all(false).await?;
+                self.release(&receipts);
                 self.checkpoint_and_truncate().await?;
             }
         }
@@ -259,18 +271,18 @@ impl Tables {
     /// Emitted rows wait in memory: past this they are committed before their time.
     fn crowded(&self) -> bool {
         let rows: u64 = self.lake.values().flat_map(|t| &t.pending).filter(|p| !p.rows.is_empty()).map(|p| p.bytes).sum();
-        rows > self.pipeline.memory_bytes / 8 && self.last_commit.elapsed() > Duration::from_millis(200)
+        rows > self.parts.pipeline.memory_bytes / 8 && self.last_commit.elapsed() > Duration::from_millis(200)
     }
 
     fn tell_pressure(&self) {
         let bytes = self.pending_bytes();
         let staged: u64 = self.lake.values().flat_map(|t| &t.pending).flat_map(|p| &p.files).map(|(_, f)| f.bytes).sum();
-        self.metrics.backlog_bytes.store(bytes.max(staged), Ordering::Relaxed);
+        self.parts.metrics.backlog_bytes.store(bytes.max(staged), Ordering::Relaxed);
         let oldest = self.lake.values().filter_map(|t| t.pending.front()).map(|p| p.since.elapsed()).max().unwrap_or_default();
         let rows: u64 = self.lake.values().flat_map(|t| &t.pending).filter(|p| !p.rows.is_empty()).map(|p| p.bytes).sum();
-        let limit = self.pipeline.backlog;
-        let paused = staged > limit.bytes || oldest > Duration::from_secs(limit.hours * 3600) || rows > self.pipeline.memory_bytes / 4 || self.entries.len() > 8;
-        self.paused.store(paused, Ordering::Relaxed);
+        let limit = self.parts.pipeline.backlog;
+        let paused = staged > limit.bytes || oldest > Duration::from_secs(limit.hours * 3600) || rows > self.parts.pipeline.memory_bytes / 4 || self.parts.entries.len() > 8;
+        self.parts.paused.store(paused, Ordering::Relaxed);
     }
 
     fn table(&mut self, name: &str) -> Option<&mut LakeEntry> {
@@ -373,8 +385,8 @@ impl Tables {
             };
             let runs = by_table.remove(&name).unwrap_or_default();
             let Some(fold) = self.folds.get_mut(&name).map(|f| f.get_mut().unwrap_or_else(|e| e.into_inner())) else { continue };
-            let metrics = self.metrics.clone();
-            let changes = tokio::task::block_in_place(|| cpu(&metrics.cpu.fold, || fold.apply(&at, runs))).map_err(|e| folding(&name, e))?;
+            let metrics = self.parts.metrics.clone();
+            let changes = in_place(|| cpu(&metrics.cpu.fold, || fold.apply(&at, runs))).map_err(|e| folding(&name, e))?;
             open_windows += fold.open_windows().len() as u64;
             for change in changes.rows {
                 let bytes = change.rows.bytes() as u64;
@@ -390,13 +402,13 @@ impl Tables {
                 let late: usize = changes.late.iter().map(|b| b.num_rows()).sum();
                 let bytes = changes.late.iter().map(|b| b.get_array_memory_size() as u64).sum();
                 if seq >= self.counts_from {
-                    self.metrics.late.fetch_add(late as u64, Ordering::Relaxed);
+                    self.parts.metrics.late.fetch_add(late as u64, Ordering::Relaxed);
                 }
                 self.pend(&format!("{name}__late"), seq, bytes, |p| p.rows.push((ChangeOp::Insert, Arc::new(changes.late))));
             }
             if !changes.dead.is_empty() {
                 if seq >= self.counts_from {
-                    self.metrics.overflow.fetch_add(changes.dead.len() as u64, Ordering::Relaxed);
+                    self.parts.metrics.overflow.fetch_add(changes.dead.len() as u64, Ordering::Relaxed);
                 }
                 let mut rows = DeadRows::default();
                 for dead in &changes.dead {
@@ -408,13 +420,13 @@ impl Tables {
                 }
             }
         }
-        self.metrics.open_windows.store(open_windows, Ordering::Relaxed);
+        self.parts.metrics.open_windows.store(open_windows, Ordering::Relaxed);
         for (name, source) in &self.at.sources {
             let held = source.partitions.iter().min_by_key(|(_, p)| p.max_event_us).map(|(p, s)| match s.max_event_us {
                 Some(_) => format!("partition {p}"),
                 None => format!("partition {p}, which has no row yet"),
             });
-            self.metrics.set_watermark(name, source.watermark, held.unwrap_or_default());
+            self.parts.metrics.set_watermark(name, source.watermark, held.unwrap_or_default());
         }
         Ok(())
     }
@@ -423,13 +435,13 @@ impl Tables {
     /// when a table has waited twice as long as it should.
     fn commits_now(&self, entry: &LakeEntry, every: Duration) -> bool {
         let recent = self.at.writers.iter().filter(|(_, newest)| **newest + 50 > self.at.next).map(|(w, _)| w);
-        let lowest = recent.min().is_none_or(|w| *w >= self.head.writer);
+        let lowest = recent.min().is_none_or(|w| *w >= self.parts.head.writer);
         lowest || entry.pending.front().is_some_and(|p| p.since.elapsed() > every * 2)
     }
 
     async fn commit_all(&mut self, draining: bool) -> Result<(), WorkerError> {
         self.last_commit = Instant::now();
-        let every = Duration::from_millis(self.pipeline.commit_every_ms);
+        let every = Duration::from_millis(self.parts.pipeline.commit_every_ms);
         let names: Vec<String> = self.lake.keys().cloned().collect();
         let upto = self.at.next - 1;
         let stamp = Stamp { log: self.at.log, entry: upto, offsets: self.at.positions() };
@@ -449,21 +461,22 @@ impl Tables {
                     failpoint::hit("commit-one-format");
                 }
                 let what = Advance {
-                    store: &self.store,
-                    pipeline: &self.pipeline.name,
+                    store: &self.parts.store,
+                    pipeline: &self.parts.pipeline.name,
                     spec: &entry.spec,
                     stamp: &stamp,
                     horizon,
                     window: window.as_ref(),
                     corrections,
                     only_look: !mine,
-                    attempt: Uuid::now_v7(),
-                    metrics: &self.metrics,
+                    attempt: (self.parts.ids)(),
+                    new_id: self.parts.ids.as_ref(),
+                    metrics: &self.parts.metrics,
                 };
                 match advance(&mut entry.sides[nth], &entry.pending, what).await {
-                    Ok(()) => self.metrics.waiting_over(&format!("{} table {name}", entry.sides[nth].kind())),
+                    Ok(()) => self.parts.metrics.waiting_over(&format!("{} table {name}", entry.sides[nth].kind())),
                     Err(CommitError::Refused(why)) => return Err(WorkerError::Refused(why)),
-                    Err(CommitError::Unavailable(why)) => self.metrics.waiting(&format!("{} table {name}", entry.sides[nth].kind()), &why),
+                    Err(CommitError::Unavailable(why)) => self.parts.metrics.waiting(&format!("{} table {name}", entry.sides[nth].kind()), &why),
                 }
             }
             let lowest = entry.sides.iter().map(|s| s.stamp()).min().unwrap_or(upto);
@@ -486,20 +499,46 @@ impl Tables {
         Ok(())
     }
 
+    /// Writes down the facts of the entries up to M that no segment holds yet, before they are freed.
+    async fn keep_history(&self, upto: u64) -> Result<(), String> {
+        let mut kept = vec![];
+        // A fold that began at birth has not seen entry 0 as such.
+        if self.trail.next == 1
+            && let Some(birth) = self.parts.head.log.read(0).await.map_err(|e| e.to_string())?
+        {
+            kept.push(history::record(0, &birth));
+        }
+        let freed = self.recent.iter().filter(|(seq, _)| *seq >= self.trail.next && *seq <= upto);
+        kept.extend(freed.map(|(seq, entry)| history::record(*seq, entry)));
+        History::new(self.parts.store.clone(), &self.parts.state_folder).append(self.at.log, kept).await.map_err(|e| e.to_string())
+    }
+
     /// The highest entry with nothing left to do for any format of any table.
     fn lowest_stamp(&self) -> u64 {
         let folded = self.at.next - 1;
         self.lake.values().filter_map(|t| t.pending.front()).map(|p| p.seq.saturating_sub(1)).min().unwrap_or(folded)
     }
 
-    async fn checkpoint_and_truncate(&mut self) -> Result<(), WorkerError> {
+    /// Gives a receipt for what has come into every format of every table since the last one.
+    fn release(&mut self, receipts: &Receipts) {
+        let passed = self.lowest_stamp();
+        if self.released.is_some_and(|r| r >= passed) {
+            return;
+        }
+        let receipt = Receipt::new(passed, &self.at, self.recent.iter());
         failpoint::hit("receipt");
+        receipts.give(&receipt);
+        failpoint::hit("receipt-given");
+        self.released = Some(receipt.entry());
+    }
+
+    async fn checkpoint_and_truncate(&mut self) -> Result<(), WorkerError> {
         let lowest = self.lowest_stamp();
         let recent = self.at.writers.iter().filter(|(_, newest)| **newest + 50 > self.at.next).map(|(w, _)| w);
-        if recent.min().is_some_and(|w| *w < self.head.writer) {
+        if recent.min().is_some_and(|w| *w < self.parts.head.writer) {
             return Ok(());
         }
-        let Some(upto) = checkpoint::upto(self.at.next, lowest, self.at.checkpoint.map(|c| c.upto)) else { return Ok(()) };
+        let Some(upto) = checkpoint::upto(self.parts.cadence, self.at.next, lowest, self.at.checkpoint.map(|c| c.upto)) else { return Ok(()) };
         // Run objects that entries up to M made or kept, by the entries that were folded here: an object found
         // by its number when it is removed may be a stray, whose attempt was decided under a higher one.
         let objects = |l: &Ledger| l.runs.values().flatten().map(|r| r.object.clone()).collect::<BTreeSet<String>>();
@@ -508,15 +547,19 @@ impl Tables {
             Body::Data(data) => data.runs.as_ref().map(|r| r.path.clone()),
             _ => None,
         }));
+        if let Err(why) = self.keep_history(upto).await {
+            self.parts.metrics.waiting("store", &why);
+            return Ok(());
+        }
         self.advance_trail(upto)?;
         if self.trail.next != upto + 1 {
             return Ok(());
         }
-        let (attempt, began) = (Uuid::now_v7(), self.at.next);
+        let (attempt, began) = ((self.parts.ids)(), self.at.next);
         let mut state = self.merge_runs(attempt).await?;
         state.runs_as_of = upto;
         let body = Body::Checkpoint(Checkpoint { upto, ledger: Box::new(state.clone()) });
-        match self.head.append(attempt, began, body, vec![], self.clock.now_ms()).await? {
+        match self.parts.head.append(attempt, began, body, vec![], self.parts.clock.now_ms()).await? {
             Appended::Stale(_) => return Ok(()),
             Appended::Decided(_) => failpoint::hit("checkpoint-decided"),
         }
@@ -524,12 +567,12 @@ impl Tables {
         self.trail = state;
         for path in known.difference(&live) {
             // What stays for want of an answer is an orphan, and found as one.
-            let _ = self.store.delete(&Path::from(path.as_str())).await;
+            let _ = self.parts.store.delete(&Path::from(path.as_str())).await;
         }
-        match self.head.log.truncate(upto).await {
+        match self.parts.head.log.truncate(upto).await {
             Ok(_) => Ok(()),
             Err(e) => {
-                self.metrics.waiting("log", &e.to_string());
+                self.parts.metrics.waiting("log", &e.to_string());
                 Ok(())
             }
         }

@@ -20,6 +20,7 @@ use arrow::util::display::{ArrayFormatter, FormatOptions};
 use futures::TryStreamExt;
 use object_store::memory::InMemory;
 use std::sync::atomic::AtomicU64;
+use uuid::Uuid;
 
 const FILE: &str = "\
 pipeline: p
@@ -76,7 +77,7 @@ struct World {
 struct Worker {
     head: Arc<Head>,
     tables: Tables,
-    lane: std::sync::mpsc::Sender<LaneCommand>,
+    lane: mpsc::Sender<LaneCommand>,
 }
 
 struct Work {
@@ -159,15 +160,17 @@ impl World {
             head: head.clone(),
             metrics: metrics.clone(),
             clock: Arc::new(Still),
+            ids: Arc::new(Uuid::now_v7),
+            cadence: Cadence::default(),
             paused: Arc::default(),
             entries,
         };
         let mut tables = Tables::open(parts, reading.start).await.unwrap_or_else(|e| panic!("{e}"));
         head.refresh().await.unwrap();
         tables.check_stamps(head.with(|l| l.next).await).unwrap();
-        let (lane, commands) = std::sync::mpsc::channel();
+        let (lane, commands) = mpsc::channel(64);
         let made = Lane::new("p".into(), 0, &[self.layout.clone()], metrics, Arc::default()).unwrap();
-        std::thread::spawn(move || made.run(&commands));
+        tokio::spawn(made.run(commands));
         Worker { head, tables, lane }
     }
 
@@ -188,7 +191,7 @@ impl World {
         let windowed = ledger.plan.tables.iter().filter(|(_, t)| t.window.is_some());
         let judge_at = windowed.map(|(n, t)| (n.clone(), time::judge_below(ledger.horizons[n], bound, t.allowed_lateness_us))).collect();
         let mut data = Data { bounds: [("events".to_string(), bound)].into(), ..Default::default() };
-        worker.lane.send(LaneCommand::Begin(EpochTerms { attempt, read_at_ms: 0, judge_at })).unwrap();
+        assert!(worker.lane.send(LaneCommand::Begin(EpochTerms { attempt, read_at_ms: 0, judge_at })).await.is_ok());
         let mut intervals = BTreeMap::new();
         for p in own {
             let from = state.partitions[&p].offset;
@@ -201,13 +204,13 @@ impl World {
                 let middle = from + rng.below((to - from) as u64 + 1) as i64;
                 for (a, b) in [(from, middle), (middle, to)] {
                     let rows = &self.rows[p as usize][a as usize..b as usize];
-                    worker.lane.send(LaneCommand::Batch { source: 0, batch: raw(rows, p, a) }).unwrap();
+                    assert!(worker.lane.send(LaneCommand::Batch { source: 0, batch: raw(rows, p, a) }).await.is_ok());
                 }
             }
             intervals.insert(p, Interval { from, to, leader_epoch: -1, max_event_us: None, name: None });
         }
         let (reply, answer) = tokio::sync::oneshot::channel();
-        worker.lane.send(LaneCommand::Close(reply)).unwrap();
+        assert!(worker.lane.send(LaneCommand::Close(reply)).await.is_ok());
         let part = answer.await.unwrap().unwrap_or_else(|e| panic!("{e}"));
         for ((_, p), highest) in &part.max_event_us {
             intervals.get_mut(p).unwrap().max_event_us = Some(*highest);
@@ -263,7 +266,7 @@ impl Worker {
     async fn fold(&mut self, most: u64) -> Result<(), WorkerError> {
         self.head.refresh().await?;
         for _ in 0..most {
-            let Ok(next) = self.tables.entries.try_recv() else { break };
+            let Ok(next) = self.tables.parts.entries.try_recv() else { break };
             self.tables.fold(next).await?;
         }
         Ok(())
@@ -414,7 +417,7 @@ async fn one(seed: u64, keep_runs: bool) -> Reached {
     let began = last.head.with(|l| l.next).await;
     let note = Body::Note(Note::EndOfInput { ends });
     assert!(matches!(last.head.append(world.id(), began, note, vec![], 0).await, Ok(Appended::Decided(_))));
-    while let Ok(next) = last.tables.entries.try_recv() {
+    while let Ok(next) = last.tables.parts.entries.try_recv() {
         last.tables.fold(next).await.unwrap_or_else(|e| panic!("seed {seed}: {e}"));
         if rng.chance(20) {
             last.tables.commit_all(true).await.unwrap();

@@ -136,6 +136,7 @@ fn reads_every_record_once_in_tiling_intervals() {
     assert!(matches!(source.poll(Duration::from_millis(300)).unwrap(), SourceEvent::Idle));
 }
 
+/// FAULTS 30.
 #[test]
 fn a_record_keeps_its_parts_and_a_too_large_one_only_its_place() {
     let broker = Broker::start();
@@ -163,6 +164,7 @@ fn a_record_keeps_its_parts_and_a_too_large_one_only_its_place() {
     assert_eq!(records[1], (Some(1_235), Some(b"big".to_vec()), None, Some(900_003)));
 }
 
+/// FAULTS 25.
 #[test]
 fn aborted_transactions_are_gaps_inside_the_intervals_and_the_end_covers_them() {
     let broker = Broker::start();
@@ -184,6 +186,7 @@ fn aborted_transactions_are_gaps_inside_the_intervals_and_the_end_covers_them() 
     seen.until(&mut source, "d", |s| s.all().contains(&"d")).unwrap();
 }
 
+/// FAULTS 25, 28: the leader changed meanwhile.
 #[test]
 fn a_position_behind_an_aborted_tail_of_a_later_epoch_is_no_truncation() {
     let broker = Broker::own();
@@ -207,6 +210,7 @@ fn a_position_behind_an_aborted_tail_of_a_later_epoch_is_no_truncation() {
     seen.until(&mut source, "third", |s| s.all() == ["first", "second", "third"]).unwrap();
 }
 
+/// FAULTS 24.
 #[test]
 fn a_recreated_topic_has_another_identity() {
     let broker = Broker::start();
@@ -236,6 +240,7 @@ fn a_topic_that_is_deleted_while_it_is_read_is_refused() {
     assert!(text.contains("`gone` does not exist"), "{text}");
 }
 
+/// FAULTS 24: deleted by retention, truncated, or another log with as many offsets.
 #[test]
 fn positions_that_the_broker_does_not_hold_are_refused() {
     let broker = Broker::start();
@@ -263,6 +268,7 @@ fn positions_that_the_broker_does_not_hold_are_refused() {
     assert_eq!(seen.all().len(), 12);
 }
 
+/// FAULTS 24.
 #[test]
 fn records_that_expire_unread_while_reading_are_refused() {
     let broker = Broker::start();
@@ -283,6 +289,7 @@ fn records_that_expire_unread_while_reading_are_refused() {
     assert_eq!(seen.all(), ["0"]);
 }
 
+/// FAULTS 24: retention of what was read is no loss.
 #[test]
 fn deleting_what_was_read_disturbs_nothing() {
     let broker = Broker::start();
@@ -305,6 +312,7 @@ fn deleting_what_was_read_disturbs_nothing() {
     assert_eq!(seen.all(), ["0", "1", "2", "3", "4", "5", "6"]);
 }
 
+/// FAULTS 27.
 #[test]
 fn partitions_added_later_are_picked_up() {
     let broker = Broker::start();
@@ -338,6 +346,7 @@ fn the_start_is_found_by_time_end_and_offset() {
     assert!(text.contains("offset 11") && text.contains("0..10"), "{text}");
 }
 
+/// FAULTS 23.
 #[test]
 fn two_workers_share_the_partitions() {
     let broker = Broker::start();
@@ -379,6 +388,7 @@ fn two_workers_share_the_partitions() {
     seen.until(&mut first, "all records", |s| s.all().len() == 4).unwrap();
 }
 
+/// FAULTS 28.
 #[test]
 fn a_broker_that_goes_away_is_waited_for() {
     let broker = Broker::own();

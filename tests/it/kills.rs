@@ -35,6 +35,9 @@ fn all_at_once(scenarios: &[Scenario], what: impl Fn(&Scenario) + Sync) {
     });
 }
 
+/// FAULTS 1 (before a file is closed, before the commit, after it and before anything is acknowledged),
+/// 2 (the recovery is killed in its turn), 5 (the commit landed, what follows it did not), 22 (one
+/// format is committed, the other not), 63 (which rows are late does not change by a kill).
 #[test]
 fn killed_at_any_point_the_tables_are_those_of_an_undisturbed_run() {
     let broker = Broker::start();

@@ -1,14 +1,19 @@
 //! Every integration test, in one binary: each further binary would link DataFusion once more.
 
+mod chaos;
 mod cleaning;
 mod cli;
 mod dead_letters;
+mod faults_kafka;
+mod faults_process;
+mod faults_time;
 mod flights_year;
 mod iceberg_readers;
 mod kills;
 mod resources;
 mod kafka_source;
 mod pipeline_change;
+mod receipts;
 mod running_example;
 mod support;
 mod two_workers;

@@ -124,6 +124,7 @@ fn a_changed_file_goes_on_or_is_refused() {
 
 /// A partition was idle and the watermark went on without it; then everything stopped and a backlog
 /// grew on both partitions. The claim of then counts no more: its rows hold the watermark.
+/// FAULTS 58.
 #[test]
 fn a_backlog_on_an_idle_partition_is_not_late() {
     let broker = Broker::start();
@@ -191,4 +192,246 @@ commit: {{every: 300ms}}
     let counted: i64 = rows.iter().map(|r| r["n"].as_i64().unwrap()).sum();
     // The last window is open still.
     assert_eq!(counted, before + 2 * 368);
+}
+
+/// A pipeline over one file, so that a change of plan costs no waiting for a group.
+struct Filed {
+    pond: Pond,
+    tables: String,
+}
+
+const SPEND: &str = "  spend: {sql: \"select window_start, user_id, sum(amount) as amount from tumble(events, interval '5 minutes') \
+group by window_start, user_id\", key: [window_start, user_id], allowed_lateness: 10m}\n";
+const PLAIN: &str = "  plain: {sql: \"select user_id from events\"}\n";
+
+impl Filed {
+    fn new(tables: &str) -> Self {
+        let filed = Self { pond: Pond::new(""), tables: String::new() };
+        filed.sends(&[]);
+        filed.with(tables)
+    }
+
+    fn with(mut self, tables: &str) -> Self {
+        self.says(tables);
+        self
+    }
+
+    fn says(&mut self, tables: &str) {
+        self.tables = tables.to_string();
+        self.pond.rewrite(&format!(
+            "pipeline: changing\nsources:\n  events:\n    file: events.ndjson\n    columns: {{user_id: string, event_time: timestamp, amount: int64}}\n    \
+             watermark: {{column: event_time}}\ntables:\n{tables}lake: {{root: ./lake}}\n"
+        ));
+    }
+
+    fn sends(&self, rows: &[(&str, &str)]) {
+        use std::io::Write;
+        let mut file = std::fs::File::options().create(true).append(true).open(self.pond.path().join("events.ndjson")).unwrap();
+        for (user, minute) in rows {
+            writeln!(file, r#"{{"user_id":"{user}","event_time":"2026-01-31T{minute}:00Z","amount":1}}"#).unwrap();
+        }
+    }
+
+    fn spend(&self) -> Vec<String> {
+        texts(&self.pond.rows("changing", "spend"), &["window_start", "user_id", "amount"])
+    }
+
+    /// `run` ends with 75, and says all of this.
+    fn refused(&self, more: &[&str], parts: &[&str]) {
+        let next = self.pond.status()["next_entry"].clone();
+        let mut args = vec!["run", "pipeline.yaml", "--until-end"];
+        args.extend(more);
+        let ended = self.pond.millpond(&args);
+        assert_eq!(ended.code, 75, "{ended:?}");
+        for part in parts {
+            assert!(ended.stderr.contains(part), "{part}: {}", ended.stderr);
+        }
+        assert_eq!(self.pond.status()["next_entry"], next, "the log did not move");
+    }
+}
+
+#[test]
+fn an_older_file_is_refused_until_it_is_accepted() {
+    let older = format!("{SPEND}{PLAIN}");
+    let newer = older.replace("allowed_lateness: 10m", "allowed_lateness: 1h");
+    let mut filed = Filed::new(&older);
+    filed.sends(&[("A", "10:01"), ("Z", "10:16")]);
+    filed.pond.until_end();
+    filed.says(&newer);
+    filed.pond.until_end();
+    let newest = filed.pond.status()["plan_entry"].clone();
+    filed.says(&older);
+    let parts = ["the pipeline file of plan 0", "allowed lateness changes from 1h to 10m", "--accept"];
+    filed.refused(&[], &parts);
+    let validated = filed.pond.millpond(&["validate", "pipeline.yaml"]);
+    assert_eq!(validated.code, 78, "{validated:?}");
+    assert!(validated.stderr.contains("--accept"), "{validated:?}");
+    assert_eq!(filed.pond.status()["plan_entry"], newest);
+    // Said once it is the newest plan, and the other file the older one.
+    filed.pond.run(&["--accept"]);
+    assert!(filed.pond.status()["plan_entry"].as_i64() > newest.as_i64());
+    filed.sends(&[("A", "10:12")]);
+    assert_eq!(filed.pond.until_end()["records"], 1);
+    filed.says(&newer);
+    filed.refused(&[], &["which plan", "from 10m to 1h"]);
+}
+
+/// Each kind of change to a table that is there, on the real binary: what is told, and what comes of it.
+#[test]
+fn what_may_not_change_is_refused_with_the_way_out() {
+    let filtered = SPEND.replace("minutes') group", "minutes') where amount > 0 group");
+    let good = format!("{filtered}{PLAIN}");
+    let mut filed = Filed::new(&good);
+    filed.sends(&[("A", "10:01"), ("Z", "10:16")]);
+    filed.pond.until_end();
+    for (from, to, word) in [
+        ("where amount > 0", "where amount > 1", "counts other rows, or the same rows otherwise"),
+        ("sum(amount) as amount", "sum(amount) as amount, count(*) as n", "needs a replay"),
+        ("sum(amount) as amount", "sum(amount) + 1 as amount", "select list or having"),
+        ("allowed_lateness: 10m", "emit: on_update", "its way of emission changes"),
+        ("key: [window_start, user_id], ", "", "its key changes from [window_start, user_id] to none"),
+        ("select user_id from", "select amount from", "user_id"),
+        ("{sql: \"select user_id", "{formats: [delta], sql: \"select user_id", "its formats change from [iceberg, delta] to [delta]"),
+        ("{sql: \"select user_id", "{partition_by: [user_id], sql: \"select user_id", "its partitioning changes"),
+    ] {
+        assert_eq!(good.matches(from).count(), 1, "{from}");
+        filed.says(&good.replace(from, to));
+        filed.refused(&["--accept"], &[word, "another name"]);
+    }
+    filed.says(&good);
+    filed.sends(&[("A", "10:04"), ("A", "10:31")]);
+    filed.pond.until_end();
+    assert_eq!(filed.spend(), ["10:00 A 1", "10:15 Z 1"], "the late row is late, and nothing else happened");
+}
+
+#[test]
+fn a_table_taken_out_comes_again_only_anew() {
+    let both = format!("{SPEND}{PLAIN}");
+    let mut filed = Filed::new(&both);
+    filed.sends(&[("A", "10:01"), ("Z", "10:06")]);
+    filed.pond.until_end();
+    assert_eq!(filed.spend(), ["10:00 A 1"]);
+    filed.says(PLAIN);
+    filed.sends(&[("B", "10:02")]);
+    filed.pond.until_end();
+    filed.says(&format!("{SPEND}{PLAIN}").replace("10m", "9m"));
+    filed.refused(&[], &["table spend was in the pipeline file before", "another name", "--accept"]);
+    filed.refused(&["--accept"], &["table spend is still in the lake", "drop it there"]);
+    // Dropped, in the catalog and as folders, with its late rows.
+    let lake = filed.pond.path().join("lake");
+    let catalog = rusqlite::Connection::open(lake.join("catalog.db")).unwrap();
+    for table in ["spend", "spend__late"] {
+        assert_eq!(catalog.execute("delete from iceberg_tables where table_name = ?1", [table]).unwrap(), 1);
+        for format in ["iceberg", "delta"] {
+            std::fs::remove_dir_all(lake.join(format).join("changing").join(table)).unwrap();
+        }
+    }
+    drop(catalog);
+    // Without the table in the file nothing of it is made again, although the log holds rows of it.
+    filed.says(PLAIN);
+    filed.pond.until_end();
+    assert!(!lake.join("delta/changing/spend").exists());
+    filed.says(&format!("{SPEND}{PLAIN}").replace("10m", "9m"));
+    // Killed right after it is decided, when no table is there yet.
+    let killed = filed.pond.start_with(&["run", "pipeline.yaml", "--until-end", "--accept"], &[("MILLPOND_FAILPOINT", "fold-before-entry")]).wait();
+    assert_eq!(killed.code, 128 + libc::SIGKILL, "{killed:?}");
+    filed.sends(&[("B", "10:03"), ("Z", "10:17")]);
+    filed.pond.until_end();
+    assert_eq!(filed.spend(), ["10:00 B 1"], "rows since it began anew");
+    assert_eq!(filed.pond.rows("changing", "plain").len(), 5, "the other table went on");
+    filed.sends(&[("B", "10:04"), ("Z", "10:33")]);
+    filed.pond.until_end();
+    assert_eq!(filed.spend(), ["10:00 B 1", "10:15 Z 1"]);
+}
+
+#[test]
+fn comment_and_properties_reach_the_tables_with_their_next_commit() {
+    let mut filed = Filed::new(PLAIN);
+    filed.sends(&[("A", "10:01")]);
+    filed.pond.until_end();
+    let told = |ended: &crate::support::millpond::Ended, text: &str| assert!(ended.stderr.contains(text), "{text}: {}", ended.stderr);
+    filed.says(&PLAIN.replace("events\"", "events\", comment: who came, properties: {team: mill}"));
+    filed.sends(&[("B", "10:02")]);
+    let ended = filed.pond.millpond(&["run", "pipeline.yaml", "--until-end"]);
+    assert_eq!(ended.code, 0, "{ended:?}");
+    told(&ended, "table plain: its next commit sets property team to mill");
+    let lake = filed.pond.path().join("lake");
+    let iceberg = || {
+        let folder = lake.join("iceberg/changing/plain/metadata");
+        let newest = std::fs::read_to_string(folder.join("version-hint.text")).unwrap();
+        let text = std::fs::read_to_string(folder.join(format!("{newest}.metadata.json"))).unwrap();
+        let properties = serde_json::from_str::<Value>(&text).unwrap()["properties"].clone();
+        (properties["team"].clone(), properties["comment"].clone())
+    };
+    let delta = || {
+        let folder = lake.join("delta/changing/plain/_delta_log");
+        let mut commits: Vec<_> = std::fs::read_dir(folder).unwrap().map(|e| e.unwrap().path()).filter(|p| p.extension().is_some_and(|e| e == "json")).collect();
+        commits.sort();
+        let texts: Vec<String> = commits.iter().map(|p| std::fs::read_to_string(p).unwrap()).collect();
+        let metadata: Vec<Value> = texts.iter().flat_map(|t| t.lines()).filter_map(|l| serde_json::from_str::<Value>(l).unwrap().get("metaData").cloned()).collect();
+        let newest = metadata.last().unwrap().clone();
+        (metadata.len(), newest["configuration"]["team"].clone(), newest["description"].clone())
+    };
+    assert_eq!(iceberg(), (json!("mill"), json!("who came")));
+    assert_eq!(delta(), (2, json!("mill"), json!("who came")));
+    // Taken out of the file they stay; and a property that no table can have is refused before anything is decided.
+    filed.says(PLAIN.trim_end());
+    filed.says(&PLAIN.replace("events\"", "events\", properties: {delta.appendOnly: 'true'}"));
+    filed.refused(&[], &["delta.appendOnly"]);
+    let validated = filed.pond.millpond(&["validate", "pipeline.yaml"]);
+    assert_eq!(validated.code, 78, "{validated:?}");
+    filed.says(&PLAIN.replace("events\"", "events\", comment: who came"));
+    filed.sends(&[("C", "10:03")]);
+    let ended = filed.pond.millpond(&["run", "pipeline.yaml", "--until-end"]);
+    told(&ended, "property team stays in the tables");
+    assert_eq!((iceberg().0, delta()), (json!("mill"), (2, json!("mill"), json!("who came"))));
+    assert_eq!(filed.pond.rows("changing", "plain").len(), 3);
+}
+
+/// Dead letters lie in the formats of the tables that read the source: one more format begins with an empty table.
+#[test]
+fn a_format_that_comes_with_a_new_table_takes_dead_letters_from_then_on() {
+    let first = PLAIN.replace("{sql", "{formats: [iceberg], sql");
+    let mut filed = Filed::new(&first);
+    filed.sends(&[("A", "10:01"), ("A", "never")]);
+    filed.pond.until_end();
+    filed.says(&format!("{first}  more: {{sql: \"select amount from events\", formats: [delta]}}\n"));
+    filed.sends(&[("A", "10:02"), ("A", "nowhere")]);
+    filed.pond.until_end();
+    let dead = |format: &str| {
+        let ended = filed.pond.millpond(&["query", "pipeline.yaml", "select _offset from events__dead order by 1", "--json", "--format", format]);
+        assert_eq!(ended.code, 0, "{ended:?}");
+        ended.stdout.lines().map(|l| serde_json::from_str::<Value>(l).unwrap()["_offset"].clone()).collect::<Vec<_>>()
+    };
+    assert_eq!((dead("iceberg"), dead("delta")), (vec![json!(1), json!(3)], vec![json!(3)]));
+}
+
+#[test]
+fn a_worker_whose_plan_was_replaced_stops_and_names_the_reason() {
+    let broker = Broker::start();
+    let topic = "replaced";
+    broker.create_topic(topic, 1);
+    let mut file = File { lateness: "10m", sum: "sum(amount)", plain: "user_id", more: "" };
+    let yaml = |file: &File| pipeline(broker, topic, file) + "epoch: {every: 200ms}\ncommit: {every: 300ms}\n";
+    let pond = Pond::new(&yaml(&file));
+    let running = pond.start(&["run", "pipeline.yaml"]);
+    let start = Instant::now();
+    while pond.millpond(&["status", "pipeline.yaml", "--json"]).stdout.contains("\"log\":null") {
+        assert!(start.elapsed() < Duration::from_secs(60), "{}", running.stderr());
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    file.lateness = "1h";
+    pond.rewrite(&yaml(&file));
+    let newer = pond.start(&["run", "pipeline.yaml"]);
+    let ended = running.wait();
+    assert_eq!(ended.code, 75, "{ended:?}");
+    assert!(ended.stderr.contains("replaced plan 0, under which this worker runs"), "{ended:?}");
+    newer.signal(libc::SIGTERM);
+    assert_eq!(newer.wait().code, 0);
+    // The old file started again is refused: two versions do not alternate.
+    file.lateness = "10m";
+    pond.rewrite(&yaml(&file));
+    let ended = pond.millpond(&["run", "pipeline.yaml"]);
+    assert_eq!(ended.code, 75, "{ended:?}");
+    assert!(ended.stderr.contains("--accept"), "{ended:?}");
 }

@@ -22,10 +22,10 @@ fn in_table(pipeline: &Pipeline) -> Option<usize> {
 }
 
 /// A file system of its own, unmounted at the end.
-struct Mounted<'a>(&'a Path);
+pub struct Mounted<'a>(&'a Path);
 
 impl<'a> Mounted<'a> {
-    fn tmpfs(at: &'a Path, mib: u32) -> Option<Self> {
+    pub fn tmpfs(at: &'a Path, mib: u32) -> Option<Self> {
         fs::create_dir_all(at).unwrap();
         let done = Command::new("mount").args(["-t", "tmpfs", "-o", &format!("size={mib}m"), "tmpfs"]).arg(at).output().ok()?;
         done.status.success().then_some(Self(at))
@@ -38,6 +38,7 @@ impl Drop for Mounted<'_> {
     }
 }
 
+/// FAULTS 64, and 7: a stop keeps its deadline while nothing can be written.
 #[test]
 fn a_full_disk_is_waited_for() {
     let dir = tempfile::Builder::new().prefix("millpond-full-").tempdir().unwrap();
@@ -102,6 +103,7 @@ fn a_full_disk_is_waited_for() {
     assert_content(&full, &expected(&events), "after a full disk");
 }
 
+/// FAULTS 28: it waits, says why, stops within its deadline meanwhile, and goes on.
 #[test]
 fn a_broker_that_goes_away_is_waited_for() {
     let broker = Broker::own();

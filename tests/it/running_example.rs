@@ -47,6 +47,7 @@ impl Example<'_> {
     }
 }
 
+/// FAULTS 59, 60: within the allowed lateness a corrected row, after it a late one; a watermark exactly on a window's end.
 #[test]
 fn seven_becomes_eight_or_stays_seven() {
     let broker = Broker::start();

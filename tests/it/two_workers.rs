@@ -18,6 +18,8 @@ fn writers(pipeline: &Pipeline, entry: u64) -> BTreeSet<String> {
     rows.iter().filter_map(|r| Some(r["writer"].as_str()?.to_string())).collect()
 }
 
+/// FAULTS 3 (a long pause, and the zombie wakes), 4 (it still believes that it owns its partitions),
+/// 6 (another number of workers), 23 (rebalances with work in the making).
 #[test]
 fn one_worker_is_killed_and_one_sleeps_through_a_truncation() {
     let broker = Broker::start();

@@ -169,6 +169,11 @@ fn lines(actions: &[Value]) -> bytes::Bytes {
 
 #[async_trait]
 impl TableFormat for DeltaFormat {
+    fn check(&self, spec: &TableSpec) -> Result<(), CommitError> {
+        let nobody = Stamp { log: Uuid::nil(), entry: 0, offsets: Default::default() };
+        creation(spec, &nobody, &self.site(spec)?, Uuid::nil()).map(|_| ())
+    }
+
     async fn open_or_create(&self, spec: Arc<TableSpec>, birth: &Stamp) -> Result<Box<dyn LakeTable>, CommitError> {
         let site = self.site(&spec)?;
         let mut state = log::read(site.store.as_ref()).await?;

@@ -212,7 +212,7 @@ impl DeltaTable {
         let bytes = store.get(&at).await.map_err(read)?.bytes().await.map_err(read)?;
         let (drop, spec_here) = (dropped.clone(), spec.clone());
         // Decoding and encoding a file would hold up everything else on this thread.
-        let rest = tokio::task::spawn_blocking(move || rewrite::without(bytes, &drop, &spec_here)).await;
+        let rest = crate::runtime::offload(move || rewrite::without(bytes, &drop, &spec_here)).await;
         let rest = rest.map_err(|e| self.refuse(format!("data file {path} could not be rewritten: {e}")))?;
         let rest = rest.map_err(|e| self.refuse(format!("data file {path} could not be rewritten: {e}")))?;
         let Some(file) = rest.file else { return Ok(Some(Rewritten { old: path.to_string(), new: None, dropped })) };
@@ -274,7 +274,14 @@ impl DeltaTable {
         if !fit.differences.is_empty() {
             return Err(self.refuse(format!("the schema does not fit: {}", fit.differences.join("; "))));
         }
-        if fit.missing.is_empty() {
+        let mut metadata = self.state.metadata.clone();
+        for (key, value) in &spec.properties {
+            metadata["configuration"][key] = json!(value);
+        }
+        if let Some(comment) = &spec.comment {
+            metadata["description"] = json!(comment);
+        }
+        if fit.missing.is_empty() && metadata == self.state.metadata {
             return Ok(Vec::new());
         }
         let mut actions = Vec::new();
@@ -283,9 +290,10 @@ impl DeltaTable {
         {
             actions.push(json!({ "protocol": up }));
         }
-        let all: Vec<Value> = have.into_iter().chain(fit.missing).collect();
-        let mut metadata = self.state.metadata.clone();
-        metadata["schemaString"] = json!(schema::schema_string(&all));
+        if !fit.missing.is_empty() {
+            let all: Vec<Value> = have.into_iter().chain(fit.missing).collect();
+            metadata["schemaString"] = json!(schema::schema_string(&all));
+        }
         actions.push(json!({ "metaData": metadata }));
         Ok(actions)
     }

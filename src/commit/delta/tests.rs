@@ -275,6 +275,7 @@ async fn a_table_is_created_appended_deleted_from_and_found_again() {
     assert_eq!(history.iter().map(|r| (r.entry, r.added_records, r.deleted_records)).collect::<Vec<_>>(), [(Some(6), 0, 0), (Some(5), 0, 2), (Some(4), 1, 2)]);
 }
 
+/// FAULTS 8: a commit that comes through after another one's.
 #[tokio::test]
 async fn a_stale_base_moves_and_writes_nothing() {
     let lake = lake();
@@ -290,6 +291,7 @@ async fn a_stale_base_moves_and_writes_nothing() {
     assert!(refusal(a.commit(lake.change(&spec, 2, vec![])).await).contains("entry 3"), "a stamp never goes back");
 }
 
+/// FAULTS 8, 18.
 #[tokio::test]
 async fn lost_answers_are_read_back() {
     for fault in [Fault::LostAnswer, Fault::FalseExists] {

@@ -5,6 +5,7 @@
 //! database anew: a catalog that was moved or deleted under us is noticed, and never written to as an
 //! unlinked file.
 
+use async_trait::async_trait;
 use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension, params};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -22,6 +23,51 @@ pub enum CatalogError {
     /// Whether something was changed nobody knows.
     #[error("the Iceberg catalog {path} gave no answer to a change: {reason}")]
     AnswerLost { path: String, reason: String },
+}
+
+/// Where an Iceberg table's newest metadata lies, and the compare-and-swap that moves it.
+#[async_trait]
+pub trait Catalog: Send + Sync {
+    /// The name under which readers open it.
+    fn name(&self) -> &str;
+
+    /// Where it is, for people.
+    fn place(&self) -> String;
+
+    /// Where a table's newest metadata lies; `None` when there is no such table.
+    async fn metadata_location(&self, namespace: &str, table: &str) -> Result<Option<String>, CatalogError>;
+
+    /// Makes a table unless there is one of that name. Returns the location that the table has afterwards.
+    async fn create_table(&self, namespace: &str, table: &str, location: &str) -> Result<String, CatalogError>;
+
+    /// Moves a table from one metadata file to the next. `false`: it is not at `from` any more, and nothing was changed.
+    ///
+    /// # Errors
+    /// Only [`CatalogError::AnswerLost`] leaves it open whether the table moved.
+    async fn swap(&self, namespace: &str, table: &str, from: &str, to: &str) -> Result<bool, CatalogError>;
+}
+
+#[async_trait]
+impl Catalog for SqliteCatalog {
+    fn name(&self) -> &str {
+        self.name()
+    }
+
+    fn place(&self) -> String {
+        self.path().display().to_string()
+    }
+
+    async fn metadata_location(&self, namespace: &str, table: &str) -> Result<Option<String>, CatalogError> {
+        self.metadata_location(namespace, table).await
+    }
+
+    async fn create_table(&self, namespace: &str, table: &str, location: &str) -> Result<String, CatalogError> {
+        self.create_table(namespace, table, location).await
+    }
+
+    async fn swap(&self, namespace: &str, table: &str, from: &str, to: &str) -> Result<bool, CatalogError> {
+        self.swap(namespace, table, from, to).await
+    }
 }
 
 /// One catalog in one SQLite file.
@@ -168,7 +214,7 @@ where
     T: Send + 'static,
     F: Fn() -> Result<T, CatalogError> + Send + 'static,
 {
-    let tried = tokio::task::spawn_blocking(move || {
+    let tried = crate::runtime::offload(move || {
         let mut answer = call();
         for _ in 1..BUSY_TRIES {
             if !matches!(answer, Err(CatalogError::Busy { .. })) {
@@ -233,7 +279,7 @@ mod tests {
         assert_eq!(c.metadata_location("ns", "t").await.unwrap().as_deref(), Some("m1"));
     }
 
-    #[tokio::test]
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn racing_swaps_have_one_winner() {
         let (_dir, c) = catalog().await;
         c.create_table("ns", "t", "m0").await.unwrap();

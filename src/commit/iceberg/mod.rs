@@ -9,7 +9,7 @@ mod schema;
 mod stamp;
 mod table;
 
-pub use catalog::SqliteCatalog;
+pub use catalog::{Catalog, SqliteCatalog};
 pub use table::IcebergTable;
 
 use crate::commit::{CommitError, LakeTable, Stamp, TableFormat};
@@ -46,7 +46,7 @@ pub struct IcebergFormat {
 pub(crate) struct Lake {
     io: FileIO,
     root: LakeRoot,
-    catalog: SqliteCatalog,
+    catalog: Arc<dyn Catalog>,
     pipeline: String,
     namespace: String,
     ambient: Ambient,
@@ -71,10 +71,10 @@ pub fn data_folder(pipeline: &str, table: &str) -> String {
 
 impl IcebergFormat {
     /// `root_url` is the absolute folder of the lake's root; the store's paths are relative to it.
-    pub fn new(store: Arc<dyn ObjectStore>, root_url: &Url, catalog: SqliteCatalog, pipeline: &str, namespace: &str, ambient: Ambient) -> Self {
+    pub fn new(store: Arc<dyn ObjectStore>, root_url: &Url, catalog: impl Catalog + 'static, pipeline: &str, namespace: &str, ambient: Ambient) -> Self {
         let root = LakeRoot::new(root_url);
         let io = file_io(store, root.clone());
-        let lake = Lake { io, root, catalog, pipeline: pipeline.to_string(), namespace: namespace.to_string(), ambient };
+        let lake = Lake { io, root, catalog: Arc::new(catalog), pipeline: pipeline.to_string(), namespace: namespace.to_string(), ambient };
         Self { lake: Arc::new(lake), log: None, expected: Mutex::default() }
     }
 
@@ -103,6 +103,12 @@ impl IcebergFormat {
 
 #[async_trait]
 impl TableFormat for IcebergFormat {
+    fn check(&self, spec: &TableSpec) -> Result<(), CommitError> {
+        Lake::check_properties(spec)?;
+        let nobody = Stamp { log: Uuid::nil(), entry: 0, offsets: BTreeMap::new() };
+        self.lake.fresh_metadata(spec, &nobody, Uuid::nil()).map(|_| ())
+    }
+
     async fn open_or_create(&self, spec: Arc<TableSpec>, birth: &Stamp) -> Result<Box<dyn LakeTable>, CommitError> {
         let found = self.lake.catalog.metadata_location(&self.lake.namespace, &spec.name).await.map_err(unavailable)?;
         if found.is_none() {
@@ -130,7 +136,7 @@ impl Lake {
         format!("{}.{table}", self.namespace)
     }
 
-    async fn create(&self, spec: &TableSpec, birth: &Stamp) -> Result<(), CommitError> {
+    fn check_properties(spec: &TableSpec) -> Result<(), CommitError> {
         for key in REFUSED_PROPERTIES {
             if let Some(value) = spec.properties.get(key).filter(|v| !matches!((key, v.as_str()), ("format-version", "2") | ("write.metadata.compression-codec", "none"))) {
                 return Err(CommitError::Refused(format!("table `{}` has the property {key} = `{value}`, which this version does not honour; remove it", spec.name)));
@@ -139,6 +145,11 @@ impl Lake {
         if let Some(key) = spec.properties.keys().find(|k| k.starts_with("millpond.") && *k != KEEP_SNAPSHOTS) {
             return Err(CommitError::Refused(format!("table `{}` has the property {key}, but names that begin with `millpond.` are kept for the stamp; rename it", spec.name)));
         }
+        Ok(())
+    }
+
+    async fn create(&self, spec: &TableSpec, birth: &Stamp) -> Result<(), CommitError> {
+        Self::check_properties(spec)?;
         let file_id = (self.ambient.new_id)();
         let metadata = self.fresh_metadata(spec, birth, file_id)?;
         let location = format!("{}/metadata/{}", metadata.location(), names::metadata(0, file_id));
@@ -164,12 +175,11 @@ impl Lake {
         let schema = schema::iceberg_schema(spec)?;
         let partitioning = schema::partition_spec(spec, &schema)?;
         let uuid = (self.ambient.new_id)();
-        let mut properties: HashMap<String, String> = spec.properties.clone().into_iter().filter(|(k, _)| !REFUSED_PROPERTIES.contains(&k.as_str())).collect();
+        let mut properties: HashMap<String, String> = asked_for(spec).collect();
         properties.entry("write.parquet.compression-codec".into()).or_insert_with(|| "zstd".into());
         properties.entry("write.metadata.previous-versions-max".into()).or_insert_with(|| "100".into());
         properties.insert(stamp::TABLE_UUID.into(), uuid.to_string());
         properties.insert(stamp::METADATA_ID.into(), file_id.to_string());
-        properties.extend(spec.comment.clone().map(|c| ("comment".to_string(), c)));
         properties.extend(stamp::pairs(birth, (self.ambient.new_id)()));
         let location = self.root.location(&table_folder(&self.pipeline, &spec.name));
         let create = |schema, partitioning| {
@@ -215,6 +225,12 @@ impl Lake {
             let _ = output.write(name.into()).await;
         }
     }
+}
+
+/// The properties that the pipeline file asks for, its comment among them.
+fn asked_for(spec: &TableSpec) -> impl Iterator<Item = (String, String)> {
+    let properties = spec.properties.iter().filter(|(k, _)| !REFUSED_PROPERTIES.contains(&k.as_str()));
+    properties.map(|(k, v)| (k.clone(), v.clone())).chain(spec.comment.clone().map(|c| ("comment".to_string(), c)))
 }
 
 fn unavailable(e: CatalogError) -> CommitError {

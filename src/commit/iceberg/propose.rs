@@ -137,6 +137,7 @@ impl IcebergTable {
 
         let mut bytes = 0;
         let mut properties = stamp::pairs(&change.stamp, change.attempt);
+        properties.extend(super::asked_for(&change.spec).filter(|(k, v)| metadata.properties().get(k) != Some(v)));
         let mut expired = Vec::new();
         let snapshot = if change.add.is_empty() && change.delete.is_empty() {
             None

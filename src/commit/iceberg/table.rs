@@ -235,7 +235,7 @@ pub(super) fn gone(lake: &Lake, table: &str, uuid: &str) -> CommitError {
         "the Iceberg table {} (uuid {uuid}) is no longer in the catalog {} of {}: it was dropped, or the catalog was replaced; restore it, or give the table a new name",
         lake.identifier(table),
         lake.catalog.name(),
-        lake.catalog.path().display()
+        lake.catalog.place()
     ))
 }
 

@@ -193,6 +193,7 @@ async fn rows_are_added_and_deleted_by_position() {
     assert!(text.contains("is not a live file"), "{text}");
 }
 
+/// FAULTS 8: a commit that comes through after another one's.
 #[tokio::test]
 async fn a_stale_base_moves_nothing() {
     let world = World::new().await;
@@ -208,6 +209,7 @@ async fn a_stale_base_moves_nothing() {
     assert_eq!(two.live_files().await.unwrap().len(), 1);
 }
 
+/// FAULTS 8, 18.
 #[tokio::test]
 async fn a_lost_answer_is_unknown_and_the_stamp_tells() {
     let world = World::new().await;

@@ -113,6 +113,8 @@ fn what_cannot_be_split_is_refused_with_the_reason() {
         ("select count(*) as n from T where amount > (select avg(amount) from events) group by window_start", "subqueries"),
         ("with e as (select * from events) select user_id from e", "with"),
         ("select count(*) as n from tumble(events, interval '1 month') group by window_start", "months"),
+        ("select count(*) as n from tumble(events, interval 5) group by window_start", "needs a unit"),
+        ("select count(*) as n from tumble(events, interval '5') group by window_start", "needs a unit"),
         ("select count(*) as n from tumble(events, interval '-1 day') group by window_start", "above zero"),
         ("select count(*) as n from tumble(events, '5 minutes') group by window_start", "interval"),
         ("select window_start, user_id from T", "without an aggregate"),

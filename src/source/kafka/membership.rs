@@ -64,7 +64,8 @@ impl ClientContext for Membership {
             return;
         }
         let mut told = self.told();
-        if message.contains("SSL handshake") || message.contains("connecting to a PLAINTEXT") {
+        // An alert comes after the handshake where the broker does not take our certificate (TLS 1.3).
+        if message.contains("SSL handshake") || message.contains("SSL alert") || message.contains("connecting to a PLAINTEXT") {
             told.denied = Some((RDKafkaErrorCode::SSL, message.to_string()));
         }
         told.last_error = Some(message.to_string());

@@ -6,6 +6,11 @@
     read.py deltalake PATH
     read.py duckdb QUERY
 
+and commits to one as somebody else would:
+
+    read.py delta-compact PATH                         compacts small files
+    read.py iceberg-rewrite CATALOG_DB NAMESPACE.TABLE  writes all rows anew
+
 Prints the rows as NDJSON, sorted, with one spelling for each value whoever reads it: so that the
 outputs of two readers of one table are equal byte by byte.
 """
@@ -119,6 +124,17 @@ def main(reader, *args):
         from deltalake import DeltaTable
 
         show_arrow(pyarrow.table(DeltaTable(args[0]).to_pyarrow_table()))
+    elif reader == "delta-compact":
+        from deltalake import DeltaTable
+
+        done = DeltaTable(args[0]).optimize.compact()
+        print(json.dumps({"files_added": done["numFilesAdded"], "files_removed": done["numFilesRemoved"]}))
+    elif reader == "iceberg-rewrite":
+        from pyiceberg.catalog.sql import SqlCatalog
+
+        table = SqlCatalog(CATALOG_NAME, uri=f"sqlite:///{args[0]}", warehouse="file:///nowhere").load_table(args[1])
+        table.overwrite(table.scan().to_arrow())
+        print(json.dumps({"snapshots": len(table.metadata.snapshots)}))
     else:
         sys.exit(f"no such reader: {reader}")
 

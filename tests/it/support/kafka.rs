@@ -1,7 +1,7 @@
 //! A real Kafka broker, one for all tests of a run, and what tests do to its topics.
 
 use std::net::TcpListener;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Mutex, OnceLock};
 use std::time::Duration;
@@ -10,6 +10,7 @@ use futures::executor::block_on;
 use rdkafka::ClientConfig;
 use rdkafka::admin::{AdminClient, AdminOptions, NewPartitions, NewTopic, TopicReplication};
 use rdkafka::client::DefaultClientContext;
+use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 
@@ -34,12 +35,12 @@ extern "C" fn stop_all() {
     }
 }
 
-/// Two neighbouring ports that are free now.
-fn free_ports() -> u16 {
+/// Neighbouring ports that are free now: the first of them.
+fn free_ports(count: u16) -> u16 {
     loop {
         let first = TcpListener::bind("127.0.0.1:0").expect("a free port");
         let port = first.local_addr().expect("an address").port();
-        if port < 65_000 && TcpListener::bind(("127.0.0.1", port + 1)).is_ok() {
+        if port < 65_000 && (1..count).all(|n| TcpListener::bind(("127.0.0.1", port + n)).is_ok()) {
             return port;
         }
     }
@@ -55,15 +56,33 @@ impl Broker {
 
     /// A broker for one test, which may stop and start it.
     pub fn own() -> Broker {
+        Self::with(2, |_, _| String::new())
+    }
+
+    /// A broker with further listeners and settings: `more` gets its folder and the first of `ports`
+    /// neighbouring ports (two are taken), and returns properties that override the usual ones.
+    pub fn with(ports: u16, more: impl FnOnce(&Path, u16) -> String) -> Broker {
         static AT_EXIT: OnceLock<()> = OnceLock::new();
         AT_EXIT.get_or_init(|| {
             // SAFETY: the function touches only statics that are never torn down.
             unsafe { libc::atexit(stop_all) };
         });
         let keep = tempfile::Builder::new().prefix("millpond-kafka-").tempdir().expect("a temporary folder");
-        let broker = Broker { dir: keep.path().to_path_buf(), port: free_ports(), _keep: keep };
+        let broker = Broker { dir: keep.path().to_path_buf(), port: free_ports(ports), _keep: keep };
+        let more = more(&broker.dir, broker.port);
+        if !more.is_empty() {
+            std::fs::write(broker.dir.join("more.properties"), more).expect("more.properties");
+        }
         broker.up();
         broker
+    }
+
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    pub fn port(&self) -> u16 {
+        self.port
     }
 
     pub fn address(&self) -> String {
@@ -84,13 +103,34 @@ impl Broker {
         RUNNING.lock().unwrap().retain(|d| *d != self.dir);
     }
 
+    /// Kills the broker; its data stays as it is.
+    pub fn kill(&self) {
+        let pid: i32 = std::fs::read_to_string(self.dir.join("broker.pid")).expect("a broker that runs").trim().parse().expect("its pid");
+        // SAFETY: plain integers; kafka.sh keeps the file as long as the broker lives.
+        assert_eq!(unsafe { libc::kill(pid, libc::SIGKILL) }, 0);
+        // SAFETY: as above; signal 0 only asks.
+        while unsafe { libc::kill(pid, 0) } == 0 && !is_zombie(pid) {
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        RUNNING.lock().unwrap().retain(|d| *d != self.dir);
+    }
+
+    /// No transaction is open on the partition: what can be read is what is written.
+    pub fn settled(&self, topic: &str, partition: i32) -> bool {
+        let end = |isolation: &str| {
+            let consumer: BaseConsumer = self.config().set("isolation.level", isolation).create().expect("a consumer");
+            consumer.fetch_watermarks(topic, partition, WAIT).map(|(_, end)| end)
+        };
+        matches!((end("read_committed"), end("read_uncommitted")), (Ok(stable), Ok(written)) if stable == written)
+    }
+
     fn config(&self) -> ClientConfig {
         let mut config = ClientConfig::new();
         config.set("bootstrap.servers", self.address());
         config
     }
 
-    fn admin(&self) -> AdminClient<DefaultClientContext> {
+    pub fn admin(&self) -> AdminClient<DefaultClientContext> {
         self.config().create().expect("an admin client")
     }
 
@@ -143,6 +183,27 @@ impl Broker {
         answer.elements()[0].error().expect("deleted");
     }
 
+    fn member(&self, group: &str) -> BaseConsumer {
+        self.config().set("group.id", group).set("enable.auto.commit", "false").create().expect("a consumer")
+    }
+
+    /// The offsets that a group has committed, by partition.
+    pub fn committed(&self, group: &str, topic: &str, partitions: i32) -> Vec<Option<i64>> {
+        let mut list = TopicPartitionList::new();
+        list.add_partition_range(topic, 0, partitions - 1);
+        let found = self.member(group).committed_offsets(list, WAIT).expect("committed offsets");
+        (0..partitions).map(|p| found.find_partition(topic, p).and_then(|e| e.offset().to_raw()).filter(|o| *o >= 0)).collect()
+    }
+
+    /// Sets offsets of a group that has no member now.
+    pub fn set_committed(&self, group: &str, topic: &str, offsets: &[(i32, i64)]) {
+        let mut list = TopicPartitionList::new();
+        for (partition, offset) in offsets {
+            list.add_partition_offset(topic, *partition, Offset::Offset(*offset)).unwrap();
+        }
+        self.member(group).commit(&list, CommitMode::Sync).expect("committed");
+    }
+
     pub fn producer(&self) -> Producing {
         Producing { inner: self.config().set("linger.ms", "0").create().expect("a producer") }
     }
@@ -156,6 +217,16 @@ impl Broker {
     /// Writes `values` to one partition in a transaction, then commits or aborts it.
     pub fn produce_in_transaction(&self, topic: &str, partition: i32, values: &[&str], commit: bool) {
         let id = format!("tx-{}", uuid::Uuid::new_v4());
+        let open = self.transaction(&id, topic, partition, values);
+        if commit {
+            open.commit();
+        } else {
+            open.abort();
+        }
+    }
+
+    /// Writes `values` to one partition in a transaction that stays open.
+    pub fn transaction(&self, id: &str, topic: &str, partition: i32, values: &[&str]) -> Open {
         let inner: BaseProducer = self.config().set("transactional.id", id).create().expect("a producer");
         inner.init_transactions(WAIT).expect("init_transactions");
         inner.begin_transaction().expect("begin_transaction");
@@ -164,11 +235,17 @@ impl Broker {
             producer.send(topic, partition, "tx", value, 0);
         }
         producer.flush();
-        if commit {
-            producer.inner.commit_transaction(WAIT).expect("commit_transaction");
-        } else {
-            producer.inner.abort_transaction(WAIT).expect("abort_transaction");
-        }
+        Open(producer)
+    }
+
+    /// Writes one record of `size` bytes that all are the same, compressed by its producer.
+    pub fn produce_bomb(&self, topic: &str, partition: i32, codec: &str, size: usize) {
+        let mut config = self.config();
+        config.set("compression.codec", codec).set("message.max.bytes", "1000000000").set("queue.buffering.max.kbytes", "1000000");
+        let producer = Producing { inner: config.create().expect("a producer") };
+        producer.send(topic, partition, "k", &"0".repeat(size), 0);
+        producer.flush();
+        assert_eq!(producer.inner.in_flight_count(), 0, "the record was not taken");
     }
 }
 
@@ -179,8 +256,27 @@ impl Drop for Broker {
     }
 }
 
+/// Dead, and nobody has asked after it: where the launcher is gone, that may take a while.
+fn is_zombie(pid: i32) -> bool {
+    std::fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|s| s.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with('Z')))
+}
+
 fn options() -> AdminOptions {
     AdminOptions::new().operation_timeout(Some(WAIT)).request_timeout(Some(WAIT))
+}
+
+/// A transaction that is open.
+pub struct Open(Producing);
+
+#[allow(dead_code)]
+impl Open {
+    pub fn commit(self) {
+        self.0.inner.commit_transaction(WAIT).expect("commit_transaction");
+    }
+
+    pub fn abort(self) {
+        self.0.inner.abort_transaction(WAIT).expect("abort_transaction");
+    }
 }
 
 /// A producer for many records.

@@ -6,4 +6,5 @@ pub mod generate;
 pub mod kafka;
 pub mod millpond;
 pub mod process;
+pub mod secured;
 pub mod spending;

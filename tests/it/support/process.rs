@@ -83,6 +83,14 @@ impl Running {
         unsafe { libc::kill(self.id(), signal) };
     }
 
+    /// Until it has stopped itself at a failpoint.
+    pub fn wait_to_stop(&mut self, patience: Duration) {
+        until(patience, "the run stops itself", || {
+            assert!(self.ended().is_none(), "the run ended before it stopped itself: {}", self.told());
+            fs::read_to_string(format!("/proc/{}/stat", self.id())).is_ok_and(|s| s.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with('T')))
+        });
+    }
+
     /// What it has said on stderr so far.
     pub fn told(&self) -> String {
         fs::read_to_string(&self.told).unwrap_or_default()

@@ -1,0 +1,24 @@
+//! Blocking work under either kind of tokio runtime.
+//!
+//! Production has many threads, and work that blocks must not hold up what else waits for one.
+//! The seeded simulation has a single one, on which all work is done where it is asked for: what
+//! another thread did, it would do at a moment that no seed decides.
+
+use tokio::runtime::{Handle, RuntimeFlavor};
+
+fn one_thread() -> bool {
+    Handle::try_current().is_ok_and(|h| h.runtime_flavor() == RuntimeFlavor::CurrentThread)
+}
+
+/// Does work that takes long on this thread, and lets another take over what else it had to do.
+pub fn in_place<T>(work: impl FnOnce() -> T) -> T {
+    if one_thread() { work() } else { tokio::task::block_in_place(work) }
+}
+
+/// Does work that blocks on a thread made for that.
+///
+/// # Errors
+/// The work panicked, or the runtime ends.
+pub async fn offload<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, tokio::task::JoinError> {
+    if one_thread() { Ok(work()) } else { tokio::task::spawn_blocking(work).await }
+}

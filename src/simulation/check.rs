@@ -1,0 +1,204 @@
+//! What must hold after every entry and every commit, and what the tables hold in the end.
+
+use super::reckoning::{Reckoning, Rows, sorted};
+use super::store::TrueCatalog;
+use super::world::{LAKE_URL, PIPELINE, World};
+use crate::commit::delta::DeltaFormat;
+use crate::commit::iceberg::{Ambient, IcebergFormat};
+use crate::commit::{CommitError, LakeTable, TableFormat};
+use crate::epoch::entry::{Body, Entry, Note};
+use crate::epoch::ledger::Ledger;
+use crate::pipeline::TableFormatKind;
+use crate::stage::TableSpec;
+use arrow::array::AsArray;
+use arrow::datatypes::{DataType, TimestampMicrosecondType};
+use arrow::util::display::{ArrayFormatter, FormatOptions};
+use futures::TryStreamExt;
+use object_store::path::Path;
+use object_store::{ObjectStore, ObjectStoreExt};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use uuid::Uuid;
+
+/// The log as it really came to be, whatever was removed or landed on a freed name later.
+#[derive(Default)]
+pub struct Decided {
+    pub entries: Vec<Entry>,
+    pub ledger: Option<Ledger>,
+    states: Vec<Ledger>,
+    attempts: BTreeSet<Uuid>,
+    pub condemned: BTreeSet<Uuid>,
+    pub strays: u64,
+    /// Attempts whose writer was told that they do not fit.
+    pub stale: BTreeSet<Uuid>,
+}
+
+impl Decided {
+    /// Entry `seq` has landed on its name for the first time. Returns what is wrong with it.
+    pub fn landed(&mut self, seq: u64, entry: Entry, world: &World) -> Result<(), String> {
+        if seq as usize != self.entries.len() {
+            return Err(format!("entry {seq} landed when the log ended at {}", self.entries.len()));
+        }
+        match &mut self.ledger {
+            None => self.ledger = Some(Ledger::born(&entry).map_err(|e| e.to_string())?),
+            Some(ledger) => {
+                ledger.apply(&entry).map(|_| ()).map_err(|e| format!("I1, I5: {e}"))?;
+            }
+        }
+        if !self.attempts.insert(entry.attempt) {
+            return Err(format!("attempt {} was decided a second time, as entry {seq}", entry.attempt));
+        }
+        if self.condemned.contains(&entry.attempt) {
+            return Err(format!("I4: entry {seq} was condemned: its files may be gone"));
+        }
+        if self.stale.contains(&entry.attempt) {
+            return Err(format!("I4: the writer of entry {seq} was told that it is stale"));
+        }
+        match &entry.body {
+            Body::Data(data) => {
+                for (p, interval) in data.intervals.get("events").into_iter().flatten().filter(|(_, i)| i.claims_idle()) {
+                    let topic = world.broker.topic.lock().unwrap();
+                    let end = topic.partitions[*p as usize].end_at(data.read_at_ms - super::world::START_MS - 1);
+                    if end > interval.from {
+                        return Err(format!("entry {seq} claims partition {p} idle at {}, and the broker's end was {end} when its making began", interval.from));
+                    }
+                }
+            }
+            Body::Note(Note::Condemned { attempts }) => self.condemned.extend(attempts),
+            Body::Checkpoint(c) => {
+                let mut expected = self.states.get(c.upto as usize).cloned().ok_or_else(|| format!("entry {seq} is a checkpoint as of entry {}, which is not there", c.upto))?;
+                let mut found = (*c.ledger).clone();
+                for runs in found.runs.values().flatten() {
+                    let horizon = found.horizons.get(&runs.run.run.table).copied().flatten();
+                    if horizon.is_some_and(|h| runs.run.last_window_end_us <= h) {
+                        return Err(format!("I8: the checkpoint in entry {seq} holds a run of a window that is over for good"));
+                    }
+                }
+                for state in [&mut expected, &mut found] {
+                    // Runs may have been merged.
+                    state.runs.clear();
+                    state.runs_as_of = 0;
+                }
+                if found != expected {
+                    return Err(format!("the checkpoint in entry {seq} differs from the fold of the entries up to {}", c.upto));
+                }
+            }
+            _ => {}
+        }
+        self.states.extend(self.ledger.clone());
+        self.entries.push(entry);
+        Ok(())
+    }
+
+    /// Everything that an entry names is there when it is decided.
+    pub fn named(entry: &Entry) -> Vec<Path> {
+        let Body::Data(data) = &entry.body else { return vec![] };
+        let files = data.files.iter().map(|f| f.file.path.as_str());
+        files.chain(data.runs.as_ref().map(|r| r.path.as_str())).map(Path::from).collect()
+    }
+}
+
+fn format_of(world: &Arc<World>, kind: TableFormatKind) -> Box<dyn TableFormat> {
+    let store: Arc<dyn ObjectStore> = world.objects.clone();
+    let root = url::Url::parse(LAKE_URL).unwrap();
+    let (clock, ids) = (world.clone(), world.clone());
+    let (now_ms, new_id): (Arc<dyn Fn() -> i64 + Send + Sync>, Arc<dyn Fn() -> Uuid + Send + Sync>) =
+        (Arc::new(move || super::broker::wall(&clock)), Arc::new(move || ids.new_id()));
+    match kind {
+        TableFormatKind::Iceberg => {
+            let ambient = Ambient { now_ms, new_id };
+            Box::new(IcebergFormat::new(store, &root, TrueCatalog(world.clone()), PIPELINE, PIPELINE, ambient))
+        }
+        TableFormatKind::Delta => Box::new(DeltaFormat::new(store, root, PIPELINE, now_ms, new_id)),
+    }
+}
+
+/// Opens a table as it is now, whoever wrote it last.
+pub async fn open(world: &Arc<World>, spec: &Arc<TableSpec>, kind: TableFormatKind) -> Result<Option<Box<dyn LakeTable>>, CommitError> {
+    format_of(world, kind).open(spec.clone()).await
+}
+
+/// The rows that readers of the table see, with these columns.
+pub async fn rows(world: &Arc<World>, table: &mut Box<dyn LakeTable>, columns: &[String]) -> Result<Rows, String> {
+    let schema = match table.format() {
+        TableFormatKind::Iceberg => table.spec().schema.clone(),
+        TableFormatKind::Delta => Arc::new(crate::read::delta_schema(&table.spec().schema)),
+    };
+    let mut found = vec![];
+    for file in table.live_files().await.map_err(|e| e.to_string())? {
+        let mut batches = crate::read::live_rows(world.objects.clone(), &file, &schema, Some(columns), 8192);
+        while let Some(batch) = batches.try_next().await.map_err(|e| e.to_string())? {
+            let options = FormatOptions::default();
+            let cells: Vec<Vec<String>> = batch
+                .columns()
+                .iter()
+                .map(|column| match column.data_type() {
+                    DataType::Timestamp(..) => column.as_primitive::<TimestampMicrosecondType>().values().iter().map(|v| v.to_string()).collect(),
+                    _ => {
+                        let text = ArrayFormatter::try_new(column, &options).map_err(|e| e.to_string()).unwrap();
+                        (0..column.len()).map(|r| text.value(r).to_string()).collect()
+                    }
+                })
+                .collect();
+            found.extend((0..batch.num_rows()).map(|r| cells.iter().map(|c| c[r].clone()).collect::<Vec<_>>()));
+        }
+    }
+    Ok(sorted(found))
+}
+
+/// Compares a table as it is now with what the log up to its stamp implies (I2, I3, I6, I7).
+pub async fn compare(world: &Arc<World>, name: &str, kind: TableFormatKind) -> Result<u64, String> {
+    let spec = {
+        let decided = world.decided.lock().unwrap();
+        let Some(ledger) = &decided.ledger else { return Ok(0) };
+        let record = ledger.specs().into_iter().find(|(s, _)| s.name == name).map(|(s, _)| s.clone());
+        record.ok_or_else(|| format!("{kind} table {name} is in no plan"))?.shared()?
+    };
+    let Some(mut table) = open(world, &spec, kind).await.map_err(|e| e.to_string())? else { return Ok(0) };
+    let base = table.load().await.map_err(|e| e.to_string())?;
+    let (reckoned, length) = {
+        let decided = world.decided.lock().unwrap();
+        let topic = world.broker.topic.lock().unwrap();
+        let upto = base.stamp.entry as usize;
+        if upto >= decided.entries.len() {
+            return Err(format!("I5: {kind} table {name} is stamped with entry {upto} of a log of {} entries", decided.entries.len()));
+        }
+        (Reckoning::of(&topic, decided.entries[..=upto].iter()), decided.entries.len())
+    };
+    let columns = reckoned.columns(name);
+    let found = rows(world, &mut table, &columns).await?;
+    let mut expected = reckoned.content(name);
+    if let Some(foreign) = world.foreign.lock().unwrap().get(&(name.to_string(), kind)) {
+        expected.extend(foreign.iter().cloned());
+        expected = sorted(expected);
+    }
+    if found != expected {
+        return Err(format!("I2, I7: {kind} table {name} at entry {} of {length}:{}", base.stamp.entry, difference(&found, &expected)));
+    }
+    Ok(base.stamp.entry)
+}
+
+fn difference(found: &Rows, expected: &Rows) -> String {
+    let mut net: BTreeMap<&Vec<String>, i64> = BTreeMap::new();
+    found.iter().for_each(|r| *net.entry(r).or_default() += 1);
+    expected.iter().for_each(|r| *net.entry(r).or_default() -= 1);
+    let line = |(row, n): (&&Vec<String>, &i64)| format!("\n    {} {}", if *n > 0 { "too many:" } else { "missing: " }, row.join(" "));
+    net.iter().filter(|(_, n)| **n != 0).take(12).map(line).collect()
+}
+
+/// The newest plan's tables, in every format that each has.
+pub fn tables(world: &World) -> Vec<(String, TableFormatKind)> {
+    let decided = world.decided.lock().unwrap();
+    let Some(ledger) = &decided.ledger else { return vec![] };
+    ledger.specs().into_iter().flat_map(|(s, _)| s.formats.iter().map(|f| (s.name.clone(), *f)).collect::<Vec<_>>()).collect()
+}
+
+/// Files that an entry names and the store has not.
+pub async fn missing(world: &World, entry: &Entry) -> Option<Path> {
+    for path in Decided::named(entry) {
+        if world.objects.head(&path).await.is_err() {
+            return Some(path);
+        }
+    }
+    None
+}

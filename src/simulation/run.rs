@@ -1,0 +1,307 @@
+//! One seed from its first roll to the comparison of every table.
+
+use super::broker::{Partition, Row, Slot, wall};
+use super::check;
+use super::reckoning::{MINUTE, Reckoning};
+use super::store::pause;
+use super::world::{Life, PIPELINE, START_MS, Temper, World};
+use crate::epoch::checkpoint::Cadence;
+use crate::epoch::protocol_tests::Rng;
+use crate::epoch::tests::loaded;
+use crate::observe::Metrics;
+use crate::pipeline::sql::TablePlan;
+use crate::pipeline::{Pipeline, TableFormatKind};
+use crate::worker::{self, RunOptions, WorkerError};
+use std::collections::BTreeMap;
+use std::fmt::Write;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, OnceLock};
+use std::time::Duration;
+
+/// What a seed led to.
+#[derive(Debug, Default, Clone)]
+pub struct Outcome {
+    pub seed: u64,
+    pub failure: Option<String>,
+    pub trace: String,
+    pub entries: u64,
+    pub strays: u64,
+    pub late: u64,
+    pub rows: u64,
+    pub lives: u64,
+    pub truncated: bool,
+    pub virtual_ms: i64,
+}
+
+/// The pipeline file of a seed.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+struct File {
+    /// Tables by their number: 0 `sums`, 1 `pairs`, 2 `plain`.
+    tables: Vec<u64>,
+    formats: &'static str,
+    lateness_min: [u64; 2],
+    on_update: bool,
+    idle: bool,
+}
+
+impl File {
+    fn roll(rng: &mut Rng) -> Self {
+        let tables = [vec![0], vec![1], vec![0, 2], vec![0, 1], vec![0], vec![0, 1, 2]][rng.below(6) as usize].clone();
+        let formats = ["iceberg", "delta", "iceberg, delta"][rng.below(3) as usize];
+        Self { tables, formats, lateness_min: [[0, 3, 10][rng.below(3) as usize], [0, 3][rng.below(2) as usize]], on_update: rng.chance(25), idle: rng.chance(50) }
+    }
+
+    fn text(&self) -> String {
+        let idle = if self.idle { "300ms" } else { "never" };
+        let mut text = format!(
+            "pipeline: {PIPELINE}\nsources:\n  events:\n    kafka: {{brokers: \"nowhere:1\", topic: events, start: earliest}}\n    format: json\n    \
+             columns: {{id: int64, k: string, at: timestamp, v: int64}}\n    watermark: {{column: at, delay: 1m, idle_after: {idle}, max_ahead: 6h}}\ntables:\n"
+        );
+        let windowed = "select window_start, k, sum(v) as s, count(*) as n from tumble(events, interval '5 minutes') where v > 0 group by window_start, k";
+        let emit = if self.on_update { "on_update" } else { "on_close" };
+        for table in &self.tables {
+            let _ = match table {
+                0 => write!(text, "  sums:\n    sql: {windowed}\n    key: [window_start, k]\n    allowed_lateness: {}m\n    emit: {emit}\n", self.lateness_min[0]),
+                1 => write!(text, "  pairs:\n    sql: {windowed}\n    allowed_lateness: {}m\n    emit: {emit}\n", self.lateness_min[1]),
+                _ => write!(text, "  plain:\n    sql: select id, k, v from events\n"),
+            };
+            let _ = writeln!(text, "    formats: [{}]", self.formats);
+        }
+        text + "lake: {root: ./lake}\nepoch: {every: 200ms}\ncommit: {every: 600ms}\n"
+    }
+
+    /// Planned once: planning SQL costs more than a seed may.
+    fn planned(&self) -> (Pipeline, Vec<Arc<TablePlan>>) {
+        type Known = Mutex<BTreeMap<File, (Pipeline, Vec<Arc<TablePlan>>)>>;
+        static KNOWN: OnceLock<Known> = OnceLock::new();
+        let mut known = KNOWN.get_or_init(Known::default).lock().unwrap_or_else(|e| e.into_inner());
+        known.entry(self.clone()).or_insert_with(|| loaded(&self.text())).clone()
+    }
+}
+
+/// Rolls how a world behaves.
+fn temper(rng: &mut Rng) -> Temper {
+    let wild = rng.below(4);
+    let lagging = rng.chance(25).then(|| {
+        let kind = [TableFormatKind::Iceberg, TableFormatKind::Delta][rng.below(2) as usize];
+        let from = rng.below(3000) as i64;
+        (kind, from, from + 500 + rng.below(4000) as i64)
+    });
+    Temper {
+        faults: [0, 10, 40, 100][wild as usize],
+        naps: [0, 5, 20, 60][rng.below(4) as usize],
+        life_ms: [0, 4000, 2000, 1000][rng.below(4) as usize],
+        workers: [1, 2, 2, 3][rng.below(4) as usize],
+        lagging,
+        cadence: Cadence { trail: rng.below(4), every: 2 + rng.below(6), most_runs: [2, 6, 256][rng.below(3) as usize] },
+        reread_runs: rng.chance(50),
+    }
+}
+
+/// Everything that the lives of a seed share.
+struct Scene {
+    world: Arc<World>,
+    /// The file that whoever starts now is given.
+    file: Mutex<(Arc<Pipeline>, Vec<Arc<TablePlan>>)>,
+    lives: AtomicU64,
+    root: std::path::PathBuf,
+}
+
+impl Scene {
+    fn give(&self, file: &File) {
+        let (mut pipeline, plans) = file.planned();
+        pipeline.lake.root = self.root.clone();
+        *self.file.lock().unwrap() = (Arc::new(pipeline), plans);
+    }
+
+    /// Starts a worker. Its future is its life: dropped, it is killed.
+    fn live(&self, slot: usize, options: RunOptions, stop: Arc<AtomicBool>) -> impl Future<Output = Result<(), WorkerError>> + Send + 'static {
+        let nth = self.lives.fetch_add(1, Ordering::Relaxed);
+        let who = format!("w{slot}.{nth}");
+        let life = Life { world: self.world.clone(), who, skew_ms: 0, given: Arc::new(AtomicU64::new(slot as u64 * 1_000_000)) };
+        let (pipeline, plans) = self.file.lock().unwrap().clone();
+        worker::run(pipeline, plans, options, Arc::new(Metrics::default()), Arc::new(life), stop)
+    }
+}
+
+/// Lives of one worker, one after the other.
+async fn host(scene: Arc<Scene>, slot: usize) {
+    let world = &scene.world;
+    loop {
+        let stop = Arc::new(AtomicBool::new(false));
+        let options = RunOptions { until_end: false, last: false, reread_runs: world.temper.reread_runs, deadline: Duration::from_millis(500), accept: false };
+        let mut life = worker::surroundings::Task(tokio::spawn(scene.live(slot, options, stop.clone())));
+        let time = if world.temper.life_ms == 0 { 3_600_000 } else { 100 + world.below(world.temper.life_ms * 2) };
+        let ended = tokio::select! {
+            biased;
+            ended = &mut life.0 => Some(ended),
+            () = pause(time) => None,
+        };
+        match ended {
+            None if world.chance(25) => {
+                world.trace.note("host", format_args!("worker {slot} is asked to stop"));
+                stop.store(true, Ordering::Relaxed);
+                tokio::select! {
+                    biased;
+                    _ = &mut life.0 => {}
+                    () = pause(2000) => {}
+                }
+            }
+            None => world.trace.note("host", format_args!("worker {slot} is killed")),
+            Some(Ok(Ok(()))) => world.fail(format!("worker {slot} ended without being asked to")),
+            Some(Ok(Err(WorkerError::Unavailable(why)))) => world.trace.note("host", format_args!("worker {slot} gave up: {why}")),
+            Some(Ok(Err(WorkerError::Refused(why)))) if why.contains("restart this one with that file") => world.trace.note("host", format_args!("worker {slot} has an old file")),
+            Some(Ok(Err(why))) => world.fail(format!("worker {slot} ended: {why}")),
+            Some(Err(e)) => world.fail(format!("worker {slot} panicked: {e}")),
+        }
+        drop(life);
+        pause(world.below(700)).await;
+    }
+}
+
+/// Time goes on, with stragglers of all ages and rows from a clock that is wrong; transactions are
+/// committed and aborted.
+async fn produce(world: Arc<World>, rows: i64) {
+    let mut left: Vec<(usize, i64)> = (0..world.broker.topic.lock().unwrap().partitions.len()).map(|p| (p, 0)).collect();
+    let mut id = 0;
+    while !left.is_empty() {
+        pause(world.below(150)).await;
+        let nth = world.below(left.len() as u64) as usize;
+        let (p, mut at) = left[nth];
+        let aborted = world.chance(8);
+        let now = wall(&world);
+        for _ in 0..1 + world.below(6) {
+            let behind = if world.chance(20) { world.below(25) as i64 } else { world.below(3) as i64 };
+            let mut at_us = START_MS * 1000 + (at * 60 + p as i64 * 100) * 1_000_000 - behind * MINUTE;
+            let mut timestamp_ms = now;
+            match world.below(40) {
+                0 => at_us += 100 * 60 * MINUTE,
+                1 => timestamp_ms += 200 * 3_600_000,
+                2 => timestamp_ms -= 20 * 3_600_000,
+                _ => {}
+            }
+            at += 1;
+            id += 1;
+            let row = Row { id, key: ["a", "b", "c"][world.below(3) as usize], at_us, value: world.below(20) as i64 - 1 };
+            let slot = match (aborted, world.chance(4)) {
+                (true, _) => Slot::Gap,
+                (false, true) => Slot::Record { row: None, timestamp_ms },
+                (false, false) => Slot::Record { row: Some(row), timestamp_ms },
+            };
+            world.broker.topic.lock().unwrap().append(p, slot, world.trace.now_ms());
+        }
+        let mut topic = world.broker.topic.lock().unwrap();
+        if aborted || world.chance(10) {
+            topic.append(p, Slot::Gap, world.trace.now_ms());
+        }
+        if world.chance(3) {
+            topic.stall(p, world.trace.now_ms() + world.below(2000) as i64);
+        }
+        left[nth].1 = at;
+        if at >= rows {
+            left.swap_remove(nth);
+        }
+        // What the log has may be removed.
+        if world.chance(10)
+            && let Some(ledger) = &world.decided.lock().unwrap().ledger
+        {
+            for (partition, state) in ledger.sources.get("events").map(|s| &s.partitions).into_iter().flatten() {
+                let held = &mut topic.partitions[*partition as usize];
+                held.begin = held.begin.max(state.offset.min(held.end()));
+            }
+        }
+    }
+}
+
+/// Runs a seed to its end, or to the first thing that is wrong.
+pub fn run_seed(seed: u64) -> Outcome {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().expect("a runtime needs nothing");
+    let shm = std::path::Path::new("/dev/shm");
+    let dir = if shm.is_dir() { tempfile::tempdir_in(shm) } else { tempfile::tempdir() }.expect("a folder for key indexes");
+    runtime.block_on(async {
+        let mut rng = Rng(seed);
+        let (temper, file) = (temper(&mut rng), File::roll(&mut rng));
+        let (partitions, rows) = (1 + rng.below(3), 15 + rng.below(30) as i64);
+        let world = World::new(seed, rng, temper);
+        world.trace.note("world", format_args!("{:?}", world.temper));
+        world.trace.note("world", format_args!("{file:?}, {partitions} partitions of {rows} rows and more"));
+        world.broker.topic.lock().unwrap().partitions = (0..partitions).map(|_| Partition::default()).collect();
+        let empty = loaded_nothing();
+        let scene = Arc::new(Scene { world: world.clone(), file: Mutex::new(empty), lives: AtomicU64::new(0), root: dir.path().to_path_buf() });
+        scene.give(&file);
+        scenario(&scene, rows).await;
+        let decided = world.decided.lock().unwrap();
+        let reckoned = Reckoning::of(&world.broker.topic.lock().unwrap(), decided.entries.iter());
+        Outcome {
+            seed,
+            failure: world.failed(),
+            trace: world.trace.text(),
+            entries: decided.entries.len() as u64,
+            strays: decided.strays,
+            late: reckoned.late,
+            rows: reckoned.positions().values().sum::<i64>() as u64,
+            lives: scene.lives.load(Ordering::Relaxed),
+            truncated: decided.ledger.as_ref().is_some_and(|l| l.checkpoint.is_some()),
+            virtual_ms: world.trace.now_ms(),
+        }
+    })
+}
+
+fn loaded_nothing() -> (Arc<Pipeline>, Vec<Arc<TablePlan>>) {
+    let file = File { tables: vec![0], formats: "iceberg", lateness_min: [0, 0], on_update: false, idle: false };
+    let (pipeline, plans) = file.planned();
+    (Arc::new(pipeline), plans)
+}
+
+async fn scenario(scene: &Arc<Scene>, rows: i64) {
+    let world = &scene.world;
+    let hosts: Vec<_> = (0..world.temper.workers).map(|slot| worker::surroundings::Task(tokio::spawn(host(scene.clone(), slot)))).collect();
+    let producer = worker::surroundings::Task(tokio::spawn(produce(world.clone(), rows)));
+    while !producer.0.is_finished() && world.failed().is_none() {
+        pause(50).await;
+    }
+    // Let them work on what there is, or not.
+    let more = world.below(3000);
+    for _ in 0..more / 100 {
+        if world.failed().is_some() {
+            return;
+        }
+        pause(100).await;
+    }
+    world.calm.store(true, Ordering::Relaxed);
+    world.trace.note("world", "calm: everybody is killed, and one worker brings everything to its end");
+    drop(hosts);
+    pause(1).await;
+    finish(scene).await;
+}
+
+/// One more worker, in a world where all goes well: nobody may starve, and everything must be right.
+async fn finish(scene: &Arc<Scene>) {
+    let world = &scene.world;
+    let options = RunOptions { until_end: true, last: true, reread_runs: false, deadline: Duration::from_secs(1), accept: false };
+    let mut life = worker::surroundings::Task(tokio::spawn(scene.live(9, options, Arc::default())));
+    let ended = tokio::select! {
+        biased;
+        ended = &mut life.0 => ended,
+        () = pause(600_000) => return world.fail("the last worker did not come to its end in ten minutes".into()),
+    };
+    match ended {
+        Ok(Ok(())) => {}
+        Ok(Err(e)) => return world.fail(format!("the last worker ended: {e}")),
+        Err(e) => return world.fail(format!("the last worker panicked: {e}")),
+    }
+    let ends: BTreeMap<i32, i64> = world.broker.topic.lock().unwrap().partitions.iter().zip(0..).map(|(p, n)| (n, p.end())).collect();
+    let positions = {
+        let decided = world.decided.lock().unwrap();
+        Reckoning::of(&world.broker.topic.lock().unwrap(), decided.entries.iter()).positions().clone()
+    };
+    if positions != ends {
+        return world.fail(format!("the log stands at {positions:?}, the broker ends at {ends:?}"));
+    }
+    let newest = world.decided.lock().unwrap().entries.len();
+    for (table, kind) in check::tables(world) {
+        let _ = newest;
+        world.compare(&table, kind).await;
+    }
+    let _ = START_MS;
+}

@@ -1,0 +1,387 @@
+//! One simulated world: what is really in the store, the catalog and the broker, how badly it
+//! behaves, and the workers that live in it.
+
+use super::broker::{Broker, SimSource, wall};
+use super::check::{self, Decided};
+use super::reckoning::Rows;
+use super::store::{Fate, WorkerCatalog, WorkerStore};
+use super::trace::Trace;
+use crate::commit::TableFormat;
+use crate::commit::delta::DeltaFormat;
+use crate::commit::iceberg::{Ambient, IcebergFormat};
+use crate::epoch::checkpoint::Cadence;
+use crate::epoch::entry::{Entry, parse};
+use crate::epoch::log::Log;
+use crate::epoch::protocol_tests::Rng;
+use crate::mutant::{self, Mutant};
+use crate::pipeline::{Pipeline, SourceSpec, TableFormatKind};
+use crate::source::{Source, SourceError};
+use crate::worker::surroundings::{Hosting, Ids, Surroundings};
+use crate::worker::{Clock, Place, WorkerError};
+use async_trait::async_trait;
+use bytes::Bytes;
+use object_store::memory::InMemory;
+use object_store::path::Path;
+use object_store::{ObjectMeta, ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutResult};
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+use uuid::Uuid;
+
+pub const PIPELINE: &str = "p";
+/// Where the simulation's time begins: 2026-01-01.
+pub const START_MS: i64 = 1_767_225_600_000;
+/// Where the lake says that it lies.
+pub const LAKE_URL: &str = "file:///lake/";
+
+/// How badly a world behaves.
+#[derive(Debug, Clone, Default)]
+pub struct Temper {
+    /// Calls that go wrong, of a thousand.
+    pub faults: u64,
+    /// Calls that sleep for long, of ten thousand.
+    pub naps: u64,
+    /// Virtual milliseconds that a worker lives, about; 0: it is never killed.
+    pub life_ms: u64,
+    pub workers: usize,
+    /// Nothing can be written to this format between two virtual times.
+    pub lagging: Option<(TableFormatKind, i64, i64)>,
+    pub cadence: Cadence,
+    pub reread_runs: bool,
+}
+
+pub struct World {
+    pub seed: u64,
+    pub trace: Trace,
+    rng: Mutex<Rng>,
+    pub temper: Temper,
+    /// Nothing goes wrong any more.
+    pub calm: AtomicBool,
+    pub objects: Arc<InMemory>,
+    modified: Mutex<BTreeMap<Path, i64>>,
+    catalog: Mutex<BTreeMap<String, String>>,
+    pub broker: Broker,
+    pub decided: Mutex<Decided>,
+    /// Rows that somebody else appended.
+    pub foreign: Mutex<BTreeMap<(String, TableFormatKind), Rows>>,
+    /// The highest stamp seen of each table.
+    pub stamps: Mutex<BTreeMap<(String, TableFormatKind), u64>>,
+    failure: Mutex<Option<String>>,
+    ids: AtomicU64,
+    me: std::sync::Weak<World>,
+}
+
+impl std::fmt::Debug for World {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "the world of seed {}", self.seed)
+    }
+}
+
+impl World {
+    pub fn new(seed: u64, rng: Rng, temper: Temper) -> Arc<Self> {
+        Arc::new_cyclic(|me| Self {
+            seed,
+            trace: Trace::new(),
+            rng: Mutex::new(rng),
+            temper,
+            calm: AtomicBool::new(false),
+            objects: Arc::new(InMemory::new()),
+            modified: Mutex::default(),
+            catalog: Mutex::default(),
+            broker: Broker::default(),
+            decided: Mutex::default(),
+            foreign: Mutex::default(),
+            stamps: Mutex::default(),
+            failure: Mutex::default(),
+            ids: AtomicU64::new(1),
+            me: me.clone(),
+        })
+    }
+
+    pub fn below(&self, n: u64) -> u64 {
+        self.rng.lock().unwrap().below(n.max(1))
+    }
+
+    pub fn chance(&self, percent: u64) -> bool {
+        self.rng.lock().unwrap().chance(percent)
+    }
+
+    pub fn new_id(&self) -> Uuid {
+        let n = self.ids.fetch_add(1, Ordering::Relaxed);
+        Uuid::from_u64_pair(Rng(self.seed ^ n.rotate_left(32)).below(u64::MAX), n)
+    }
+
+    /// The first thing that went wrong counts.
+    pub fn fail(&self, why: String) {
+        self.trace.note("CHECK", &why);
+        self.failure.lock().unwrap().get_or_insert(why);
+    }
+
+    pub fn failed(&self) -> Option<String> {
+        self.failure.lock().unwrap().clone()
+    }
+
+    fn quiet(&self) -> bool {
+        self.calm.load(Ordering::Relaxed)
+    }
+
+    pub fn a_long_time(&self) -> Duration {
+        Duration::from_millis(50 + self.below(if self.chance(30) { 6000 } else { 600 }))
+    }
+
+    /// A call takes its time, or its worker is stopped in it until others have gone on.
+    pub async fn dawdle(&self, who: &str, at: &Path) {
+        if self.quiet() {
+            return;
+        }
+        let ms = match self.below(10_000) {
+            n if n < self.temper.naps => 300 + self.below(3000),
+            n if n % 2 == 0 => 0,
+            n => n % 7,
+        };
+        if ms >= 300 {
+            self.trace.note(who, format_args!("sleeps {ms} ms at {at}"));
+        }
+        if ms > 0 {
+            tokio::time::sleep(Duration::from_millis(ms)).await;
+        }
+    }
+
+    fn lags(&self, at: &Path) -> bool {
+        let Some((kind, from, to)) = self.temper.lagging else { return false };
+        let now = self.trace.now_ms();
+        let metadata = match kind {
+            TableFormatKind::Iceberg => at.as_ref().starts_with("catalog/") || at.as_ref().contains("/metadata/"),
+            TableFormatKind::Delta => at.as_ref().contains("/_delta_log/"),
+        };
+        metadata && (from..to).contains(&now)
+    }
+
+    /// What becomes of a call that changes something.
+    pub fn fate(&self, at: &Path, create: bool) -> Fate {
+        // The probe is of a store that may be trusted.
+        if self.quiet() || at.as_ref().contains("/probe/") {
+            return Fate::Done;
+        }
+        if self.lags(at) {
+            return Fate::Denied;
+        }
+        // What decides is where it hurts.
+        let here = if create || at.as_ref().starts_with("catalog/") { self.temper.faults * 2 } else { self.temper.faults };
+        if self.below(1000) >= here {
+            return Fate::Done;
+        }
+        match self.below(if create { 6 } else { 3 }) {
+            0 => Fate::Denied,
+            1 => Fate::AnswerLost,
+            2 => Fate::LandsLate,
+            3 => Fate::SentTwice,
+            4 => Fate::EmptyConflict,
+            _ => Fate::LandsAgain,
+        }
+    }
+
+    pub fn read_fails(&self, at: &Path) -> bool {
+        !self.quiet() && !at.as_ref().contains("/probe/") && self.below(1000) < self.temper.faults / 3
+    }
+
+    pub fn broker_fails(&self) -> bool {
+        !self.quiet() && self.below(1000) < self.temper.faults / 3
+    }
+
+    fn strong(&self) -> Arc<World> {
+        self.me.upgrade().expect("who calls holds the world")
+    }
+
+    /// Writes, at this very moment.
+    pub async fn put(&self, who: &str, at: &Path, bytes: Bytes, create: bool) -> object_store::Result<PutResult> {
+        let mode = if create { PutMode::Create } else { PutMode::Overwrite };
+        let put = self.objects.put_opts(at, bytes.clone().into(), PutOptions { mode, ..Default::default() }).await?;
+        self.modified.lock().unwrap().insert(at.clone(), wall(self));
+        if !at.as_ref().contains("/probe/") {
+            self.trace.note(who, format_args!("wrote {at} ({} bytes)", if at.as_ref().contains("/log/") || create { bytes.len() } else { 0 }));
+        }
+        if create && at.as_ref().contains("/_millpond/") | at.as_ref().starts_with("_millpond/") && at.as_ref().contains("/log/") {
+            self.entry_landed(who, at, &bytes).await;
+        }
+        if create
+            && let Some((folder, version)) = at.as_ref().split_once("/_delta_log/")
+            && version.ends_with(".json")
+            && let Some(table) = folder.rsplit('/').next()
+        {
+            self.committed(table, TableFormatKind::Delta).await;
+        }
+        Ok(put)
+    }
+
+    pub async fn delete(&self, who: &str, at: &Path) -> object_store::Result<()> {
+        if !at.as_ref().contains("/probe/") {
+            self.trace.note(who, format_args!("deleted {at}"));
+        }
+        self.objects.delete(at).await
+    }
+
+    /// The clock of the store is the simulation's.
+    pub fn dated(&self, mut meta: ObjectMeta) -> ObjectMeta {
+        let at = self.modified.lock().unwrap().get(&meta.location).copied().unwrap_or(START_MS);
+        meta.last_modified = chrono::DateTime::from_timestamp_millis(at).unwrap_or_default();
+        meta
+    }
+
+    async fn entry_landed(&self, who: &str, at: &Path, bytes: &Bytes) {
+        let Some(seq) = at.filename().and_then(|n| n.strip_suffix(".json")).and_then(|n| n.parse::<u64>().ok()) else { return };
+        let entry: Entry = match parse(at.as_ref(), bytes) {
+            Ok(entry) => entry,
+            Err(e) => return self.fail(format!("what was written as entry {seq} is none: {e}")),
+        };
+        if (seq as usize) < self.decided.lock().unwrap().entries.len() {
+            self.decided.lock().unwrap().strays += 1;
+            return self.trace.note(who, format_args!("STRAY on the freed name of entry {seq}"));
+        }
+        self.trace.note(who, format_args!("DECIDED entry {seq}: {}", summary(&entry)));
+        let missing = check::missing(self, &entry).await;
+        let done = self.decided.lock().unwrap().landed(seq, entry, self);
+        if let Err(why) = done {
+            self.fail(why);
+        }
+        if let Some(path) = missing {
+            self.fail(format!("I4: entry {seq} names {path}, which is not there"));
+        }
+    }
+
+    pub fn location(&self, table: &str) -> Option<String> {
+        self.catalog.lock().unwrap().get(table).cloned()
+    }
+
+    pub fn create_table(&self, who: &str, table: &str, location: &str) -> String {
+        let mut catalog = self.catalog.lock().unwrap();
+        let now = catalog.entry(table.to_string()).or_insert_with(|| location.to_string()).clone();
+        self.trace.note(who, format_args!("table {table} is at {now}"));
+        now
+    }
+
+    pub async fn swap(&self, who: &str, table: &str, from: &str, to: &str) -> bool {
+        {
+            let mut catalog = self.catalog.lock().unwrap();
+            let Some(now) = catalog.get_mut(table).filter(|now| *now == from) else { return false };
+            *now = to.to_string();
+        }
+        self.trace.note(who, format_args!("COMMITTED {table} {to}"));
+        self.committed(table, TableFormatKind::Iceberg).await;
+        true
+    }
+
+    /// A table was committed: sometimes it is read whole at once.
+    async fn committed(&self, table: &str, kind: TableFormatKind) {
+        if self.decided.lock().unwrap().ledger.is_none() || !self.chance(6) {
+            return;
+        }
+        self.compare(table, kind).await;
+    }
+
+    pub async fn compare(&self, table: &str, kind: TableFormatKind) -> Option<u64> {
+        match check::compare(&self.strong(), table, kind).await {
+            Ok(stamp) => {
+                let mut stamps = self.stamps.lock().unwrap();
+                let highest = stamps.entry((table.to_string(), kind)).or_default();
+                if stamp < *highest {
+                    let before = *highest;
+                    drop(stamps);
+                    self.fail(format!("I5: the stamp of {kind} table {table} fell from entry {before} to {stamp}"));
+                } else {
+                    *highest = stamp;
+                }
+                Some(stamp)
+            }
+            Err(why) => {
+                self.fail(why);
+                None
+            }
+        }
+    }
+}
+
+fn summary(entry: &Entry) -> String {
+    use crate::epoch::entry::{Body, Note};
+    match &entry.body {
+        Body::Plan(_) => "a plan".into(),
+        Body::Checkpoint(c) => format!("a checkpoint as of {}", c.upto),
+        Body::Note(Note::EndOfInput { .. }) => "end of input".into(),
+        Body::Note(Note::Condemned { attempts }) => format!("{} attempts condemned", attempts.len()),
+        Body::Data(data) => {
+            let intervals = data.intervals.values().flatten().map(|(p, i)| format!("{p}:{}..{}", i.from, i.to));
+            format!("{} by {} (attempt {})", intervals.collect::<Vec<_>>().join(" "), &entry.writer[..6.min(entry.writer.len())], entry.attempt)
+        }
+    }
+}
+
+/// What one life of a worker takes from its world.
+pub struct Life {
+    pub world: Arc<World>,
+    pub who: String,
+    /// How far its clock is off.
+    pub skew_ms: i64,
+    pub given: Arc<AtomicU64>,
+}
+
+impl Clock for Life {
+    fn now_ms(&self) -> i64 {
+        wall(&self.world) + self.skew_ms
+    }
+}
+
+impl Life {
+    fn id_source(&self) -> Ids {
+        let (world, given) = (self.world.clone(), self.given.clone());
+        Arc::new(move || {
+            if mutant::on(Mutant::EpochsReusedAfterRestart) {
+                return Uuid::from_u64_pair(world.seed, given.fetch_add(1, Ordering::Relaxed));
+            }
+            world.new_id()
+        })
+    }
+}
+
+#[async_trait]
+impl Surroundings for Life {
+    fn clock(&self) -> Arc<dyn Clock> {
+        Arc::new(Life { world: self.world.clone(), who: self.who.clone(), skew_ms: self.skew_ms, given: self.given.clone() })
+    }
+
+    fn ids(&self) -> Ids {
+        self.id_source()
+    }
+
+    async fn open_place(&self, _: &Pipeline) -> Result<Place, WorkerError> {
+        let store: Arc<dyn ObjectStore> = Arc::new(WorkerStore { world: self.world.clone(), who: self.who.clone() });
+        let state_folder = format!("_millpond/{PIPELINE}");
+        let log = Log::new(store.clone(), Path::from(format!("{state_folder}/log")));
+        let url = url::Url::parse(LAKE_URL).expect("it is a url");
+        let clock = self.clock();
+        let now: Arc<dyn Fn() -> i64 + Send + Sync> = Arc::new(move || clock.now_ms());
+        let ids = self.ids();
+        let catalog = WorkerCatalog { world: self.world.clone(), who: self.who.clone() };
+        let ambient = Ambient { now_ms: now.clone(), new_id: ids.clone() };
+        let mut formats: BTreeMap<TableFormatKind, Arc<dyn TableFormat>> = BTreeMap::new();
+        formats.insert(TableFormatKind::Iceberg, Arc::new(IcebergFormat::new(store.clone(), &url, catalog, PIPELINE, PIPELINE, ambient)));
+        formats.insert(TableFormatKind::Delta, Arc::new(DeltaFormat::new(store.clone(), url, PIPELINE, now, ids)));
+        Ok(Place { store, log, state_folder, formats, local: None })
+    }
+
+    fn open_source(&self, _: &SourceSpec, _: &str, _: &str) -> Result<Box<dyn Source>, SourceError> {
+        Ok(Box::new(SimSource::new(self.world.clone(), self.who.clone())))
+    }
+
+    fn hosting(&self) -> Hosting {
+        Hosting::Tasks
+    }
+
+    fn lanes(&self) -> usize {
+        2
+    }
+
+    fn cadence(&self) -> Cadence {
+        self.world.temper.cadence
+    }
+}

@@ -1,0 +1,192 @@
+//! What happens to processes, each as a test that is named after what users of other systems were
+//! bitten by. Elsewhere: FAULTS 1, 2 and 5 at every failpoint in `kills`, 3 and 23 in `two_workers`,
+//! 7 in `cli::an_interrupt_drains_and_loses_nothing`; all of them at random moments in `chaos`.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::time::Duration;
+
+use serde_json::Value;
+
+use crate::support::kafka::Broker;
+use crate::support::millpond::reader;
+use crate::support::process::{Pipeline, until};
+use crate::support::spending::{Event, TRICKLE, Terms, assert_content, expected, first_part, pipeline, produce, second_part, steady};
+
+const PATIENCE: Duration = Duration::from_secs(90);
+const TO_END: [&str; 1] = ["--until-end"];
+const TO_FINAL: [&str; 2] = ["--until-end", "--final"];
+
+/// A topic with events of steady time, and a pipeline over it.
+struct Scene {
+    _dir: tempfile::TempDir,
+    topic: String,
+    pipeline: Pipeline,
+    events: Vec<Event>,
+}
+
+impl Scene {
+    fn new(name: &str, terms: &Terms<'_>) -> Self {
+        let broker = Broker::start();
+        broker.create_topic(name, 4);
+        let dir = tempfile::Builder::new().prefix("millpond-fault-").tempdir().unwrap();
+        let pipeline = pipeline(dir.path().to_path_buf(), name, broker, name, terms);
+        Self { _dir: dir, topic: name.to_string(), pipeline, events: vec![] }
+    }
+
+    fn write(&mut self, count: i64) {
+        let more = steady(self.events.len() as i64, count);
+        self.write_these(more);
+    }
+
+    fn write_these(&mut self, more: Vec<Event>) {
+        produce(Broker::start(), &self.topic, &more);
+        self.events.extend(more);
+    }
+
+    fn finish(&self, what: &str) {
+        self.pipeline.complete(&TO_FINAL);
+        assert_content(&self.pipeline, &expected(&self.events), what);
+    }
+
+    fn number(&self, sql: &str) -> Option<i64> {
+        let rows = self.pipeline.query("delta", sql).ok()?;
+        rows.first()?.as_object()?.values().next()?.as_i64()
+    }
+
+    fn writers(&self) -> BTreeSet<String> {
+        let rows = self.pipeline.query("iceberg", "select distinct writer from millpond.epochs where kind = 'data'").unwrap_or_default();
+        rows.iter().filter_map(|r| Some(r["writer"].as_str()?.to_string())).collect()
+    }
+
+    fn newest(&self) -> u64 {
+        self.pipeline.log(&self.topic).last().copied().unwrap_or(0)
+    }
+}
+
+const QUICK: Terms<'static> = Terms { epoch: "100ms", commit: "300ms", options: "" };
+
+/// FAULTS 3, 4, 9: a worker has read and staged an epoch and is stopped just before it decides it. The
+/// group takes it for dead; the other worker owns its partitions and decides the same offsets, in
+/// several entries that lie strictly inside the sleeper's range. Woken, the sleeper still believes
+/// that the partitions are its own.
+#[test]
+fn f04_two_workers_after_a_rebalance_both_have_work_for_the_same_offsets() {
+    let mut scene = Scene::new("both_own", &Terms { epoch: "50ms", commit: "300ms", options: "" });
+    scene.write(400);
+    // Its second epoch: the first may be of few records.
+    let mut sleeper = scene.pipeline.start(&[], Some("decide-before-put:2:stop"));
+    until(PATIENCE, "the first epoch", || scene.newest() > 0);
+    scene.write(400);
+    sleeper.wait_to_stop(PATIENCE);
+    let asleep_at = scene.newest();
+    let mut other = scene.pipeline.start(&[], None);
+    for _ in 0..4 {
+        scene.write(200);
+        std::thread::sleep(Duration::from_millis(200));
+    }
+    until(PATIENCE, "the other decides over the sleeper's offsets", || scene.newest() > asleep_at + 3);
+    sleeper.signal(libc::SIGCONT);
+    scene.write(400);
+    let at = scene.newest();
+    until(PATIENCE, "the log goes on with both alive", || scene.newest() > at + 2);
+    for worker in [&mut sleeper, &mut other] {
+        worker.signal(libc::SIGTERM);
+        let status = worker.wait(PATIENCE);
+        assert!(status.success(), "stopped with {status}: {}", worker.told());
+    }
+    scene.finish("after two owners");
+}
+
+/// FAULTS 5: the tables have the commit, and the worker dies before it has noted anything of it; what
+/// it kept on its own disk (the key index, spilled panes) is lost with the machine.
+#[test]
+fn f05_a_commit_landed_and_the_local_bookkeeping_is_lost() {
+    let mut scene = Scene::new("landed", &Terms { epoch: "20ms", commit: "150ms", options: TRICKLE });
+    scene.write_these(first_part(0, 1200));
+    scene.pipeline.killed_at(&TO_END, "commit-after-swap:4");
+    let scratch = scene.pipeline.dir.join("lake/_millpond/landed/scratch");
+    assert!(scratch.is_dir(), "the local state lies elsewhere: {}", scratch.display());
+    fs::remove_dir_all(&scratch).unwrap();
+    scene.pipeline.complete(&TO_END);
+    fs::remove_dir_all(&scratch).unwrap();
+    // Corrections of windows whose keys the lost index held.
+    let more = second_part(scene.events.len() as i64, 800);
+    scene.write_these(more);
+    scene.pipeline.killed_at(&TO_END, "commit-one-format:2");
+    fs::remove_dir_all(&scratch).unwrap();
+    scene.finish("with the local state lost three times");
+}
+
+/// FAULTS 6: three workers, then one, then two; each has another name than any before it.
+#[test]
+fn f06_a_restart_with_another_number_of_workers_goes_on_where_the_log_ends() {
+    let mut scene = Scene::new("worker_count", &QUICK);
+    for (round, count) in [3, 1, 2].into_iter().enumerate() {
+        let before = scene.writers();
+        let mut workers: Vec<_> = (0..count).map(|_| scene.pipeline.start(&[], None)).collect();
+        until(PATIENCE, "as many decide as there are", || {
+            scene.write(40);
+            let new: Vec<String> = scene.writers().difference(&before).cloned().collect();
+            assert!(workers.iter_mut().all(|w| w.ended().is_none()), "round {round}: a worker ended");
+            new.len() == count
+        });
+        for mut worker in workers {
+            worker.signal(libc::SIGTERM);
+            let status = worker.wait(PATIENCE);
+            assert!(status.success(), "round {round}: stopped with {status}: {}", worker.told());
+        }
+    }
+    scene.finish("after 3, 1 and 2 workers");
+}
+
+/// FAULTS 8: a worker stops when its commit is on its way and nobody knows its outcome. Another one
+/// starts, looks at the tables, finds the commit not there, and commits the same entries itself.
+/// Then the first one's commit comes through.
+#[test]
+fn f08_a_commit_is_still_on_its_way_while_the_restart_looks() {
+    for (nth, point) in ["commit-before-swap:3:stop", "commit-after-swap:3:stop", "commit-one-format:2:stop"].into_iter().enumerate() {
+        let mut scene = Scene::new(&format!("in_flight_{nth}"), &Terms { epoch: "30ms", commit: "150ms", options: TRICKLE });
+        scene.write(600);
+        let mut first = scene.pipeline.start(&[], Some(point));
+        first.wait_to_stop(PATIENCE);
+        let mut second = scene.pipeline.start(&[], None);
+        scene.write(200);
+        let large = expected(&scene.events)["large"].len() as i64;
+        until(PATIENCE, "the second one commits everything", || {
+            assert!(second.ended().is_none(), "{point}: the second one ended: {}", second.told());
+            scene.number("select count(*) from large") == Some(large)
+        });
+        first.signal(libc::SIGCONT);
+        scene.write(200);
+        let large = expected(&scene.events)["large"].len() as i64;
+        until(PATIENCE, "they go on", || {
+            assert!(first.ended().is_none(), "{point}: the first one ended: {}", first.told());
+            scene.number("select count(*) from large") == Some(large)
+        });
+        for worker in [&mut first, &mut second] {
+            worker.signal(libc::SIGTERM);
+            let status = worker.wait(PATIENCE);
+            assert!(status.success(), "{point}: stopped with {status}: {}", worker.told());
+        }
+        scene.finish(point);
+    }
+}
+
+/// FAULTS 10: a worker dies in the middle of its commits, and before the next one starts somebody
+/// else has compacted the Delta table and appended nothing but a snapshot to the Iceberg table. The
+/// stamp is found behind the foreign commit.
+#[test]
+fn f10_a_foreign_commit_between_the_crash_and_the_restart_hides_no_stamp() {
+    let mut scene = Scene::new("foreign_between", &Terms { epoch: "20ms", commit: "150ms", options: TRICKLE });
+    scene.write(800);
+    scene.pipeline.killed_at(&TO_END, "commit-one-format:5");
+    let lake = scene.pipeline.dir.join("lake");
+    let text = |p: std::path::PathBuf| p.display().to_string();
+    let said = reader(&["delta-compact", &text(lake.join("delta/foreign_between/large"))]);
+    assert!(said[0]["files_removed"].as_i64() > Some(1), "nothing was compacted: {said:?}");
+    let said: Vec<Value> = reader(&["iceberg-rewrite", &text(lake.join("catalog.db")), "foreign_between.large"]);
+    assert!(said[0]["snapshots"].as_i64() > Some(1), "nothing was committed: {said:?}");
+    scene.write(200);
+    scene.finish("after foreign commits");
+}
