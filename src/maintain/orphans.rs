@@ -132,7 +132,8 @@ impl Cleaner {
         let before_ms = now_ms.saturating_sub(self.after_ms);
         let (tables, runs) = self.list(before_ms).await?;
         let mut done = Cleaned::default();
-        if let Some(reading) = self.log.open().await? {
+        let nothing = tables.is_empty() && runs.is_empty();
+        if !nothing && let Some(reading) = self.log.open().await? {
             self.clean(tables, runs, &reading, notes, attempt, &mut done).await?;
         }
         self.sweep(before_ms, &mut done).await;
@@ -152,7 +153,12 @@ impl Cleaner {
                 continue;
             }
             let names = listed.keys().cloned().collect();
-            let unneeded = match self.unneeded(format, specs.get(&table), reading.head.log, names).await {
+            // A table that the pipeline file has no more, or a folder that is none of its tables: not for us to judge.
+            let Some(spec) = specs.get(&table) else {
+                unsure.extend(listed.values().filter_map(Candidate::attempt));
+                continue;
+            };
+            let unneeded = match self.unneeded(format, spec, reading.head.log, names).await {
                 Ok(unneeded) => unneeded,
                 Err(why) => {
                     done.left.push(format!("{format} table {table}: {why}"));
@@ -259,8 +265,7 @@ impl Cleaner {
     }
 
     /// Names of files that the table does not need. Text: why it cannot be told.
-    async fn unneeded(&self, format: TableFormatKind, spec: Option<&Arc<TableSpec>>, log: Uuid, names: BTreeSet<String>) -> Result<BTreeSet<String>, String> {
-        let Some(spec) = spec else { return Err("the pipeline file has no such table now".into()) };
+    async fn unneeded(&self, format: TableFormatKind, spec: &Arc<TableSpec>, log: Uuid, names: BTreeSet<String>) -> Result<BTreeSet<String>, String> {
         let maker = self.formats.get(&format).ok_or("this program cannot open it")?;
         let text = |e: CommitError| e.to_string();
         let mut table = maker.open(spec.clone()).await.map_err(text)?.ok_or("it does not exist")?;

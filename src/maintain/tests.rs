@@ -611,15 +611,15 @@ fn seeds(usual: std::ops::Range<u64>) -> std::ops::Range<u64> {
 #[tokio::test(start_paused = true)]
 async fn no_interleaving_deletes_what_is_needed_and_nothing_leaks() {
     let mut reached = [0; 4];
-    for seed in seeds(0..16) {
+    for seed in seeds(0..48) {
         let o = simulate(seed, Condemning::Sound).await;
         assert!(o.broken.is_empty(), "seed {seed}: {:#?}", o.broken);
         for (sum, more) in reached.iter_mut().zip([o.deleted, o.condemned, o.stale, o.checkpoints]) {
             *sum += more;
         }
-        println!("seed {seed}: files deleted, attempts condemned, stale, checkpoints: {reached:?} by now");
     }
-    assert!(reached.iter().all(|n| *n >= 16), "files deleted, attempts condemned, stale, checkpoints: {reached:?}");
+    println!("files deleted, attempts condemned, stale, checkpoints: {reached:?}");
+    assert!(reached.iter().all(|n| *n > 100), "files deleted, attempts condemned, stale, checkpoints: {reached:?}");
 }
 
 /// The oracle sees what it is there to see.
