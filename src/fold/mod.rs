@@ -219,6 +219,11 @@ impl TableFold {
         self.panes.values().map(Pane::bytes).sum()
     }
 
+    /// Panes take more than half of what they may before they are written to disk, or some are there already.
+    pub fn crowded(&self) -> bool {
+        self.bytes() > self.config.memory_bytes / 6 || self.spilled_windows() > 0
+    }
+
     /// Panes that are on disk.
     pub fn spilled_windows(&self) -> usize {
         self.panes.values().filter(|p| p.is_spilled()).count()

@@ -54,6 +54,8 @@ pub struct Metrics {
     pub runs_read: AtomicU64,
     /// Values that did not fit when they were emitted, and became null.
     pub overflow: AtomicU64,
+    /// Partitions that were paused because they were ahead of others.
+    pub pauses: AtomicU64,
     pub open_windows: AtomicU64,
     pub backlog_bytes: AtomicU64,
     /// Files that belong to nobody and are still there after the last pass of the cleaner.
@@ -134,7 +136,7 @@ impl Metrics {
     /// Prometheus text format, version 0.0.4.
     pub fn prometheus(&self) -> String {
         let mut text = String::new();
-        let counters: [(&str, &str, &AtomicU64); 18] = [
+        let counters: &[(&str, &str, &AtomicU64)] = &[
             ("millpond_records_total", "records read and decided by this worker", &self.records),
             ("millpond_bytes_total", "bytes of keys, values and headers read", &self.bytes),
             ("millpond_dead_letters_total", "records that became dead letters", &self.dead),
@@ -147,6 +149,7 @@ impl Metrics {
             ("millpond_commit_files_read_total", "data files read because rows were deleted from them", &self.commit_files_read),
             ("millpond_runs_read_total", "runs read back from the store", &self.runs_read),
             ("millpond_overflow_total", "values that did not fit when emitted and became null", &self.overflow),
+            ("millpond_partition_pauses_total", "partitions paused because they were ahead of others under memory pressure", &self.pauses),
             ("millpond_open_windows", "windows that hold rows and are not dropped yet", &self.open_windows),
             ("millpond_backlog_bytes", "staged bytes that are decided and not yet in every table", &self.backlog_bytes),
             ("millpond_orphans", "files that belong to nobody, left by the cleaner's last pass", &self.orphans),

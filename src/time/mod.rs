@@ -67,6 +67,15 @@ pub fn judge_below(horizon: Option<i64>, bound: Option<i64>, allowed_lateness_us
     horizon.max(bound.map(|b| b.saturating_sub(allowed_lateness_us)))
 }
 
+/// Of partitions with rows waiting, those that are more than `slack_us` ahead of the one furthest behind. Under memory
+/// pressure they wait for it: what they bring only opens more windows, which the watermark cannot close yet. Partitions
+/// without a row so far say nothing of where they are.
+pub fn furthest_ahead(waiting: impl IntoIterator<Item = (i32, Option<i64>)>, slack_us: i64) -> Vec<i32> {
+    let known: Vec<(i32, i64)> = waiting.into_iter().filter_map(|(p, highest)| Some((p, highest?))).collect();
+    let Some(lowest) = known.iter().map(|(_, highest)| *highest).min() else { return vec![] };
+    known.into_iter().filter(|(_, highest)| *highest > lowest.saturating_add(slack_us)).map(|(p, _)| p).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -93,6 +102,13 @@ mod tests {
         assert!(is_late(300, Some(300)));
         assert!(!is_late(301, Some(300)));
         assert!(!is_late(i64::MIN, None));
+    }
+
+    #[test]
+    fn only_partitions_that_are_ahead_of_one_with_rows_wait() {
+        assert_eq!(furthest_ahead([(0, Some(100)), (1, Some(111)), (2, Some(110)), (3, None)], 10), [1]);
+        assert_eq!(furthest_ahead([(1, Some(500))], 10), Vec::<i32>::new(), "alone it is the last one");
+        assert_eq!(furthest_ahead([(0, None), (1, Some(500))], 10), Vec::<i32>::new());
     }
 
     /// FAULTS 56.

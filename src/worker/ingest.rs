@@ -7,9 +7,9 @@ use super::head::{Appended, Head};
 use super::lane::{EpochTerms, LaneCommand, LanePart};
 use super::sources::{Command, Event, SourceThread};
 use super::surroundings::Ids;
-use super::{Clock, WorkerError};
+use super::{Clock, Pressure, WorkerError};
 use crate::epoch::entry::{Body, ByPartition, Data, Interval, Note, RunEntry, RunObject, StagedFile};
-use crate::epoch::ledger::Ledger;
+use crate::epoch::ledger::{Ledger, SourceState};
 use crate::failpoint;
 use crate::observe::{Metrics, cpu};
 use crate::pipeline::Pipeline;
@@ -31,6 +31,9 @@ use uuid::Uuid;
 
 /// A transaction that is open for longer than this (or than `idle_after` where that is shorter) is told of.
 const HELD_PATIENCE: Duration = Duration::from_secs(60);
+/// How often the lag is looked at while no epoch is decided.
+const LAG_EVERY: Duration = Duration::from_secs(5);
+
 /// Files and runs put at the same time.
 const PARALLEL_PUTS: usize = 8;
 
@@ -47,8 +50,7 @@ pub struct Ingest {
     pub metrics: Arc<Metrics>,
     pub clock: Arc<dyn Clock>,
     pub ids: Ids,
-    /// Set when the tables are too far behind: nothing more is decided meanwhile.
-    pub paused: Arc<AtomicBool>,
+    pub pressure: Arc<Pressure>,
     pub stop: Arc<AtomicBool>,
     /// Ends to reach, then stop: `--until-end`.
     pub until: Option<ByPartition<i64>>,
@@ -69,6 +71,10 @@ struct Reading {
     names: BTreeMap<i32, String>,
     /// Partitions whose end an open transaction holds back: at which offset, and since when.
     held: BTreeMap<i32, (i64, Instant)>,
+    /// Partitions that wait for those behind them.
+    paused: Vec<i32>,
+    /// Something came since the epoch began.
+    moved: bool,
 }
 
 #[derive(Default)]
@@ -93,6 +99,7 @@ impl Ingest {
         let epoch_bytes = (self.pipeline.memory_bytes / 4).max(8 << 20);
         let mut open: Option<Open> = None;
         let mut since = Instant::now();
+        let mut lag_told = Instant::now();
         loop {
             let stopping = self.stop.load(Ordering::Relaxed);
             let reached = match &self.until {
@@ -109,13 +116,13 @@ impl Ingest {
                 return Ok(self.sources);
             }
             if open.is_none() {
-                open = Some(self.begin(&readings).await?);
+                open = Some(self.begin(&mut readings).await?);
                 since = Instant::now();
             }
             let Some(work) = &mut open else { continue };
             let full = |work: &Open, held: &[Arc<AtomicU64>]| held.iter().map(|h| h.load(Ordering::Relaxed)).sum::<u64>().max(work.raw_bytes / 2) >= epoch_bytes;
             // An epoch that is full and may not be decided takes nothing more: the sources wait.
-            let blocked = full(work, &self.held) && self.paused.load(Ordering::Relaxed);
+            let blocked = full(work, &self.held) && self.pressure.behind.load(Ordering::Relaxed);
             let got = if blocked { Gathered::Nothing } else { self.gather(&mut readings, work).await? };
             if got == Gathered::Reassigned {
                 // What the open epoch had taken of other sources is read again.
@@ -140,11 +147,16 @@ impl Ingest {
                 }
                 continue;
             }
-            if self.paused.load(Ordering::Relaxed) && work.moved {
+            if self.pressure.behind.load(Ordering::Relaxed) && work.moved {
                 self.metrics.waiting("tables", "they are too far behind the log: no epoch is decided until they catch up (backlog, memory)");
+                if lag_told.elapsed() > LAG_EVERY {
+                    self.refresh_lag().await?;
+                    lag_told = Instant::now();
+                }
                 tokio::time::sleep(Duration::from_millis(50)).await;
                 continue;
             }
+            lag_told = Instant::now();
             self.metrics.waiting_over("tables");
             let Some(work) = open.take() else { continue };
             if !self.close(work, &mut readings).await? {
@@ -153,7 +165,7 @@ impl Ingest {
         }
     }
 
-    async fn begin(&mut self, readings: &[Reading]) -> Result<Open, WorkerError> {
+    async fn begin(&mut self, readings: &mut [Reading]) -> Result<Open, WorkerError> {
         self.head.refresh().await?;
         let ledger = self.head.ledger().await;
         let mut work = Open { attempt: (self.ids)(), began: ledger.next, ..Default::default() };
@@ -161,6 +173,14 @@ impl Ingest {
         let mut judge_at = BTreeMap::new();
         for (thread, reading) in self.sources.iter().zip(readings) {
             let Some(state) = ledger.sources.get(&thread.name) else { continue };
+            // An epoch in which nothing came while some waited shows that it is not the others that have rows.
+            let moved = std::mem::take(&mut reading.moved);
+            let wait = if moved && self.pressure.memory.load(Ordering::Relaxed) { ahead(&ledger, &thread.name, state, reading) } else { vec![] };
+            if wait != reading.paused {
+                self.metrics.pauses.fetch_add(wait.iter().filter(|p| !reading.paused.contains(p)).count() as u64, Ordering::Relaxed);
+                thread.send(Command::Pause(wait.clone()));
+                reading.paused = wait;
+            }
             let delay = ledger.plan.sources.get(&thread.name).map_or(0, |s| s.delay_us);
             let own = reading.own.iter().map(|p| (state.partitions.get(p).and_then(|s| s.max_event_us), !reading.at_end.contains(p)));
             let bound = time::bound(state.watermark, own, delay);
@@ -226,7 +246,7 @@ impl Ingest {
             return Ok(());
         }
         reading.quiet_since.insert(partition, Instant::now());
-        work.moved = true;
+        (work.moved, reading.moved) = (true, true);
         let intervals = work.data.intervals.entry(name.clone()).or_default();
         let interval = intervals.entry(partition).or_insert_with(|| Interval {
             from: batch.from,
@@ -268,6 +288,7 @@ impl Ingest {
         reading.generation += 1;
         reading.next = positions.iter().map(|(p, at)| (*p, at.offset)).collect();
         reading.at_end.clear();
+        reading.paused.clear();
         let now = Instant::now();
         reading.quiet_since = reading.own.iter().map(|p| (*p, now)).collect();
         self.sources[nth].send(Command::Start { generation: reading.generation, positions });
@@ -373,6 +394,16 @@ impl Ingest {
                 Ok(false)
             }
         }
+    }
+
+    /// While nothing is decided nobody asks for the ends otherwise.
+    async fn refresh_lag(&self) -> Result<(), WorkerError> {
+        let mut facts = vec![];
+        for nth in 0..self.sources.len() {
+            facts.push(self.facts(nth).await?);
+        }
+        self.tell_lag(&facts).await;
+        Ok(())
     }
 
     /// How far the log is behind the ends of the partitions, by facts of all sources.
@@ -544,6 +575,13 @@ impl Ingest {
             Appended::Stale(unfit) => Err(WorkerError::Internal(format!("the end of input was not accepted: {unfit}"))),
         }
     }
+}
+
+/// Own partitions that are more than a window ahead of another one with rows waiting.
+fn ahead(ledger: &Ledger, source: &str, state: &SourceState, reading: &Reading) -> Vec<i32> {
+    let windows = ledger.plan.tables.values().filter(|t| t.source == source).filter_map(|t| Some(t.window?.size_us));
+    let waiting = reading.own.iter().filter(|p| !reading.at_end.contains(p));
+    time::furthest_ahead(waiting.map(|p| (*p, state.partitions.get(p).and_then(|s| s.max_event_us))), windows.max().unwrap_or(i64::MAX))
 }
 
 #[derive(PartialEq)]

@@ -49,6 +49,15 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 use uuid::Uuid;
 
+/// What the table half asks of the ingest half.
+#[derive(Debug, Default)]
+pub struct Pressure {
+    /// The tables are too far behind: nothing more is to be decided meanwhile.
+    pub behind: AtomicBool,
+    /// Open windows take much memory: partitions that are ahead of others wait for them.
+    pub memory: AtomicBool,
+}
+
 /// The wall clock, injected.
 pub trait Clock: Send + Sync {
     /// Milliseconds since 1970-01-01 UTC.
@@ -269,7 +278,7 @@ async fn once(pipeline: &Arc<Pipeline>, plans: &[Arc<TablePlan>], options: RunOp
         let times = at.apply(&entry).map_err(LogError::from)?;
         let _ = sender.send(head::Decided { seq, entry: Arc::new(entry), times, runs: None });
     }
-    let paused = Arc::new(AtomicBool::new(false));
+    let pressure = Arc::new(Pressure::default());
     let head = Arc::new(Head::new(place.log.clone(), writer.clone(), reading.head, sender, metrics.clone(), !options.reread_runs));
     let parts = Parts {
         pipeline: pipeline.clone(),
@@ -282,7 +291,7 @@ async fn once(pipeline: &Arc<Pipeline>, plans: &[Arc<TablePlan>], options: RunOp
         clock: clock.clone(),
         ids: ids.clone(),
         cadence: world.cadence(),
-        paused: paused.clone(),
+        pressure: pressure.clone(),
         entries,
     };
     let mut tables = Tables::open(parts, reading.start).await?;
@@ -321,7 +330,7 @@ async fn once(pipeline: &Arc<Pipeline>, plans: &[Arc<TablePlan>], options: RunOp
         metrics: metrics.clone(),
         clock,
         ids,
-        paused,
+        pressure,
         stop: stop.clone(),
         until,
         final_note: options.last,

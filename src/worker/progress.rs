@@ -69,6 +69,6 @@ pub fn summary(m: &Metrics) -> serde_json::Value {
         "records": get(&m.records), "bytes": get(&m.bytes), "dead": get(&m.dead), "late": get(&m.late), "ahead": get(&m.ahead),
         "epochs": get(&m.epochs), "stale_epochs": get(&m.stale), "commits": get(&m.commits), "commit_bytes": get(&m.commit_bytes),
         "commit_files_read": get(&m.commit_files_read), "runs_read": get(&m.runs_read),
-        "overflow": get(&m.overflow), "open_windows": get(&m.open_windows), "watermarks": marks, "held_by": held, "lag": m.lags(), "alerts": m.alerts(), "cpu_seconds": stages,
+        "overflow": get(&m.overflow), "pauses": get(&m.pauses), "open_windows": get(&m.open_windows), "watermarks": marks, "held_by": held, "lag": m.lags(), "alerts": m.alerts(), "cpu_seconds": stages,
     })
 }

@@ -4,7 +4,7 @@ use super::head::{Appended, Decided, Head};
 use super::progress::instant;
 use super::receipt::{Receipt, Receipts};
 use super::surroundings::Ids;
-use super::{Clock, WorkerError};
+use super::{Clock, Pressure, WorkerError};
 use crate::commit::advance::{Advance, Pending, Side, advance};
 use crate::commit::upsert::ChangeOp;
 use crate::commit::{CommitError, Stamp, TableFormat};
@@ -29,7 +29,7 @@ use object_store::{ObjectStore, ObjectStoreExt};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
@@ -54,6 +54,8 @@ pub struct Tables {
     pub(super) folds: BTreeMap<String, Mutex<TableFold>>,
     lake: BTreeMap<String, LakeEntry>,
     last_commit: Instant,
+    /// Source to the partitions that its newest entry claims idle: they do not hold its watermark.
+    idle: BTreeMap<String, BTreeSet<i32>>,
     /// The entry of the newest receipt.
     released: Option<u64>,
     /// Where the log ended at the start: what is folded below it was counted by those who decided it.
@@ -72,7 +74,7 @@ pub struct Parts {
     pub clock: Arc<dyn Clock>,
     pub ids: Ids,
     pub cadence: Cadence,
-    pub paused: Arc<AtomicBool>,
+    pub pressure: Arc<Pressure>,
     pub entries: mpsc::UnboundedReceiver<Decided>,
 }
 
@@ -105,6 +107,7 @@ impl Tables {
             folds: BTreeMap::new(),
             lake: BTreeMap::new(),
             last_commit: Instant::now(),
+            idle: BTreeMap::new(),
             released: None,
             counts_from: 0,
         };
@@ -274,15 +277,17 @@ impl Tables {
         rows > self.parts.pipeline.memory_bytes / 8 && self.last_commit.elapsed() > Duration::from_millis(200)
     }
 
-    fn tell_pressure(&self) {
+    fn tell_pressure(&mut self) {
         let bytes = self.pending_bytes();
         let staged: u64 = self.lake.values().flat_map(|t| &t.pending).flat_map(|p| &p.files).map(|(_, f)| f.bytes).sum();
         self.parts.metrics.backlog_bytes.store(bytes.max(staged), Ordering::Relaxed);
         let oldest = self.lake.values().filter_map(|t| t.pending.front()).map(|p| p.since.elapsed()).max().unwrap_or_default();
         let rows: u64 = self.lake.values().flat_map(|t| &t.pending).filter(|p| !p.rows.is_empty()).map(|p| p.bytes).sum();
         let limit = self.parts.pipeline.backlog;
-        let paused = staged > limit.bytes || oldest > Duration::from_secs(limit.hours * 3600) || rows > self.parts.pipeline.memory_bytes / 4 || self.parts.entries.len() > 8;
-        self.parts.paused.store(paused, Ordering::Relaxed);
+        let behind = staged > limit.bytes || oldest > Duration::from_secs(limit.hours * 3600) || rows > self.parts.pipeline.memory_bytes / 4 || self.parts.entries.len() > 8;
+        self.parts.pressure.behind.store(behind, Ordering::Relaxed);
+        let crowded = self.folds.values_mut().any(|f| f.get_mut().unwrap_or_else(|e| e.into_inner()).crowded());
+        self.parts.pressure.memory.store(crowded, Ordering::Relaxed);
     }
 
     fn table(&mut self, name: &str) -> Option<&mut LakeEntry> {
@@ -314,6 +319,9 @@ impl Tables {
         self.at.apply(&entry).map_err(|e| WorkerError::Refused(e.to_string()))?;
         match &entry.body {
             Body::Data(data) => {
+                for (source, intervals) in &data.intervals {
+                    self.idle.insert(source.clone(), intervals.iter().filter(|(_, i)| i.claims_idle()).map(|(p, _)| *p).collect());
+                }
                 for file in &data.files {
                     self.pend(&file.table, seq, file.file.bytes, |p| p.files.push((file.format, file.file.clone())));
                 }
@@ -422,11 +430,13 @@ impl Tables {
         }
         self.parts.metrics.open_windows.store(open_windows, Ordering::Relaxed);
         for (name, source) in &self.at.sources {
-            let held = source.partitions.iter().min_by_key(|(_, p)| p.max_event_us).map(|(p, s)| match s.max_event_us {
+            let idle = self.idle.get(name);
+            let counted = source.partitions.iter().filter(|(p, _)| !idle.is_some_and(|i| i.contains(p)));
+            let held = counted.min_by_key(|(_, p)| p.max_event_us).map(|(p, s)| match s.max_event_us {
                 Some(_) => format!("partition {p}"),
                 None => format!("partition {p}, which has no row yet"),
             });
-            self.parts.metrics.set_watermark(name, source.watermark, held.unwrap_or_default());
+            self.parts.metrics.set_watermark(name, source.watermark, held.unwrap_or_else(|| "all partitions, which are idle".into()));
         }
         Ok(())
     }

@@ -162,7 +162,7 @@ impl World {
             clock: Arc::new(Still),
             ids: Arc::new(Uuid::now_v7),
             cadence: Cadence::default(),
-            paused: Arc::default(),
+            pressure: Arc::default(),
             entries,
         };
         let mut tables = Tables::open(parts, reading.start).await.unwrap_or_else(|e| panic!("{e}"));

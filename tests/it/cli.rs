@@ -54,6 +54,49 @@ fn a_typo_is_underlined_and_every_error_comes_at_once() {
 }
 
 #[test]
+fn wrong_sql_comes_with_the_other_errors() {
+    let text = pipeline("localhost:1", "t").replace("allowed_lateness:", "allowed_latenes:").replace("select id from", "select idd from");
+    let ended = Pond::new(&text).millpond(&["validate", "pipeline.yaml", "--offline"]);
+    assert_eq!(ended.code, 78, "{ended:?}");
+    let places: Vec<usize> = ["no column is named idd", "did you mean id?", "allowed_latenes", "2 problems"].iter().map(|p| ended.stderr.find(p).unwrap_or_else(|| panic!("{p}: {}", ended.stderr))).collect();
+    assert!(places.is_sorted(), "in the order of the file: {}", ended.stderr);
+    // Where the source is wrong, its tables are not blamed for it.
+    let text = pipeline("localhost:1", "t").replace("id: int64", "id: int46");
+    let ended = Pond::new(&text).millpond(&["validate", "pipeline.yaml", "--offline"]);
+    assert!(ended.stderr.contains("int46") && ended.stderr.contains("1 problem\n"), "{ended:?}");
+    // What no table can be partitioned by is told without a connection.
+    let text = pipeline("localhost:1", "t").replace("select id from events\"", "select id from events\", partition_by: [day(id)]");
+    let ended = Pond::new(&text).millpond(&["validate", "pipeline.yaml", "--offline"]);
+    assert!(ended.code == 78 && ended.stderr.contains("table rows") && ended.stderr.contains("`id`"), "{ended:?}");
+}
+
+#[test]
+fn a_wrong_question_is_told_from_trouble() {
+    let good = pipeline("localhost:1", "t").replace("kafka: {brokers: 'localhost:1', topic: t, start: earliest}", "file: e.ndjson");
+    let pond = Pond::new(&good);
+    std::fs::write(pond.path().join("e.ndjson"), event(1) + "\n").unwrap();
+    // Looking makes no folder.
+    let status = pond.millpond(&["status", "pipeline.yaml"]);
+    assert!(status.code == 0 && status.stdout.contains("has not run yet"), "{status:?}");
+    assert_eq!(pond.millpond(&["query", "pipeline.yaml", "select 1"]).code, 1);
+    assert!(!pond.path().join("lake").exists());
+    pond.until_end();
+    for (args, word) in [
+        (vec!["select * from rowz"], "there are minutes, minutes__late, rows, "),
+        (vec!["selec"], "cannot run the query: "),
+        (vec!["drop table rows"], "only queries are run"),
+        (vec!["select nope from rows"], "nope"),
+        (vec!["select 1", "--format", "orc"], "possible values: iceberg, delta"),
+    ] {
+        let ended = pond.millpond(&[&["query", "pipeline.yaml"], &args[..]].concat());
+        assert_eq!(ended.code, 2, "{args:?}: {ended:?}");
+        assert!(ended.stderr.contains(word) && !ended.stderr.contains("datafusion"), "{args:?}: {ended:?}");
+    }
+    let ended = pond.millpond(&["query", "pipeline.yaml", "select cast(cast(id as varchar) || 'x' as bigint) from rows"]);
+    assert_eq!(ended.code, 1, "{ended:?}");
+}
+
+#[test]
 fn words_of_later_versions_say_so() {
     let good = pipeline("localhost:1", "t");
     for (from, to) in [
@@ -79,7 +122,9 @@ fn the_schema_of_the_file_is_json() {
         assert!(schema["properties"][word].is_object(), "{word}");
     }
     let help = Pond::new("").millpond(&["--help"]);
-    assert!(help.stdout.contains("Exit codes") && help.code == 0);
+    assert!(help.stdout.contains("Exit codes") && help.stdout.contains("130 ended at once") && help.code == 0);
+    let help = Pond::new("").millpond(&["run", "--help"]);
+    assert!(help.stdout.contains("Examples:") && help.stdout.contains("--accept"), "{help:?}");
     assert_eq!(Pond::new("").millpond(&["run"]).code, 2);
 }
 

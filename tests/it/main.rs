@@ -15,5 +15,6 @@ mod kafka_source;
 mod pipeline_change;
 mod receipts;
 mod running_example;
+mod skewed_partitions;
 mod support;
 mod two_workers;

@@ -1,0 +1,46 @@
+//! One partition far ahead of another in event time, and little memory: it waits, and nothing shows it but a counter.
+
+use crate::support::kafka::Broker;
+use crate::support::millpond::Pond;
+
+#[test]
+fn a_partition_that_is_far_ahead_waits_while_open_windows_take_much_memory() {
+    let broker = Broker::start();
+    let topic = "skewed";
+    broker.create_topic(topic, 2);
+    // Every row a group of its own: what is ahead fills memory that no watermark can free. Small fetches: many epochs.
+    let pond = Pond::new(&format!(
+        "pipeline: skewed
+sources:
+  events:
+    kafka:
+      brokers: '{}'
+      topic: {topic}
+      start: earliest
+      options: {{queued.min.messages: 1, fetch.message.max.bytes: 16384, fetch.queue.backoff.ms: 5}}
+    format: json
+    columns: {{user_id: string, at: timestamp}}
+    watermark: {{column: at}}
+tables:
+  minutes: {{sql: \"select window_start, user_id, count(*) as n from tumble(events, interval '1 minute') group by window_start, user_id\"}}
+lake: {{root: ./lake}}
+epoch: {{every: 10ms}}
+memory: 16MiB
+",
+        broker.address()
+    ));
+    let producer = broker.producer();
+    let rows = 20_000;
+    for (partition, first_minute) in [(0, 10_000), (1, 0)] {
+        for n in 0..rows {
+            let at = chrono::DateTime::from_timestamp(1_769_853_600 + 60 * first_minute + n * 7200 / rows, 0).unwrap().format("%Y-%m-%dT%H:%M:%SZ");
+            producer.send(topic, partition, "k", &format!(r#"{{"user_id":"somebody-with-a-long-name-{n}","at":"{at}"}}"#), 0);
+        }
+        producer.flush();
+    }
+    let summary = pond.run(&["--final"]);
+    assert!(summary["pauses"].as_i64() > Some(0), "{summary}");
+    assert_eq!((summary["records"].as_i64(), summary["late"].as_i64()), (Some(2 * rows), Some(0)), "{summary}");
+    assert_eq!(pond.number("select sum(n) from minutes where _op = 'insert'"), 2 * rows);
+    assert_eq!(pond.number("select count(*) from minutes where _op = 'retract'"), 0);
+}
