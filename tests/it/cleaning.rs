@@ -132,7 +132,7 @@ fn what_kills_leave_behind_is_deleted_and_nothing_else() {
     let mut rows = Rows { written: 0, rounds: 0, cents: BTreeMap::new() };
     rows.append(dir.path(), 400);
     pipeline.complete(&["--until-end"]);
-    for point in ["stage-file-put", "stage-file-put:3", "stage-runs-put", "stage-done", "decide-before-put", "commit-after-stage", "commit-before-swap:2", "commit-after-stage:2"] {
+    for point in ["stage-file-put", "stage-file-put:2", "stage-runs-put", "stage-done", "decide-before-put", "commit-after-stage", "commit-before-swap:2", "commit-after-stage:2"] {
         rows.append(dir.path(), 400);
         pipeline.killed_at(&["--until-end"], point);
         // What another attempt left is not this one's to judge: the grace period is an hour.
