@@ -47,9 +47,13 @@ pub mod commit;
 
 pub mod maintain;
 
+pub mod verify;
+
 pub mod worker;
 
 pub mod cli;
 
+#[cfg(test)]
+mod model;
 #[cfg(test)]
 mod simulation;

@@ -92,6 +92,7 @@ async fn status(pipeline: &Arc<Pipeline>) -> Result<Value, WorkerError> {
             record.name.clone(),
             json!({
                 "born": born, "formats": formats,
+                "lacking_until": time(head.lacking_until.get(&record.name).copied()),
                 "horizon": head.horizons.get(&record.name).copied().flatten().map(instant),
                 "allowed_lateness_s": planned.filter(|p| p.window.is_some()).map(|p| p.allowed_lateness_us / 1_000_000),
                 "windows_kept": planned.filter(|p| p.window.is_some()).map(|_| windows.len()),
@@ -153,6 +154,9 @@ fn print_human(value: &Value) {
         match table["horizon"].as_str() {
             Some(horizon) => println!("table {name}: {formats}; rows before {horizon} are late; {} windows kept", table["windows_kept"]),
             None => println!("table {name}: {formats}"),
+        }
+        if let Some(until) = table["lacking_until"].as_str() {
+            println!("  it began at entry {}: windows that begin by {until} may lack rows from before", table["born"]);
         }
     }
 }

@@ -83,6 +83,8 @@ pub enum Unfit {
     UnknownSource(String),
     #[error("a checkpoint as of entry {upto} does not rise above the newest one, as of {newest}")]
     CheckpointFalls { upto: u64, newest: u64 },
+    #[error("a checkpoint that was begun at entry {began} has not seen the newest one, entry {newest}: runs that it names may have been merged and removed")]
+    CheckpointUnseen { began: u64, newest: u64 },
     #[error("{source_name} partition {partition} stands at {position}, the end of input is {end}")]
     EndNotReached { source_name: String, partition: i32, position: i64, end: i64 },
     #[error("attempt {0} is in the log: it cannot be condemned")]
@@ -114,8 +116,11 @@ pub fn fits(ledger: &Ledger, entry: &Entry) -> Result<(), Unfit> {
     }
     match &entry.body {
         Body::Data(data) => fits_data(ledger, entry, data),
-        Body::Checkpoint(checkpoint) => match upto {
-            Some(newest) if checkpoint.upto <= newest => Err(Unfit::CheckpointFalls { upto: checkpoint.upto, newest }),
+        Body::Checkpoint(checkpoint) => match ledger.checkpoint {
+            Some(newest) if checkpoint.upto <= newest.upto => Err(Unfit::CheckpointFalls { upto: checkpoint.upto, newest: newest.upto }),
+            // Its runs are those of the checkpoint before, and who wrote the newest has removed what it merged
+            // (`model/`, CheckpointsOnNewest).
+            Some(newest) if entry.began <= newest.entry => Err(Unfit::CheckpointUnseen { began: entry.began, newest: newest.entry }),
             _ => Ok(()),
         },
         Body::Note(Note::EndOfInput { ends }) => {

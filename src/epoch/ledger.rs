@@ -45,6 +45,10 @@ pub struct Ledger {
     /// offsets, which must mean the same records still.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub ended_sources: BTreeMap<String, SourcePlan>,
+    /// Windowed tables that began when their source had rows already, to the latest event time then: windows that begin
+    /// no later may lack rows, which nobody has counted for them.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub lacking_until: BTreeMap<String, i64>,
     /// The plans before the newest one, oldest first, at most [`PAST_PLANS`].
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub past_plans: Vec<PastPlan>,
@@ -137,6 +141,7 @@ impl Ledger {
             rows_at: 0,
             ended: BTreeSet::new(),
             ended_sources: BTreeMap::new(),
+            lacking_until: BTreeMap::new(),
             past_plans: vec![],
             writers: BTreeMap::new(),
         };
@@ -218,7 +223,12 @@ impl Ledger {
             let watermark = self.sources.get(&table.source).and_then(|s| s.watermark);
             let before = self.horizons.get(name).copied().flatten();
             self.horizons.insert(name.clone(), time::horizon(before, watermark, table.allowed_lateness_us));
+            let latest = self.sources.get(&table.source).and_then(|s| s.partitions.values().filter_map(|p| p.max_event_us).max());
+            if let Some(latest) = latest.filter(|_| !self.plan.tables.contains_key(name)) {
+                self.lacking_until.insert(name.clone(), latest);
+            }
         }
+        self.lacking_until.retain(|name, _| plan.tables.contains_key(name));
         self.ended.extend(self.plan.tables.keys().cloned());
         self.ended.retain(|name| !plan.tables.contains_key(name));
         self.ended_sources.extend(self.plan.sources.iter().map(|(n, s)| (n.clone(), s.clone())));
@@ -239,10 +249,13 @@ impl Ledger {
         for (name, intervals) in &data.intervals {
             let source = self.sources.entry(name.clone()).or_default();
             for (&partition, interval) in intervals {
-                let state = source.partitions.entry(partition).or_default();
+                let begins = || PartitionState { offset: interval.from, leader_epoch: -1, max_event_us: None, name: None };
+                let state = source.partitions.entry(partition).or_insert_with(begins);
                 state.offset = interval.to;
                 state.max_event_us = state.max_event_us.max(interval.max_event_us);
-                if interval.leader_epoch >= 0 {
+                // A tail of markers is of an epoch that we were not shown: the epoch of the record before it,
+                // said of the offset behind it, would look like a truncation.
+                if !interval.claims_idle() {
                     state.leader_epoch = interval.leader_epoch;
                 }
                 if state.name.is_none() {

@@ -162,12 +162,6 @@ pub fn fit(
     }
 }
 
-/// Tables of a plan whose names were in use before: nothing of their earlier life may be left in the lake.
-pub fn reborn<'a>(ledger: &'a Ledger, plan: &'a Plan) -> impl Iterator<Item = &'a SpecRecord> {
-    let again = plan.tables.iter().filter(|(name, _)| ledger.ended.contains(*name));
-    again.flat_map(|(_, t)| std::iter::once(&t.table).chain(&t.late))
-}
-
 fn change(
     ledger: &Ledger,
     pipeline: &Pipeline,

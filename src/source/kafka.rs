@@ -67,6 +67,8 @@ const SEEK_PATIENCE: Duration = Duration::from_secs(15);
 const END_PATIENCE: Duration = Duration::from_secs(3);
 /// How often a position that the brokers hold is placed again before their refusal is believed.
 const PLACED_AGAIN: u32 = 3;
+/// One that is refused at once each time; what comes later is about something else.
+const PLACED_AGAIN_WITHIN: Duration = Duration::from_secs(30);
 
 /// One Kafka topic as one worker reads it.
 pub struct KafkaSource {
@@ -88,8 +90,8 @@ pub struct KafkaSource {
     reached: bool,
     /// Errors in the stream that are not dealt with yet.
     failed: Vec<PartitionError>,
-    /// How often a partition was placed again since it last delivered.
-    placed_again: BTreeMap<i32, u32>,
+    /// How often a partition was placed again since it last delivered, and when it last was.
+    placed_again: BTreeMap<i32, (u32, Instant)>,
     /// What was last told as a notice; said again only after something went well.
     noticed: BTreeSet<String>,
     notices: VecDeque<String>,
@@ -397,8 +399,9 @@ impl KafkaSource {
         match error.code {
             // Either the position is gone, or another log was found where it points (KIP-320), or the
             // error is about a position that librdkafka made up: a batch read counts an end event
-            // as a record, and whatever pauses a partition then goes on one offset too far. We
-            // place a partition again after every pause, but that error is still delivered.
+            // as a record, and whatever pauses a partition then goes on one offset too far; and what
+            // it took a marker for is of leader epoch 0. We place a partition again after every
+            // pause, but that error is still delivered.
             Code::AutoOffsetReset | Code::OffsetOutOfRange | Code::LogTruncation => {
                 let Some(position) = self.cutter.position(partition) else { return Ok(()) };
                 let at = position.offset;
@@ -407,12 +410,26 @@ impl KafkaSource {
                 {
                     return Err(self.out_of_range(partition, at, *range));
                 }
-                let tries = self.placed_again.entry(partition).or_default();
-                *tries += 1;
-                if *tries > PLACED_AGAIN {
-                    return Err(self.truncated(partition, at, &error.text));
+                // A position within the range that claims no epoch cannot have been truncated away: the
+                // error is about another one.
+                if position.leader_epoch >= 0 {
+                    let (tries, last) = self.placed_again.entry(partition).or_insert((0, Instant::now()));
+                    *tries = if last.elapsed() < PLACED_AGAIN_WITHIN { *tries + 1 } else { 1 };
+                    *last = Instant::now();
+                    if *tries > PLACED_AGAIN {
+                        return Err(self.truncated(partition, at, &error.text));
+                    }
                 }
                 self.place(&[(partition, position)].into())
+            }
+            // The other partitions go on; it is asked for again and again.
+            Code::BadCompression => {
+                self.notice(format!(
+                    "source `{}`: partition {partition} of topic `{topic}`: {}: the batch is damaged, or does not decompress within `receive.message.max.bytes` \
+                     (100000000 unless set, a third of it with zstd); raise it in `options`: records over max_record_bytes become dead letters then",
+                    self.name, error.text
+                ));
+                Ok(())
             }
             code => self.weigh(code, &format!("partition {partition} of topic `{topic}`: {}", error.text)),
         }

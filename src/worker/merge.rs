@@ -15,24 +15,23 @@ use std::collections::BTreeMap;
 use uuid::Uuid;
 
 impl Tables {
-    /// The state that the checkpoint of this attempt is to hold: the runs of tables that have many are replaced.
-    /// What they were made of is deleted once the checkpoint is decided; until then the merged ones count for
-    /// nothing, and the cleaner may take them: nobody may name them in another checkpoint.
-    pub(super) async fn merge_runs(&mut self, attempt: Uuid) -> Result<Ledger, WorkerError> {
-        let mut state = self.trail.clone();
-        let crowded: Vec<String> = self.trail.runs.iter().filter(|(_, runs)| runs.len() > self.parts.cadence.most_runs).map(|(n, _)| n.clone()).collect();
+    /// Replaces the runs of tables that have many, in the state that the checkpoint of this attempt is to hold.
+    /// What they were made of is deleted once it is decided. Until then the merged ones count for nothing, and
+    /// the cleaner may take them with the attempt: no other checkpoint may name them.
+    pub(super) async fn merge_runs(&mut self, trail: &mut Ledger, attempt: Uuid) -> Result<(), WorkerError> {
+        let crowded: Vec<String> = trail.runs.iter().filter(|(_, runs)| runs.len() > self.parts.cadence.most_runs).map(|(n, _)| n.clone()).collect();
         let mut put = 0;
         for table in crowded {
             if self.folds.contains_key(&table) {
-                let merged = self.merge_table(&table, attempt, &mut put).await?;
-                state.runs.insert(table, merged);
+                let merged = self.merge_table(trail, &table, attempt, &mut put).await?;
+                trail.runs.insert(table, merged);
             }
         }
-        Ok(state)
+        Ok(())
     }
 
-    async fn merge_table(&mut self, table: &str, attempt: Uuid, put: &mut usize) -> Result<Vec<LiveRun>, WorkerError> {
-        let live = self.trail.runs.get(table).cloned().unwrap_or_default();
+    async fn merge_table(&mut self, trail: &Ledger, table: &str, attempt: Uuid, put: &mut usize) -> Result<Vec<LiveRun>, WorkerError> {
+        let live = trail.runs.get(table).cloned().unwrap_or_default();
         // Judge-later rows first: few, and of many windows. By entry and window.
         let mut judged: BTreeMap<i64, Vec<(u64, Vec<RecordBatch>)>> = BTreeMap::new();
         let mut partial: BTreeMap<i64, Vec<LiveRun>> = BTreeMap::new();
@@ -48,13 +47,13 @@ impl Tables {
                 }
             }
         }
-        let horizon = self.trail.horizons.get(table).copied().flatten();
+        let horizon = trail.horizons.get(table).copied().flatten();
         let windows: Vec<i64> = partial.keys().chain(judged.keys()).copied().collect::<std::collections::BTreeSet<_>>().into_iter().collect();
         let mut merged = vec![];
         for window in windows {
             let runs = partial.remove(&window).unwrap_or_default();
             let rows = judged.remove(&window).unwrap_or_default();
-            let end = self.trail.plan.tables.get(table).and_then(|t| t.window).map_or(i64::MAX, |w| w.window_of(window).1);
+            let end = trail.plan.tables.get(table).and_then(|t| t.window).map_or(i64::MAX, |w| w.window_of(window).1);
             if crate::time::is_late(end, horizon) {
                 continue;
             }
@@ -63,7 +62,7 @@ impl Tables {
                 continue;
             }
             *put += 1;
-            let object = format!("{}/runs/{}", self.parts.state_folder, names::merged_runs(self.trail.next - 1, attempt, *put));
+            let object = format!("{}/runs/{}", self.parts.state_folder, names::merged_runs(trail.next - 1, attempt, *put));
             merged.push(self.merge_window(table, window, end, runs, rows, object).await?);
         }
         merged.sort_by_key(|r| (r.entry, r.nth));

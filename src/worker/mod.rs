@@ -17,7 +17,7 @@ pub mod tables;
 use crate::commit::{CommitError, TableFormat};
 use crate::commit::delta::DeltaFormat;
 use crate::commit::iceberg::{Ambient, IcebergFormat, SqliteCatalog};
-use crate::epoch::entry::{Body, ByPartition, Entry, SpecRecord, VERSION};
+use crate::epoch::entry::{Body, ByPartition, Entry, Plan, SpecRecord, VERSION};
 use crate::epoch::log::{Log, LogError, Reading};
 use crate::epoch::plan::{self, Fit, PlanError};
 use crate::maintain::orphans::Cleaner;
@@ -434,6 +434,20 @@ async fn settle_plan(pipeline: &Pipeline, plans: &[Arc<TablePlan>], place: &Plac
         }
     }
     if existing.is_none() {
+        let declared = plan::declared(pipeline, plans)?;
+        if let Some(found) = in_lake(place, declared.iter(), |r| r.formats.clone()).await? {
+            // Another worker may have begun the log just now.
+            existing = place.log.open().await?;
+            if existing.is_none() {
+                return Err(WorkerError::Refused(format!(
+                    "{found} is in the lake already, and there is no log in {}/log that it could come from: restore the log, or, to begin anew, drop the \
+                     pipeline's tables (in the catalog and their folders) or give the pipeline another name",
+                    place.state_folder
+                )));
+            }
+        }
+    }
+    if existing.is_none() {
         let birth = Entry {
             version: VERSION,
             attempt: world.ids()(),
@@ -455,7 +469,7 @@ async fn settle_plan(pipeline: &Pipeline, plans: &[Arc<TablePlan>], place: &Plac
     match plan::fit(&reading.head, pipeline, plans, facts, &starts, accept)? {
         Fit::Same => Ok((reading, None)),
         Fit::Change(plan, what) => {
-            check_lake(place, plan::reborn(&reading.head, &plan)).await?;
+            check_begun(place, &reading, &plan).await?;
             for line in what {
                 eprintln!("the pipeline file changed: {line}");
             }
@@ -475,23 +489,37 @@ pub fn check_declared(place: &Place, pipeline: &Pipeline, plans: &[Arc<TablePlan
     Ok(())
 }
 
-/// A name that is given again finds nothing of the table that had it.
-async fn check_lake(place: &Place, reborn: impl Iterator<Item = &SpecRecord>) -> Result<(), WorkerError> {
-    for record in reborn {
-        let spec = record.shared().map_err(WorkerError::Refused)?;
-        for (format, maker) in place.formats.iter() {
-            match maker.open(spec.clone()).await {
+/// The first of these tables that is in the lake, in one of these formats: which, and why it is none that could be used.
+async fn in_lake(place: &Place, records: impl Iterator<Item = &SpecRecord>, formats: impl Fn(&SpecRecord) -> Vec<TableFormatKind>) -> Result<Option<String>, WorkerError> {
+    for record in records {
+        let spec = record.shared().map_err(WorkerError::Internal)?;
+        for format in formats(record) {
+            match place.formats[&format].open(spec.clone()).await {
                 Ok(None) => {}
                 Err(CommitError::Unavailable(why)) => return Err(WorkerError::Unavailable(why)),
-                Ok(Some(_)) | Err(CommitError::Refused(_)) => {
-                    return Err(WorkerError::Refused(format!(
-                        "{format} table {0} is still in the lake, with the rows from before it was taken out of the pipeline file: drop it there \
-                         (in the catalog and its folder) to begin {0} anew, or give the new table another name",
-                        record.name
-                    )));
-                }
+                Ok(Some(_)) => return Ok(Some(format!("{format} table {}", record.name))),
+                Err(CommitError::Refused(why)) => return Ok(Some(format!("{format} table {} ({why})", record.name))),
             }
         }
+    }
+    Ok(None)
+}
+
+/// Refuses a plan whose new tables would find another table in their place.
+async fn check_begun(place: &Place, reading: &Reading, plan: &Plan) -> Result<(), WorkerError> {
+    let ledger = &reading.head;
+    for (name, table) in plan.tables.iter().filter(|(name, _)| !ledger.plan.tables.contains_key(*name)) {
+        let again = ledger.ended.contains(name);
+        let formats = |r: &SpecRecord| if again { place.formats.keys().copied().collect() } else { r.formats.clone() };
+        let Some(found) = in_lake(place, std::iter::once(&table.table).chain(&table.late), formats).await? else { continue };
+        // Another worker with the same file may have made it just now.
+        if place.log.open().await?.is_none_or(|now| now.head.plan_entry != ledger.plan_entry) {
+            return Err(WorkerError::StartOver("another worker changed the plan meanwhile".into()));
+        }
+        let why = if again { "with the rows from before it was taken out of the pipeline file" } else { "and this pipeline did not make it" };
+        return Err(WorkerError::Refused(format!(
+            "{found} is still in the lake, {why}: drop it there (in the catalog and its folder) to begin {name} anew, or give the new table another name"
+        )));
     }
     Ok(())
 }

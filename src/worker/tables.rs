@@ -251,7 +251,7 @@ impl Tables {
                     self.commit_all(true).await?;
                     self.release(&receipts);
                     if self.lake.values().all(|t| t.pending.is_empty()) {
-                        self.checkpoint_and_truncate().await?;
+                        self.checkpoint_and_truncate(true).await?;
                         return Ok(());
                     }
                     tokio::time::sleep(Duration::from_millis(200)).await;
@@ -262,7 +262,7 @@ impl Tables {
             if self.last_commit.elapsed() >= every || self.crowded() {
                 self.commit_all(false).await?;
                 self.release(&receipts);
-                self.checkpoint_and_truncate().await?;
+                self.checkpoint_and_truncate(false).await?;
             }
         }
     }
@@ -542,10 +542,11 @@ impl Tables {
         self.released = Some(receipt.entry());
     }
 
-    async fn checkpoint_and_truncate(&mut self) -> Result<(), WorkerError> {
+    /// Who ends does it whatever its id: of runs that are all short, each follows one that is gone and was lower.
+    async fn checkpoint_and_truncate(&mut self, ending: bool) -> Result<(), WorkerError> {
         let lowest = self.lowest_stamp();
         let recent = self.at.writers.iter().filter(|(_, newest)| **newest + 50 > self.at.next).map(|(w, _)| w);
-        if recent.min().is_some_and(|w| *w < self.parts.head.writer) {
+        if !ending && recent.min().is_some_and(|w| *w < self.parts.head.writer) {
             return Ok(());
         }
         let Some(upto) = checkpoint::upto(self.parts.cadence, self.at.next, lowest, self.at.checkpoint.map(|c| c.upto)) else { return Ok(()) };
@@ -561,20 +562,26 @@ impl Tables {
             self.parts.metrics.waiting("store", &why);
             return Ok(());
         }
-        self.advance_trail(upto)?;
-        if self.trail.next != upto + 1 {
+        // On a copy: should another's checkpoint be decided in its place, then what that one merged is gone,
+        // and the trail goes on from there.
+        let mut trail = self.trail.clone();
+        for (seq, entry) in self.recent.iter().take_while(|(seq, _)| *seq <= upto) {
+            if *seq >= trail.next {
+                trail.apply(entry).map_err(|e| WorkerError::Refused(e.to_string()))?;
+            }
+        }
+        if trail.next != upto + 1 {
             return Ok(());
         }
         let (attempt, began) = ((self.parts.ids)(), self.at.next);
-        let mut state = self.merge_runs(attempt).await?;
-        state.runs_as_of = upto;
-        let body = Body::Checkpoint(Checkpoint { upto, ledger: Box::new(state.clone()) });
+        self.merge_runs(&mut trail, attempt).await?;
+        trail.runs_as_of = upto;
+        let live = objects(&trail);
+        let body = Body::Checkpoint(Checkpoint { upto, ledger: Box::new(trail) });
         match self.parts.head.append(attempt, began, body, vec![], self.parts.clock.now_ms()).await? {
             Appended::Stale(_) => return Ok(()),
             Appended::Decided(_) => failpoint::hit("checkpoint-decided"),
         }
-        let live = objects(&state);
-        self.trail = state;
         for path in known.difference(&live) {
             // What stays for want of an answer is an orphan, and found as one.
             let _ = self.parts.store.delete(&Path::from(path.as_str())).await;

@@ -389,7 +389,7 @@ async fn one(seed: u64, keep_runs: bool) -> Reached {
                 workers[w].fold(most).await
             }
             85..94 => match workers[w].tables.commit_all(true).await {
-                Ok(()) => workers[w].tables.checkpoint_and_truncate().await,
+                Ok(()) => workers[w].tables.checkpoint_and_truncate(false).await,
                 Err(e) => Err(e),
             },
             94..97 => Err(WorkerError::StartOver("killed".into())),
@@ -463,4 +463,44 @@ async fn tables_equal_the_straight_fold_whatever_the_cuts_crashes_and_commits() 
     let sum = |of: fn(&Reached) -> u64| all.iter().map(of).sum::<u64>();
     let reached = [sum(|r| r.stale), sum(|r| r.restarts), sum(|r| r.late), sum(|r| r.truncated as u64)];
     assert!(reached.iter().all(|n| *n > 4), "stale, restarts, late, truncated: {reached:?} in {} entries", sum(|r| r.entries));
+}
+
+/// Two workers make a checkpoint at the same time; who wins has merged runs, and removed what they were
+/// made of. The other's may not name those, neither this time nor the next.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_checkpoint_that_lost_names_no_runs_that_the_winner_removed() {
+    let mut rng = Rng(5);
+    let world = World::new(&mut rng).await;
+    let mut first = world.start("w1", true).await;
+    let mut second = world.start("w2", true).await;
+    first.tables.parts.cadence = Cadence { trail: 1, every: 2, most_runs: 1 };
+    second.tables.parts.cadence = Cadence { trail: 1, every: 2, most_runs: usize::MAX };
+    let newest = |l: &Ledger| l.checkpoint.map(|c| c.upto);
+    for _ in 0..2 {
+        let begin = second.head.with(|l| l.next).await;
+        while second.head.with(|l| l.next).await < begin + 8 {
+            let work = world.work(&second, &mut rng).await.unwrap();
+            if !work.data.intervals["events"].is_empty() {
+                world.append(&second, work).await.unwrap();
+            }
+        }
+        // The first is some entries behind, so that its checkpoint's M is the lower one.
+        first.fold(6).await.unwrap();
+        first.tables.commit_all(true).await.unwrap();
+        second.fold(100).await.unwrap();
+        second.tables.commit_all(true).await.unwrap();
+        let merged = first.tables.lowest_stamp() - 1;
+        first.tables.checkpoint_and_truncate(false).await.unwrap();
+        assert_eq!(first.head.with(newest).await, Some(merged));
+        second.tables.checkpoint_and_truncate(false).await.unwrap();
+        assert_eq!(second.head.with(newest).await, Some(merged), "it was begun before the first one's was decided");
+        // Whoever starts now restores the panes from runs that are there.
+        world.start("w3", true).await;
+        second.fold(100).await.unwrap();
+        second.tables.checkpoint_and_truncate(false).await.unwrap();
+        assert!(second.head.with(newest).await > Some(merged), "on top of the first one's it may be");
+        world.start("w3", true).await;
+        first.fold(100).await.unwrap();
+        second.fold(100).await.unwrap();
+    }
 }

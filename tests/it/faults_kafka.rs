@@ -226,4 +226,21 @@ fn f30_oversized_records_and_decompression_bombs_are_dead_letters() {
     reasons.sort();
     assert!(reasons.iter().zip([1, 3, 5, 7]).all(|(r, offset)| r.starts_with(&format!("{offset} ")) && r.contains("max_record_bytes")), "{reasons:?}");
     assert_eq!(pond.number("select sum(id) from ids"), 16);
+
+    // One that decompresses to more than any answer may have: told with its place and the remedy.
+    let topic = "bomb";
+    broker.create_topic_with(topic, 2, &[("max.message.bytes", "16777216")]);
+    broker.produce_bomb(topic, 0, "zstd", 120 << 20);
+    broker.produce(topic, 0, "k", "{\"id\":1}", 0);
+    broker.produce(topic, 1, "k", "{\"id\":2}", 0);
+    let pond = Pond::new(&plain("bomb", &broker.address(), topic, ""));
+    let running = pond.start(&["run", "pipeline.yaml"]);
+    until("the bomb is told of", &running, || running.stderr().contains("partition 0 of topic `bomb`") && running.stderr().contains("receive.message.max.bytes"));
+    until("the other partition goes on", &running, || number(&pond, "select sum(id) from ids") == Some(2));
+    running.signal(libc::SIGTERM);
+    assert_eq!(running.wait().code, 0);
+    pond.rewrite(&plain("bomb", &broker.address(), topic, "receive.message.max.bytes: 1000000000"));
+    let summary = pond.until_end();
+    assert_eq!(summary["dead"], 1, "{summary}");
+    assert_eq!(pond.number("select sum(id) from ids"), 3);
 }

@@ -210,6 +210,52 @@ fn a_position_behind_an_aborted_tail_of_a_later_epoch_is_no_truncation() {
     seen.until(&mut source, "third", |s| s.all() == ["first", "second", "third"]).unwrap();
 }
 
+/// FAULTS 23, 28: others come and go while this one stands behind a tail of markers that a later leader
+/// wrote. librdkafka goes on from a position of its own making and reports it to be out of range, or a truncation.
+#[test]
+fn rebalances_behind_an_aborted_tail_of_a_later_epoch_are_no_truncation() {
+    let broker = Broker::own();
+    broker.create_topic("tails", 2);
+    for partition in 0..2 {
+        broker.produce("tails", partition, "k", "first", 0);
+    }
+    broker.down();
+    broker.up();
+    for partition in 0..2 {
+        broker.produce_in_transaction("tails", partition, &["aborted"], false);
+    }
+    let mut stays = source(&broker, "tails");
+    stays.join().unwrap();
+    let mut seen = Seen::default();
+    seen.until_ends(&mut stays, 2).unwrap();
+    for round in 0..3 {
+        let mut comes = KafkaSource::new(&spec(&broker, "tails"), "p-tails", &format!("w{round}")).unwrap();
+        comes.join().unwrap();
+        let mut other = Seen { positions: seen.positions.clone(), ..Seen::default() };
+        let deadline = Instant::now() + PATIENCE;
+        while other.at_end.is_empty() {
+            assert!(Instant::now() < deadline, "round {round}: the other got no partition");
+            let event = stays.poll(Duration::from_millis(20)).unwrap();
+            seen.take(&mut stays, event).unwrap();
+            let event = comes.poll(Duration::from_millis(20)).unwrap();
+            other.take(&mut comes, event).unwrap();
+        }
+        if round == 1 {
+            broker.down();
+            broker.up();
+        }
+        drop(comes);
+        let quiet = Instant::now() + Duration::from_secs(3);
+        while Instant::now() < quiet {
+            let event = stays.poll(Duration::from_millis(20)).unwrap();
+            seen.take(&mut stays, event).unwrap();
+        }
+    }
+    broker.produce("tails", 0, "k", "second", 0);
+    broker.produce("tails", 1, "k", "second", 0);
+    seen.until(&mut stays, "what comes after", |s| s.all().iter().filter(|v| **v == "second").count() == 2).unwrap();
+}
+
 /// FAULTS 24.
 #[test]
 fn a_recreated_topic_has_another_identity() {

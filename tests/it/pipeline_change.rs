@@ -4,6 +4,7 @@ use serde_json::{Value, json};
 
 use crate::support::kafka::Broker;
 use crate::support::millpond::{Pond, texts};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 struct File {
@@ -96,6 +97,7 @@ fn a_changed_file_goes_on_or_is_refused() {
     assert_eq!(born, ["10:40 1"], "only rows after its birth");
     let status = pond.status();
     assert!(status["tables"]["born"]["born"].as_i64() > Some(0), "{status}");
+    assert_eq!((&status["tables"]["born"]["lacking_until"], &status["tables"]["spend"]["lacking_until"]), (&json!("2026-01-31T10:41:00Z"), &Value::Null));
 
     // Another meaning of a sum that is kept: refused, with the ways out, and nothing moves.
     let commits = || pond.query("select table_name, format, snapshot, entry from millpond.commits order by 1, 2, 3");
@@ -120,6 +122,7 @@ fn a_changed_file_goes_on_or_is_refused() {
     assert_eq!(pond.status()["next_entry"], log);
     pond.until_end();
     assert_eq!(spend().last().unwrap(), "10:45 Z 1");
+    pond.assert_proven();
 }
 
 /// A partition was idle and the watermark went on without it; then everything stopped and a backlog
@@ -192,6 +195,7 @@ commit: {{every: 300ms}}
     let counted: i64 = rows.iter().map(|r| r["n"].as_i64().unwrap()).sum();
     // The last window is open still.
     assert_eq!(counted, before + 2 * 368);
+    pond.assert_proven();
 }
 
 /// A pipeline over one file, so that a change of plan costs no waiting for a group.
@@ -342,6 +346,34 @@ fn a_table_taken_out_comes_again_only_anew() {
     filed.sends(&[("B", "10:04"), ("Z", "10:33")]);
     filed.pond.until_end();
     assert_eq!(filed.spend(), ["10:00 B 1", "10:15 Z 1"]);
+    filed.pond.assert_proven();
+}
+
+/// A log that is gone must not be begun again below the tables that it filled.
+#[test]
+fn tables_without_their_log_are_not_begun_again() {
+    let mut filed = Filed::new(PLAIN);
+    filed.sends(&[("A", "10:01")]);
+    filed.pond.until_end();
+    let (state, aside) = (filed.pond.path().join("lake/_millpond"), filed.pond.path().join("aside"));
+    std::fs::rename(&state, &aside).unwrap();
+    let ended = filed.pond.millpond(&["run", "pipeline.yaml", "--until-end"]);
+    assert_eq!(ended.code, 75, "{ended:?}");
+    for part in ["table plain is in the lake already", "restore the log", "another name"] {
+        assert!(ended.stderr.contains(part), "{part}: {ended:?}");
+    }
+    // Nothing was begun, so that the old log can be put back.
+    assert!(!state.join("changing/log").exists());
+    std::fs::remove_dir_all(&state).unwrap();
+    std::fs::rename(&aside, &state).unwrap();
+    filed.sends(&[("B", "10:02")]);
+    assert_eq!(filed.pond.until_end()["records"], 1);
+    // Nor is a table of somebody else's taken over under the name of a new one.
+    let folder = filed.pond.path().join("lake/delta/changing");
+    let copy = Command::new("cp").arg("-r").arg(folder.join("plain")).arg(folder.join("copy")).status().unwrap();
+    assert!(copy.success());
+    filed.says(&format!("{PLAIN}  copy: {{sql: \"select user_id from events\", formats: [delta]}}\n"));
+    filed.refused(&[], &["delta table copy is still in the lake, and this pipeline did not make it", "another name"]);
 }
 
 #[test]
@@ -404,6 +436,7 @@ fn a_format_that_comes_with_a_new_table_takes_dead_letters_from_then_on() {
         ended.stdout.lines().map(|l| serde_json::from_str::<Value>(l).unwrap()["_offset"].clone()).collect::<Vec<_>>()
     };
     assert_eq!((dead("iceberg"), dead("delta")), (vec![json!(1), json!(3)], vec![json!(3)]));
+    filed.pond.assert_proven();
 }
 
 #[test]

@@ -80,7 +80,7 @@ pub(super) struct Line {
 
 /// Which commit a version is, as far as provenance goes.
 #[derive(Debug, Clone, PartialEq)]
-pub(super) struct Origin {
+pub(crate) struct Origin {
     pub version: u64,
     /// Log uuid and entry, where millpond wrote it.
     pub ours: Option<(String, u64)>,
@@ -105,7 +105,7 @@ impl Origin {
 
 /// Whether the newest state descends from the first of these commits (ours), RESTOREs followed: one
 /// that went below it lost it, one that went back up to where it was found it again.
-pub(super) fn holds_first(origins: &[Origin]) -> bool {
+pub(crate) fn holds_first(origins: &[Origin]) -> bool {
     let Some(first) = origins.first() else { return false };
     let mut sound: Vec<bool> = Vec::with_capacity(origins.len());
     for (i, origin) in origins.iter().enumerate() {

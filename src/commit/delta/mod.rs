@@ -5,7 +5,7 @@
 //! when an answer was lost. The log is folded by [`log`], commits are composed by [`table`] and put
 //! by [`publish`]; checkpoints are written by deltalake's own kernel ([`upkeep`]).
 
-mod log;
+pub(crate) mod log;
 mod protocol;
 mod publish;
 mod references;

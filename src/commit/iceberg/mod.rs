@@ -6,7 +6,7 @@ mod deletes;
 mod propose;
 mod references;
 mod schema;
-mod stamp;
+pub(crate) mod stamp;
 mod table;
 
 pub use catalog::{Catalog, SqliteCatalog};

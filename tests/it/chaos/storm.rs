@@ -64,6 +64,7 @@ pub struct Storm<'a> {
     pub chance: Chance,
     pub tally: Tally,
     pub workers: [Option<Running>; 2],
+    /// When the disk was last full.
     filled_at: Option<Instant>,
 }
 
@@ -134,7 +135,9 @@ impl<'a> Storm<'a> {
                 && let Some(status) = worker.ended()
             {
                 let told = worker.told();
-                let excused = self.filled_at.is_some_and(|at| at.elapsed() < Duration::from_secs(20)) && told.to_lowercase().contains("no space");
+                // One that is started while nothing can be written says that the lake is not reachable (SQLite's words for a full disk are "disk I/O error").
+                let full = ["no space", "disk i/o error", "full"].iter().any(|w| told.to_lowercase().contains(w));
+                let excused = full && status.code() == Some(69) && self.filled_at.is_some_and(|at| at.elapsed() < Duration::from_secs(30));
                 if std::os::unix::process::ExitStatusExt::signal(&status) == Some(libc::SIGKILL) {
                     // It was armed, and came to its point.
                     self.tally.kills += 1;
