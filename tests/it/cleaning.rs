@@ -86,8 +86,9 @@ impl Clock for Epoch {
 
 fn files_below(folder: &Path, found: &mut Vec<String>) {
     for entry in fs::read_dir(folder).into_iter().flatten() {
-        let path = entry.unwrap().path();
-        if path.is_dir() {
+        let (entry, path) = entry.map(|e| (e.file_type().unwrap(), e.path())).unwrap();
+        // Links lead to what is not ours.
+        if entry.is_dir() {
             files_below(&path, found);
         } else {
             found.push(path.to_str().unwrap().to_string());
