@@ -4,6 +4,7 @@ use super::WorkerError;
 use super::tables::{Tables, folding};
 use crate::epoch::entry::RunEntry;
 use crate::epoch::ledger::{Ledger, LiveRun};
+use crate::mutant::{self, Mutant};
 use crate::partial::RunKind;
 use crate::runtime::in_place;
 use crate::stage::names;
@@ -19,6 +20,9 @@ impl Tables {
     /// What they were made of is deleted once it is decided. Until then the merged ones count for nothing, and
     /// the cleaner may take them with the attempt: no other checkpoint may name them.
     pub(super) async fn merge_runs(&mut self, trail: &mut Ledger, attempt: Uuid) -> Result<(), WorkerError> {
+        if mutant::on(Mutant::MergedAcrossCheckpoint) {
+            trail.runs = self.at.runs.clone();
+        }
         let crowded: Vec<String> = trail.runs.iter().filter(|(_, runs)| runs.len() > self.parts.cadence.most_runs).map(|(n, _)| n.clone()).collect();
         let mut put = 0;
         for table in crowded {
