@@ -5,6 +5,7 @@
 
 pub mod dead;
 pub mod bounds;
+pub mod formats;
 pub mod layout;
 pub mod names;
 pub mod parquet;

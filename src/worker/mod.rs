@@ -279,7 +279,8 @@ async fn once(pipeline: &Arc<Pipeline>, plans: &[Arc<TablePlan>], options: RunOp
         let _ = sender.send(head::Decided { seq, entry: Arc::new(entry), times, runs: None });
     }
     let pressure = Arc::new(Pressure::default());
-    let head = Arc::new(Head::new(place.log.clone(), writer.clone(), reading.head, sender, metrics.clone(), !options.reread_runs));
+    let head = Head::new(place.log.clone(), writer.clone(), reading.head, sender, metrics.clone(), !options.reread_runs);
+    let head = Arc::new(head.with_run_memory(pipeline.memory_bytes / 8));
     let parts = Parts {
         pipeline: pipeline.clone(),
         store: place.store.clone(),
@@ -334,6 +335,7 @@ async fn once(pipeline: &Arc<Pipeline>, plans: &[Arc<TablePlan>], options: RunOp
         stop: stop.clone(),
         until,
         final_note: options.last,
+        turn: 0,
     };
     // Before it is asked whether the ends are reached: those of another topic say nothing.
     for (nth, spec) in pipeline.sources.iter().enumerate() {
@@ -545,6 +547,9 @@ async fn layouts(pipeline: &Pipeline, plans: &[Arc<TablePlan>], head: &Head, fac
     Ok(layouts)
 }
 
+/// Commands that wait for a lane: its batches fill memory, and one is enough to keep it busy.
+const LANE_QUEUE: usize = 2;
+
 type Lanes = (Vec<mpsc::Sender<lane::LaneCommand>>, Vec<Arc<AtomicU64>>, Vec<Hosted>);
 
 fn spawn_lanes(pipeline: &Pipeline, layouts: &[Arc<SourceLayout>], metrics: &Arc<Metrics>, world: &dyn Surroundings) -> Result<Lanes, WorkerError> {
@@ -553,7 +558,7 @@ fn spawn_lanes(pipeline: &Pipeline, layouts: &[Arc<SourceLayout>], metrics: &Arc
     for nth in 0..world.lanes() {
         let bytes = Arc::new(AtomicU64::new(0));
         let lane = Lane::new(pipeline.name.clone(), nth, layouts, metrics.clone(), bytes.clone()).map_err(|e| internal(&e))?;
-        let (sender, commands) = mpsc::channel(4);
+        let (sender, commands) = mpsc::channel(LANE_QUEUE);
         let started = world.hosting().start(format!("lane {nth}"), Box::pin(lane.run(commands))).map_err(|e| internal(&e))?;
         senders.push(sender);
         held.push(bytes);

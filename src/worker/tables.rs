@@ -327,7 +327,7 @@ impl Tables {
                     self.pend(&file.table, seq, file.file.bytes, |p| p.files.push((file.format, file.file.clone())));
                 }
                 let runs = match (runs, &data.runs) {
-                    (Some(runs), _) => runs,
+                    (Some(runs), _) => runs.take(),
                     (None, None) => vec![],
                     (None, Some(object)) => {
                         let mut read = vec![];
