@@ -5,6 +5,7 @@
 
 pub mod dead;
 pub mod bounds;
+mod claims;
 pub mod formats;
 pub mod layout;
 pub mod names;

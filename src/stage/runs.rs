@@ -106,6 +106,7 @@ pub fn read_run(segment: &[u8], at: &RunRef) -> Result<Run, RunError> {
     if XxHash3_64::oneshot(body) != u64::from_le_bytes(hash) {
         return Err(corrupt("its checksum differs"));
     }
+    super::claims::hold(body).map_err(|e| corrupt(&e))?;
     let read = || -> Result<RecordBatch, ArrowError> {
         let reader = StreamReader::try_new(body, None)?;
         let schema = reader.schema();
@@ -120,7 +121,9 @@ pub fn read_run(segment: &[u8], at: &RunRef) -> Result<Run, RunError> {
             _ => concat_batches(&schema, &batches),
         }
     };
-    let batch = read().map_err(|e| corrupt(&e.to_string()))?;
+    // Where the stream contradicts itself, arrow panics: nothing outlives the closure, so that no harm is done.
+    let read = std::panic::catch_unwind(std::panic::AssertUnwindSafe(read)).map_err(|_| corrupt("it contradicts itself"))?;
+    let batch = read.map_err(|e| corrupt(&e.to_string()))?;
     if batch.num_rows() as u64 != at.rows {
         return Err(corrupt(&format!("expected {} rows, found {}", at.rows, batch.num_rows())));
     }

@@ -3,8 +3,11 @@
 //! Stopping goes with the flow: the sources first, then the lanes and the log, the committer last.
 
 mod clean;
+#[cfg(test)]
+mod faulty_store_tests;
 pub mod head;
 pub mod ingest;
+mod known;
 pub mod lane;
 mod merge;
 pub mod progress;
@@ -40,7 +43,7 @@ use object_store::path::Path;
 use scratch::Scratch;
 use sources::SourceThread;
 use surroundings::{Hosted, Surroundings, Task};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
@@ -154,8 +157,13 @@ impl Place {
         let local = DurableLocal::open(root).map_err(|e| WorkerError::Unavailable(format!("cannot open lake.root {}: {e}; check the path, its permissions and free space", root.display())))?;
         let root = local.root().to_path_buf();
         let local = Arc::new(local);
-        let store: Arc<dyn ObjectStore> = local.clone();
-        let url = url::Url::from_directory_path(&root).map_err(|()| WorkerError::Refused(format!("lake.root {} is no absolute path", root.display())))?;
+        let place = Self::over(local.clone(), &root, pipeline, clock).await?;
+        Ok(Self { local: Some(local), ..place })
+    }
+
+    /// The same over a store of this folder that is open already.
+    async fn over(store: Arc<dyn ObjectStore>, root: &std::path::Path, pipeline: &Pipeline, clock: &Arc<dyn Clock>) -> Result<Self, WorkerError> {
+        let url = url::Url::from_directory_path(root).map_err(|()| WorkerError::Refused(format!("lake.root {} is no absolute path", root.display())))?;
         let state_folder = format!("_millpond/{}", pipeline.name);
         let log = Log::new(store.clone(), Path::from(format!("{state_folder}/log")));
         let catalog = SqliteCatalog::open(&pipeline.lake.iceberg_catalog, &pipeline.lake.catalog_name)
@@ -172,7 +180,7 @@ impl Place {
         let mut formats: BTreeMap<TableFormatKind, Arc<dyn TableFormat>> = BTreeMap::new();
         formats.insert(TableFormatKind::Iceberg, Arc::new(iceberg));
         formats.insert(TableFormatKind::Delta, Arc::new(delta));
-        Ok(Self { store, log, state_folder, formats, local: Some(local) })
+        Ok(Self { store, log, state_folder, formats, local: None })
     }
 }
 
@@ -294,6 +302,7 @@ async fn once(pipeline: &Arc<Pipeline>, plans: &[Arc<TablePlan>], options: RunOp
         cadence: world.cadence(),
         pressure: pressure.clone(),
         entries,
+        ending: change.as_ref().map(|to| &lake_tables(&reading.start.plan) - &lake_tables(to)).unwrap_or_default(),
     };
     let mut tables = Tables::open(parts, reading.start).await?;
     // The stamps were read first: a stamp beyond this end of the log cannot come from it.
@@ -405,6 +414,12 @@ async fn once(pipeline: &Arc<Pipeline>, plans: &[Arc<TablePlan>], options: RunOp
         lanes_hosted.into_iter().for_each(Hosted::end);
     });
     drained
+}
+
+/// Every table of the lake that a plan asks for.
+fn lake_tables(plan: &crate::epoch::entry::Plan) -> BTreeSet<String> {
+    let declared = plan.tables.values().flat_map(|t| [Some(&t.table), t.late.as_ref()]).flatten();
+    declared.chain(plan.sources.values().map(|s| &s.dead)).map(|t| t.name.clone()).collect()
 }
 
 /// Until stopping has been asked for and has taken as long as it may. Reaching the ends is no

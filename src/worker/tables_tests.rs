@@ -164,6 +164,7 @@ impl World {
             cadence: Cadence::default(),
             pressure: Arc::default(),
             entries,
+            ending: Default::default(),
         };
         let mut tables = Tables::open(parts, reading.start).await.unwrap_or_else(|e| panic!("{e}"));
         head.refresh().await.unwrap();

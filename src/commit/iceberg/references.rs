@@ -2,7 +2,7 @@
 
 use super::propose::metadata_version;
 use super::table::IcebergTable;
-use super::{stamp, unread};
+use super::stamp;
 use crate::commit::{Base, CommitError, LakeTable};
 use crate::stage::names::{self, Owner};
 use iceberg::spec::TableMetadata;
@@ -39,7 +39,7 @@ impl IcebergTable {
                     continue;
                 }
                 names.remove(names::file_name(&manifest.manifest_path));
-                for entry in manifest.load_manifest(&self.lake.io).await.map_err(unread(&manifest.manifest_path))?.entries().iter().filter(|e| e.is_alive()) {
+                for entry in self.lake.read_manifest(&manifest).await?.entries().iter().filter(|e| e.is_alive()) {
                     names.remove(names::file_name(entry.file_path()));
                 }
             }
