@@ -393,6 +393,7 @@ pub(super) async fn removes(store: &dyn ObjectStore, version: u64, mut each: imp
     let failed = |gone: Gone| match gone {
         Gone::Vanished => vanished(),
         Gone::Failed(e) => e,
+        Gone::Damaged(why) => CommitError::Refused(why),
     };
     let listing = list(store, None).await?;
     let checkpoint = listing.checkpoints.range(..=version).next_back();
