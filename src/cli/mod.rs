@@ -5,6 +5,7 @@ mod run;
 mod schema;
 mod status;
 mod validate;
+mod verify;
 
 use crate::pipeline::sql::{self, TablePlan};
 use crate::pipeline::{self, Pipeline, Problem, SourceText};
@@ -20,6 +21,10 @@ pub const OK: i32 = 0;
 pub const FAILED: i32 = 1;
 /// Wrong arguments (clap's own).
 pub const USAGE: i32 = 2;
+/// `verify`: a table, a file or the log is not as it must be.
+pub const DIFFERENT: i32 = 3;
+/// `verify`: nothing wrong was found, and a part could not be proven.
+pub const UNPROVEN: i32 = 4;
 /// Something that is needed is away: the broker, the lake.
 pub const UNAVAILABLE: i32 = 69;
 /// Refused, because going on would lose or double rows.
@@ -27,9 +32,9 @@ pub const REFUSED: i32 = 75;
 /// The pipeline file is wrong, or asks for what this version lacks.
 pub const CONFIG: i32 = 78;
 
-const EXIT_CODES: &str = "Exit codes: 0 done; 1 failed; 2 wrong arguments; 69 broker or lake not reachable; \
-75 refused, because going on would lose or double rows; 78 the pipeline file is wrong or asks for what this version lacks; \
-130 ended at once by a second signal.";
+const EXIT_CODES: &str = "Exit codes: 0 done; 1 failed; 2 wrong arguments; 3 verify found a difference; 4 verify found none and could not \
+prove everything; 69 broker or lake not reachable; 75 refused, because going on would lose or double rows; 78 the pipeline file is wrong \
+or asks for what this version lacks; 130 ended at once by a second signal.";
 
 /// Carries Kafka topics into Iceberg and Delta tables, exactly once, with event-time windows.
 #[derive(Parser)]
@@ -49,6 +54,8 @@ enum Verb {
     Query(query::Arguments),
     /// Check a pipeline file: every error at once, then what only a connection can tell
     Validate(validate::Arguments),
+    /// Prove the tables right: log, files and keys; with --deep row by row against the source
+    Verify(verify::Arguments),
     /// Print a JSON Schema of the pipeline file, for an editor's completion
     Schema,
 }
@@ -69,6 +76,7 @@ pub fn main() -> i32 {
             Verb::Status(a) => status::main(a).await,
             Verb::Query(a) => query::main(a).await,
             Verb::Validate(a) => validate::main(a).await,
+            Verb::Verify(a) => verify::main(a).await,
             Verb::Schema => schema::main(),
         }
     });

@@ -2,7 +2,8 @@
 
 use super::{FAILED, OK, SystemClock, USAGE, code_of, has_run, load, report};
 use crate::commit::LakeTable;
-use crate::epoch::entry::Body;
+use crate::epoch::entry::{Body, Entry};
+use crate::epoch::history::{self, History, Recorded, RecordedBody};
 use crate::pipeline::{Pipeline, TableFormatKind};
 use crate::read::query::{Ndjson, QueryError, human_table, run};
 use crate::read::LakeTableProvider;
@@ -11,6 +12,7 @@ use arrow::array::{ArrayRef, Int64Array, RecordBatch, StringArray, TimestampMill
 use datafusion::catalog::TableProvider;
 use datafusion::datasource::MemTable;
 use futures::TryStreamExt;
+use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -103,7 +105,13 @@ async fn query(pipeline: &Arc<Pipeline>, a: &Arguments) -> Result<(), Unanswered
     }
     let internal = |e: datafusion::error::DataFusionError| WorkerError::Internal(e.to_string());
     let memory = |batch: RecordBatch| Ok::<Arc<dyn TableProvider>, WorkerError>(Arc::new(MemTable::try_new(batch.schema(), vec![vec![batch]]).map_err(internal)?));
-    providers.push(("millpond.epochs".into(), memory(epochs(&reading.tail)?)?));
+    // What truncation took from the log.
+    let kept = History::new(place.store.clone(), &place.state_folder).read().await.map(|(_, entries)| entries);
+    let kept = kept.unwrap_or_else(|e| {
+        eprintln!("note: millpond.epochs begins where the log does: {e}");
+        BTreeMap::new()
+    });
+    providers.push(("millpond.epochs".into(), memory(epochs(kept, &reading.tail)?)?));
     providers.push(("millpond.commits".into(), memory(commits.batch()?)?));
 
     let names: Vec<String> = providers.iter().map(|(name, _)| name.clone()).collect();
@@ -143,9 +151,9 @@ fn asked_wrongly(why: &str, names: &[String]) -> String {
     format!("cannot run the query: {text}")
 }
 
-/// The entries of the log that are not truncated, one row a source partition of a data entry, one
-/// row for each other entry.
-fn epochs(tail: &[(u64, crate::epoch::entry::Entry)]) -> Result<RecordBatch, WorkerError> {
+/// The entries of the log and of its history, one row a source partition of a data entry, one row
+/// for each other entry. The history knows of no runs.
+fn epochs(kept: BTreeMap<u64, Recorded>, tail: &[(u64, Entry)]) -> Result<RecordBatch, WorkerError> {
     #[derive(Default)]
     struct Rows {
         entry: Vec<u64>,
@@ -160,12 +168,15 @@ fn epochs(tail: &[(u64, crate::epoch::entry::Entry)]) -> Result<RecordBatch, Wor
         runs: Vec<u64>,
     }
     let mut rows = Rows::default();
-    for (seq, entry) in tail {
+    let mut entries = kept;
+    entries.extend(tail.iter().map(|(seq, entry)| (*seq, history::record(*seq, entry))));
+    let runs_of: BTreeMap<u64, u64> = tail.iter().filter_map(|(seq, e)| Some((*seq, if let Body::Data(d) = &e.body { d.runs.as_ref()?.runs.len() as u64 } else { return None }))).collect();
+    for (seq, entry) in &entries {
         let kind = match &entry.body {
-            Body::Data(_) => "data",
-            Body::Plan(_) => "plan",
-            Body::Checkpoint(_) => "checkpoint",
-            Body::Note(_) => "note",
+            RecordedBody::Data(_) => "data",
+            RecordedBody::Plan(_) => "plan",
+            RecordedBody::Checkpoint { .. } => "checkpoint",
+            RecordedBody::Note(_) => "note",
         };
         let mut push = |source: Option<&String>, partition: Option<i32>, span: Option<(i64, i64)>, files: u64, runs: u64| {
             rows.entry.push(*seq);
@@ -180,10 +191,10 @@ fn epochs(tail: &[(u64, crate::epoch::entry::Entry)]) -> Result<RecordBatch, Wor
             rows.runs.push(runs);
         };
         match &entry.body {
-            Body::Data(data) if !data.intervals.is_empty() => {
+            RecordedBody::Data(data) if !data.intervals.is_empty() => {
                 for (source, intervals) in &data.intervals {
                     for (partition, i) in intervals {
-                        push(Some(source), Some(*partition), Some((i.from, i.to)), data.files.len() as u64, data.runs.as_ref().map_or(0, |r| r.runs.len() as u64));
+                        push(Some(source), Some(*partition), Some((i.from, i.to)), data.files.len() as u64, runs_of.get(seq).copied().unwrap_or(0));
                     }
                 }
             }

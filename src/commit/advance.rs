@@ -6,6 +6,7 @@ use super::key_index::{FileKeys, KeyIndex, KeyIndexError, WindowBound};
 use super::upsert::{ChangeOp, KeyedChange, resolve};
 use super::{Base, CommitError, Committed, LakeTable, Stamp, TableChange};
 use crate::failpoint;
+use crate::mutant::{self, Mutant};
 use crate::observe::{Metrics, cpu, thread_cpu_ns};
 use crate::pipeline::TableFormatKind;
 use crate::pipeline::sql::Tumble;
@@ -113,11 +114,20 @@ pub async fn advance(side: &mut Side, pending: &VecDeque<Pending>, mut what: Adv
         match commit(side, &todo, &what).await? {
             Committed::Done(_) => return Ok(()),
             Committed::Moved => {
+                let before = side.stamp();
                 side.base = side.table.load().await?;
+                if mutant::on(Mutant::StampNotCheckedAgain) {
+                    side.base.stamp.entry = before;
+                }
                 if side.base.stamp.log != what.stamp.log {
                     return Err(CommitError::Refused(format!("table {} is stamped with another log now", what.spec.name)));
                 }
                 what.attempt = (what.new_id)();
+            }
+            Committed::Unknown(_) if mutant::on(Mutant::BlindRetry) => {
+                let before = side.stamp();
+                side.base = side.table.load().await?;
+                side.base.stamp.entry = before;
             }
             Committed::Unknown(why) => {
                 side.unknown = true;
@@ -203,7 +213,7 @@ async fn sync_index(side: &mut Side, what: &Advance<'_>) -> Result<(), CommitErr
         Some(index) => index,
         None => KeyIndex::open(side.index_folder.clone(), what.spec, side.kind).map_err(index_error)?,
     };
-    if index.version() != Some(side.base.version.as_str()) {
+    if index.version() != Some(side.base.version.as_str()) && !(mutant::on(Mutant::IndexNotSynced) && index.version().is_some()) {
         let live = side.table.live_files().await?;
         let schema = match side.kind {
             TableFormatKind::Iceberg => what.spec.schema.clone(),

@@ -16,6 +16,7 @@
 
 use super::entry::{Body, CheckpointRef, Entry, Note};
 use super::ledger::Ledger;
+use crate::mutant::{self, Mutant};
 use uuid::Uuid;
 
 /// What a put of entry N was answered.
@@ -48,12 +49,13 @@ pub enum Verdict {
 /// `Err` when that listing failed.
 pub fn verdict(at: u64, mine: Uuid, answer: PutAnswer, read_back: Option<ReadBack>, newest: Result<Option<CheckpointRef>, ()>) -> Verdict {
     let Ok(newest) = newest else { return Verdict::AskAgain };
-    if newest.is_some_and(|c| c.upto >= at) {
+    if newest.is_some_and(|c| c.upto >= at) && !mutant::on(Mutant::FreedNameDecides) {
         return Verdict::StartOver;
     }
     match (answer, read_back) {
         (PutAnswer::Created, _) => Verdict::Decided,
-        (PutAnswer::NotClean, Some(ReadBack::Attempt(a))) if a == mine => Verdict::Decided,
+        (PutAnswer::NotClean, Some(ReadBack::Attempt(_))) if mutant::on(Mutant::TakenMeansWon) => Verdict::Decided,
+        (PutAnswer::NotClean, Some(ReadBack::Attempt(a))) if a == mine && !mutant::on(Mutant::TakenMeansLost) => Verdict::Decided,
         (PutAnswer::NotClean, Some(ReadBack::Attempt(_))) => Verdict::Lost,
         (PutAnswer::NotClean, Some(ReadBack::Absent)) => Verdict::SendAgain,
         (PutAnswer::NotClean, Some(ReadBack::Unreadable) | None) => Verdict::AskAgain,
@@ -108,10 +110,10 @@ pub fn fits(ledger: &Ledger, entry: &Entry) -> Result<(), Unfit> {
     }
     let upto = ledger.checkpoint.map(|c| c.upto);
     // Work that began at M has not seen entry M, and nobody can see it any more (`model/`, OldWork, OldCondemnation).
-    if let Some(upto) = upto.filter(|&upto| entry.began <= upto) {
+    if let Some(upto) = upto.filter(|&upto| entry.began <= upto && !mutant::on(Mutant::OldWorkFits)) {
         return Err(Unfit::BeganBelowCheckpoint { began: entry.began, upto });
     }
-    if ledger.condemned.contains(&entry.attempt) {
+    if ledger.condemned.contains(&entry.attempt) && !mutant::on(Mutant::CondemnedProposed) {
         return Err(Unfit::Condemned(entry.attempt));
     }
     match &entry.body {
@@ -146,7 +148,7 @@ pub fn fits(ledger: &Ledger, entry: &Entry) -> Result<(), Unfit> {
 }
 
 fn fits_data(ledger: &Ledger, entry: &Entry, data: &super::entry::Data) -> Result<(), Unfit> {
-    if entry.plan != ledger.plan_entry {
+    if entry.plan != ledger.plan_entry && !mutant::on(Mutant::OldPlanFits) {
         return Err(Unfit::Plan { made: entry.plan, newest: ledger.plan_entry });
     }
     for (name, intervals) in &data.intervals {
@@ -159,7 +161,7 @@ fn fits_data(ledger: &Ledger, entry: &Entry, data: &super::entry::Data) -> Resul
             }
             // A partition that the log does not know starts at its beginning, wherever that is.
             let Some(known) = source.partitions.get(&partition) else { continue };
-            if from != known.offset {
+            if from != known.offset && !mutant::on(Mutant::AnyPositionFits) {
                 return Err(Unfit::Position { source_name: source_name(), partition, from, position: known.offset });
             }
             if let (Some(found), Some(known)) = (&interval.name, &known.name)
@@ -171,7 +173,7 @@ fn fits_data(ledger: &Ledger, entry: &Entry, data: &super::entry::Data) -> Resul
     }
     for (name, bound) in &data.bounds {
         let source = ledger.sources.get(name).ok_or_else(|| Unfit::UnknownSource(name.clone()))?;
-        if source.watermark > *bound {
+        if source.watermark > *bound && !mutant::on(Mutant::ExpiredBoundFits) {
             return Err(Unfit::Bound { source_name: name.clone() });
         }
     }

@@ -1,6 +1,7 @@
 //! What the entries of a log add up to: a pure fold, the same for everybody who reads it.
 
 use super::entry::{Body, ByPartition, CheckpointRef, Data, Entry, Note, Plan, RunEntry, SourcePlan, SpecRecord};
+use crate::mutant::{self, Mutant};
 use crate::time::{self, PartitionTime};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
@@ -263,7 +264,7 @@ impl Ledger {
             if planned.time_column.is_some() {
                 let of = |(p, s): (&i32, &PartitionState)| PartitionTime {
                     max_event_us: s.max_event_us,
-                    idle: intervals.get(p).is_some_and(|i| i.claims_idle()),
+                    idle: intervals.get(p).map_or(s.max_event_us.is_some() && mutant::on(Mutant::IdlenessCarriedOver), |i| i.claims_idle()),
                 };
                 source.watermark = time::watermark(source.watermark, source.partitions.iter().map(of), planned.delay_us);
             }

@@ -4,6 +4,7 @@ use super::decide::{self, PutAnswer, ReadBack, Verdict};
 use super::entry::{self, Body, CheckpointRef, Entry};
 use super::ledger::{Corrupt, Ledger};
 use crate::failpoint;
+use crate::mutant::{self, Mutant};
 use bytes::Bytes;
 use futures::TryStreamExt;
 use object_store::path::Path;
@@ -123,7 +124,7 @@ impl Log {
             let checkpoint = checkpoint_named_by(last, &newest);
             let read = self.read_from(checkpoint, last).await;
             let again = self.newest_checkpoint(last).await?;
-            if again.map(|c| c.entry) != checkpoint.map(|c| c.entry) && again.is_some() {
+            if again.map(|c| c.entry) != checkpoint.map(|c| c.entry) && again.is_some() && !mutant::on(Mutant::NoSecondList) {
                 continue;
             }
             return read.map(Some);

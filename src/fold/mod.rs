@@ -16,6 +16,7 @@ mod tests;
 pub use emit::EmitDead;
 pub use rows::RowSet;
 
+use crate::mutant::{self, Mutant};
 use crate::partial::{Run, RunKind, aggregate_of, cut, epoch_groups};
 use crate::pipeline::Emit;
 use crate::pipeline::sql::{Aggregate, TablePlan, Tumble};
@@ -269,7 +270,11 @@ impl TableFold {
     /// Judges rows one by one; those in time become partial runs.
     fn judge(&self, horizon: Option<i64>, rows: RecordBatch, aggregate: &Aggregate, late: Option<&mut Vec<RecordBatch>>) -> Result<Vec<Run>, FoldError> {
         let ends = rows.column(rows.num_columns() - 1).as_primitive::<TimestampMicrosecondType>().values().clone();
-        let (over, in_time): (Vec<u32>, Vec<u32>) = (0..ends.len() as u32).partition(|i| reached(horizon, ends[*i as usize]));
+        let judged = horizon.filter(|_| !mutant::on(Mutant::NothingIsJudged));
+        let (over, mut in_time): (Vec<u32>, Vec<u32>) = (0..ends.len() as u32).partition(|i| reached(judged, ends[*i as usize]));
+        if mutant::on(Mutant::LateRowsCountToo) {
+            in_time.extend(&over);
+        }
         if let (Some(late), Some(horizon), false) = (late, horizon, over.is_empty()) {
             let part = pick(&rows, &over)?;
             let reason = format!("its window was over for good: the horizon had reached {}", instant(horizon));

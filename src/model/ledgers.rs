@@ -226,6 +226,17 @@ impl Ledgers {
         Ok(entry(id(code.attempt).as_u128(), code.plan as u64, code.began as u64, body))
     }
 
+    /// The object that is written when this is proposed as entry `at` of the log.
+    pub fn written(&self, log: &[Entry], at: u8, entry: &Entry) -> Result<real::Entry, String> {
+        let below = &log[..at as usize];
+        if at == 0 {
+            return Ok(self.birth.clone());
+        }
+        let folded = self.after(below);
+        let made = self.real(log, entry, folded.as_ref().as_ref().map_err(|e| e.clone())?)?;
+        Ok(real::Entry { checkpoint: newest(below), ..made })
+    }
+
     /// The attempts above the newest M that the log holds.
     pub fn attempts(&self, log: &[Entry]) -> Attempts {
         let folded = self.after(log);

@@ -149,6 +149,15 @@ impl State {
         self.log.get(at as usize).copied()
     }
 
+    pub fn log(&self) -> &[Entry] {
+        &self.log
+    }
+
+    /// What the store shows, by its names. What a checkpoint holds depends on the log below it.
+    pub fn shown(&self) -> Vec<(u8, Entry)> {
+        (0..self.log.len() as u8).filter_map(|at| Some((at, self.object(at)?))).collect()
+    }
+
     /// A put lands. Whether it made the object.
     fn land(&mut self, at: u8, entry: Entry, overwrite: bool) -> bool {
         if self.object(at).is_some() && !overwrite {

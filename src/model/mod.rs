@@ -7,7 +7,7 @@
 //! | [`fold`]  | rows that arrive at any moment with any event time, idle claims by anyone, a changed lateness, the end of input | `time`, `fits`, `Ledger::apply` |
 //! | [`table`] | stamps, commits that race or land late, compaction, expiry, rollback and RESTORE by others; two formats of which one lags, the checkpoints and truncation that wait for it | `judge`, `holds_first`, `checkpoint::upto` |
 //!
-//! [`catalogue`] names every world and, for each rule of the protocol, what breaks without it: a rule that
+//! [`reader`] gives what the first of them can show of a store to the real `Log`. [`catalogue`] names every world and, for each rule of the protocol, what breaks without it: a rule that
 //! nothing breaks without is none (some stand there as held on purpose). A sound world holds every
 //! invariant in every state, and from every state the work can still be finished. A rule is changed here
 //! first.
@@ -25,6 +25,7 @@ mod catalogue;
 mod fold;
 mod ledgers;
 mod log;
+mod reader;
 mod search;
 mod table;
 

@@ -77,6 +77,33 @@ pub fn hash_of<T: Hash>(value: &T) -> u64 {
 const NOWHERE: u32 = u32::MAX;
 
 pub fn search<W: World>(world: &W) -> Found {
+    let reached = reach(world);
+    let broken = reached.broken.or_else(|| stuck(world, &reached).map(|at| (STUCK, at)));
+    Found { states: reached.states.len(), broken: broken.map(|(why, at)| (why, way(world, &reached, at))) }
+}
+
+/// All states, or those up to the first one that is broken.
+pub struct Reached<S> {
+    pub states: Vec<S>,
+    /// For each the one from which it was found; none for the first.
+    from: Vec<u32>,
+    edges: Vec<(u32, u32)>,
+    broken: Option<(&'static str, u32)>,
+}
+
+impl<S> Reached<S> {
+    /// The states on the way to this one, backwards.
+    pub fn before(&self, at: usize) -> impl Iterator<Item = &S> {
+        let mut at = self.from[at];
+        std::iter::from_fn(move || {
+            let state = self.states.get(at as usize)?;
+            at = self.from[at as usize];
+            Some(state)
+        })
+    }
+}
+
+pub fn reach<W: World>(world: &W) -> Reached<W::State> {
     let mut states: Vec<W::State> = vec![world.start()];
     let mut from: Vec<u32> = vec![NOWHERE];
     let mut edges: Vec<(u32, u32)> = vec![];
@@ -107,12 +134,11 @@ pub fn search<W: World>(world: &W) -> Found {
         }
         next += 1;
     }
-    let broken = broken.or_else(|| stuck(world, &states, &edges).map(|at| (STUCK, at)));
-    Found { states: states.len(), broken: broken.map(|(why, at)| (why, way(world, &states, &from, at))) }
+    Reached { states, from, edges, broken }
 }
 
 /// The first state from which no finished one can be reached.
-fn stuck<W: World>(world: &W, states: &[W::State], edges: &[(u32, u32)]) -> Option<u32> {
+fn stuck<W: World>(world: &W, Reached { states, edges, .. }: &Reached<W::State>) -> Option<u32> {
     // The edges by where they lead: those into `to` lie at first[to]..first[to + 1] of `into`.
     let mut first = vec![0u32; states.len() + 1];
     for (_, to) in edges {
@@ -140,7 +166,7 @@ fn stuck<W: World>(world: &W, states: &[W::State], edges: &[(u32, u32)]) -> Opti
     done.iter().position(|done| !done).map(|i| i as u32)
 }
 
-fn way<W: World>(world: &W, states: &[W::State], from: &[u32], mut at: u32) -> Vec<String> {
+fn way<W: World>(world: &W, Reached { states, from, .. }: &Reached<W::State>, mut at: u32) -> Vec<String> {
     let mut lines = vec![];
     while from[at as usize] != NOWHERE {
         let before = from[at as usize];

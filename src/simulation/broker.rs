@@ -35,17 +35,29 @@ pub struct Partition {
     pub begin: i64,
     /// Virtual time and the end from then on.
     pub ends: Vec<(i64, i64)>,
+    /// An open transaction begins there and ends then: nothing from there on is to be seen before.
+    open: Option<(i64, i64)>,
     /// Fetches bring nothing until then.
     stalled_until: i64,
 }
 
 impl Partition {
-    pub fn end(&self) -> i64 {
+    /// How far it is written.
+    pub fn written(&self) -> i64 {
         self.slots.len() as i64
     }
 
-    /// The end at a time.
-    pub fn end_at(&self, ms: i64) -> i64 {
+    /// How far it can be read.
+    pub fn end(&self, now_ms: i64) -> i64 {
+        self.held(now_ms).unwrap_or(self.written())
+    }
+
+    fn held(&self, now_ms: i64) -> Option<i64> {
+        self.open.filter(|(_, until)| *until > now_ms).map(|(from, _)| from)
+    }
+
+    /// How far it was written at a time.
+    pub fn written_at(&self, ms: i64) -> i64 {
         self.ends.iter().take_while(|(at, _)| *at <= ms).last().map_or(0, |(_, end)| *end)
     }
 }
@@ -62,6 +74,8 @@ struct Member {
 #[derive(Debug, Default)]
 pub struct Topic {
     pub incarnation: u64,
+    /// The records of the topic that the log was born from, when there is another by now.
+    pub first: Option<Vec<Vec<Slot>>>,
     pub partitions: Vec<Partition>,
     members: BTreeMap<u64, Member>,
     next_member: u64,
@@ -103,7 +117,7 @@ impl Topic {
     pub fn append(&mut self, partition: usize, slot: Slot, now_ms: i64) {
         let p = &mut self.partitions[partition];
         p.slots.push(slot);
-        let end = p.end();
+        let end = p.written();
         match p.ends.last_mut() {
             Some((at, last)) if *at == now_ms => *last = end,
             _ => p.ends.push((now_ms, end)),
@@ -114,6 +128,19 @@ impl Topic {
         self.partitions[partition].stalled_until = until_ms;
     }
 
+    /// A transaction begins, and stays open until then.
+    pub fn open(&mut self, partition: usize, until_ms: i64) {
+        let p = &mut self.partitions[partition];
+        p.open = Some((p.written(), until_ms));
+    }
+
+    /// No transaction is open any more, and no fetch stalls.
+    pub fn calm(&mut self) {
+        for p in &mut self.partitions {
+            (p.open, p.stalled_until) = (None, 0);
+        }
+    }
+
     pub fn add_partition(&mut self) {
         self.partitions.push(Partition::default());
         self.deal();
@@ -122,6 +149,7 @@ impl Topic {
     /// Deleted and made again under the same name.
     pub fn recreate(&mut self) {
         self.incarnation += 1;
+        self.first.get_or_insert_with(|| self.partitions.iter().map(|p| p.slots.clone()).collect());
         for p in &mut self.partitions {
             *p = Partition::default();
         }
@@ -155,7 +183,7 @@ impl SimSource {
         let now = self.world.trace.now_ms();
         let topic = self.world.broker.topic.lock().unwrap();
         let p = &topic.partitions[partition as usize];
-        let (end, stalled) = (p.end(), p.stalled_until > now);
+        let (end, stalled) = (p.end(now), p.stalled_until > now);
         if stalled || at > end || (at == end && self.told_end.contains(&partition)) {
             return None;
         }
@@ -201,9 +229,11 @@ pub fn payload(row: Option<Row>) -> String {
 impl Source for SimSource {
     fn facts(&mut self) -> Result<SourceFacts, SourceError> {
         self.trouble()?;
+        let now = self.world.trace.now_ms();
         let topic = self.world.broker.topic.lock().unwrap();
-        let partitions = topic.partitions.iter().zip(0..).map(|(p, n)| (n, (p.begin, p.end()))).collect();
-        Ok(SourceFacts { incarnation: Some(format!("topic-{}", topic.incarnation)), topic: "events".into(), partitions, held: BTreeMap::new(), names: BTreeMap::new() })
+        let partitions = topic.partitions.iter().zip(0..).map(|(p, n)| (n, (p.begin, p.end(now)))).collect();
+        let held = topic.partitions.iter().zip(0..).filter(|(p, _)| p.held(now).is_some()).map(|(p, n)| (n, p.written())).collect();
+        Ok(SourceFacts { incarnation: Some(format!("topic-{}", topic.incarnation)), topic: "events".into(), partitions, held, names: BTreeMap::new() })
     }
 
     fn start_offsets(&mut self, partitions: &[i32]) -> Result<BTreeMap<i32, i64>, SourceError> {
@@ -230,8 +260,8 @@ impl Source for SimSource {
         self.positions = positions.iter().map(|(p, at)| (*p, at.offset)).collect();
         for (p, at) in &self.positions {
             let held = &topic.partitions[*p as usize];
-            if *at < held.begin || *at > held.end() {
-                return Err(SourceError::Refused(format!("partition {p}: the log goes on at {at}, the broker holds {}..{}", held.begin, held.end())));
+            if *at < held.begin || *at > held.written() {
+                return Err(SourceError::Refused(format!("partition {p}: the log goes on at {at}, the broker holds {}..{}", held.begin, held.written())));
             }
         }
         drop(topic);

@@ -31,6 +31,9 @@ pub struct Decided {
     pub strays: u64,
     /// Attempts whose writer was told that they do not fit.
     pub stale: BTreeSet<Uuid>,
+    positions: BTreeMap<i32, i64>,
+    plan: u64,
+    upto: Option<u64>,
 }
 
 impl Decided {
@@ -39,6 +42,7 @@ impl Decided {
         if seq as usize != self.entries.len() {
             return Err(format!("entry {seq} landed when the log ended at {}", self.entries.len()));
         }
+        self.fits(seq, &entry)?;
         match &mut self.ledger {
             None => self.ledger = Some(Ledger::born(&entry).map_err(|e| e.to_string())?),
             Some(ledger) => {
@@ -58,7 +62,7 @@ impl Decided {
             Body::Data(data) => {
                 for (p, interval) in data.intervals.get("events").into_iter().flatten().filter(|(_, i)| i.claims_idle()) {
                     let topic = world.broker.topic.lock().unwrap();
-                    let end = topic.partitions[*p as usize].end_at(data.read_at_ms - super::world::START_MS - 1);
+                    let end = topic.partitions[*p as usize].written_at(data.read_at_ms - super::world::START_MS - 1);
                     if end > interval.from {
                         return Err(format!("entry {seq} claims partition {p} idle at {}, and the broker's end was {end} when its making began", interval.from));
                     }
@@ -87,6 +91,46 @@ impl Decided {
         }
         self.states.extend(self.ledger.clone());
         self.entries.push(entry);
+        Ok(())
+    }
+
+    /// The rules of DESIGN section 2, asked without the code that decides by them.
+    fn fits(&mut self, seq: u64, entry: &Entry) -> Result<(), String> {
+        let upto = self.upto;
+        match &entry.body {
+            Body::Plan(plan) => {
+                self.plan = seq;
+                for (p, start) in &plan.sources["events"].starts {
+                    self.positions.entry(*p).or_insert(*start);
+                }
+                return Ok(());
+            }
+            Body::Data(data) => {
+                for (p, interval) in data.intervals.get("events").into_iter().flatten() {
+                    let at = self.positions.insert(*p, interval.to);
+                    if at.is_some_and(|at| at != interval.from) || interval.to < interval.from {
+                        return Err(format!("I1: entry {seq} holds {}..{} of partition {p}, and the log stands at {at:?}", interval.from, interval.to));
+                    }
+                }
+                if entry.plan != self.plan {
+                    return Err(format!("I5: entry {seq} was made under plan {}, the newest is {}", entry.plan, self.plan));
+                }
+                let watermark = self.ledger.as_ref().and_then(|l| l.sources["events"].watermark);
+                if data.bounds.get("events").is_none_or(|bound| *bound < watermark) {
+                    return Err(format!("I5: entry {seq} was staged under the bound {:?}, the watermark is {watermark:?}", data.bounds.get("events")));
+                }
+            }
+            Body::Checkpoint(c) => {
+                if upto.is_some_and(|newest| c.upto <= newest) {
+                    return Err(format!("entry {seq} is a checkpoint as of {}, and the newest is as of {upto:?}", c.upto));
+                }
+                self.upto = Some(c.upto);
+            }
+            Body::Note(_) => {}
+        }
+        if upto.is_some_and(|upto| entry.began <= upto) {
+            return Err(format!("I5: the work of entry {seq} began at {}, and the newest checkpoint is as of {upto:?}", entry.began));
+        }
         Ok(())
     }
 

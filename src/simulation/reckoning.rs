@@ -114,7 +114,8 @@ pub fn sorted(mut rows: Rows) -> Rows {
 impl Reckoning {
     /// From the broker's rows, of which nothing was ever forgotten here, and the log's first entries.
     pub fn of<'a>(topic: &Topic, entries: impl Iterator<Item = &'a Entry>) -> Self {
-        let mut made = Self { topic: topic.partitions.iter().map(|p| p.slots.clone()).collect(), ..Self::default() };
+        let slots = topic.first.clone().unwrap_or_else(|| topic.partitions.iter().map(|p| p.slots.clone()).collect());
+        let mut made = Self { topic: slots, ..Self::default() };
         for entry in entries {
             match &entry.body {
                 Body::Plan(plan) => made.plan(plan),
@@ -156,7 +157,7 @@ impl Reckoning {
                 idle.insert(*p);
             }
             for offset in interval.from..interval.to {
-                let Slot::Record { row, timestamp_ms } = self.topic[*p as usize][offset as usize] else { continue };
+                let Some(Slot::Record { row, timestamp_ms }) = self.topic.get(*p as usize).and_then(|t| t.get(offset as usize)).cloned() else { continue };
                 let Some(row) = row else {
                     self.dead.push(vec![p.to_string(), offset.to_string()]);
                     continue;

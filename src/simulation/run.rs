@@ -2,6 +2,8 @@
 
 use super::broker::{Partition, Row, Slot, wall};
 use super::check;
+use super::cleaner;
+use super::foreign;
 use super::reckoning::{MINUTE, Reckoning};
 use super::store::pause;
 use super::world::{Life, PIPELINE, START_MS, Temper, World};
@@ -11,6 +13,7 @@ use crate::epoch::tests::loaded;
 use crate::observe::Metrics;
 use crate::pipeline::sql::TablePlan;
 use crate::pipeline::{Pipeline, TableFormatKind};
+use crate::worker::surroundings::Task;
 use crate::worker::{self, RunOptions, WorkerError};
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -87,9 +90,24 @@ fn temper(rng: &mut Rng) -> Temper {
         let from = rng.below(3000) as i64;
         (kind, from, from + 500 + rng.below(4000) as i64)
     });
+    if rng.chance(25) {
+        // Whoever is about to decide falls asleep, and the others shorten the log as fast as they can.
+        return Temper {
+            faults: [0, 10][rng.below(2) as usize],
+            naps: 5,
+            naps_deciding: 700,
+            life_ms: 0,
+            workers: 2 + rng.below(2) as usize,
+            lagging: None,
+            cadence: Cadence { trail: rng.below(2), every: 1 + rng.below(2), most_runs: 256 },
+            reread_runs: false,
+        };
+    }
+    let naps = [0, 5, 20, 60][rng.below(4) as usize];
     Temper {
         faults: [0, 10, 40, 100][wild as usize],
-        naps: [0, 5, 20, 60][rng.below(4) as usize],
+        naps,
+        naps_deciding: naps * 8,
         life_ms: [0, 4000, 2000, 1000][rng.below(4) as usize],
         workers: [1, 2, 2, 3][rng.below(4) as usize],
         lagging,
@@ -124,38 +142,119 @@ impl Scene {
     }
 }
 
+/// One life, of at most this long. Whatever it ends with must be something that may happen.
+async fn one_life(scene: &Arc<Scene>, slot: usize, mut options: RunOptions, time_ms: u64) {
+    let world = &scene.world;
+    options.reread_runs = world.temper.reread_runs;
+    options.deadline = Duration::from_millis(500);
+    let stop = Arc::new(AtomicBool::new(false));
+    let mut life = Task(tokio::spawn(scene.live(slot, options, stop.clone())));
+    let ended = tokio::select! {
+        biased;
+        ended = &mut life.0 => Some(ended),
+        () = pause(time_ms) => None,
+    };
+    let note = |what: String| world.trace.note("host", format_args!("worker {slot} {what}"));
+    match ended {
+        None if world.chance(25) => {
+            note("is asked to stop".into());
+            stop.store(true, Ordering::Relaxed);
+            tokio::select! {
+                biased;
+                _ = &mut life.0 => {}
+                () = pause(2000) => {}
+            }
+        }
+        None => note("is killed".into()),
+        Some(Ok(Ok(()))) if options.until_end => note("has reached the end".into()),
+        Some(Ok(Ok(()))) => world.fail(format!("worker {slot} ended without being asked to")),
+        Some(Ok(Err(WorkerError::Unavailable(why)))) => note(format!("gives up: {why}")),
+        Some(Ok(Err(WorkerError::Refused(why)))) if world.expects(&why) => note(format!("refuses: {why}")),
+        Some(Ok(Err(why))) => world.fail(format!("worker {slot} ended: {why}")),
+        Some(Err(e)) => world.fail(format!("worker {slot} panicked: {e}")),
+    }
+}
+
 /// Lives of one worker, one after the other.
 async fn host(scene: Arc<Scene>, slot: usize) {
     let world = &scene.world;
     loop {
-        let stop = Arc::new(AtomicBool::new(false));
-        let options = RunOptions { until_end: false, last: false, reread_runs: world.temper.reread_runs, deadline: Duration::from_millis(500), accept: false };
-        let mut life = worker::surroundings::Task(tokio::spawn(scene.live(slot, options, stop.clone())));
         let time = if world.temper.life_ms == 0 { 3_600_000 } else { 100 + world.below(world.temper.life_ms * 2) };
-        let ended = tokio::select! {
-            biased;
-            ended = &mut life.0 => Some(ended),
-            () = pause(time) => None,
-        };
-        match ended {
-            None if world.chance(25) => {
-                world.trace.note("host", format_args!("worker {slot} is asked to stop"));
-                stop.store(true, Ordering::Relaxed);
-                tokio::select! {
-                    biased;
-                    _ = &mut life.0 => {}
-                    () = pause(2000) => {}
-                }
-            }
-            None => world.trace.note("host", format_args!("worker {slot} is killed")),
-            Some(Ok(Ok(()))) => world.fail(format!("worker {slot} ended without being asked to")),
-            Some(Ok(Err(WorkerError::Unavailable(why)))) => world.trace.note("host", format_args!("worker {slot} gave up: {why}")),
-            Some(Ok(Err(WorkerError::Refused(why)))) if why.contains("restart this one with that file") => world.trace.note("host", format_args!("worker {slot} has an old file")),
-            Some(Ok(Err(why))) => world.fail(format!("worker {slot} ended: {why}")),
-            Some(Err(e)) => world.fail(format!("worker {slot} panicked: {e}")),
-        }
-        drop(life);
+        one_life(&scene, slot, RunOptions::default(), time).await;
         pause(world.below(700)).await;
+    }
+}
+
+/// What people do to a pipeline and its surroundings while it runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Happening {
+    LatenessChanges,
+    /// Somebody runs `--until-end --final`, and then more rows come.
+    EndOfInput,
+    PartitionAdded,
+    /// The topic is deleted and made again: nothing of it may be counted.
+    TopicRecreated,
+    /// A table is set back by another hand: it must be refused from then on.
+    RolledBack,
+    /// Another engine writes a table's rows into one file.
+    Compacted,
+    /// Another engine appends rows of its own, or writes all into one file and adds them.
+    Appended,
+    /// Another engine expires all snapshots but the newest.
+    Expired,
+}
+
+fn happenings(rng: &mut Rng) -> Vec<(u64, Happening)> {
+    use Happening::*;
+    let mut all: Vec<(u64, Happening)> = vec![];
+    for (what, percent) in [(LatenessChanges, 35), (EndOfInput, 15), (PartitionAdded, 10)] {
+        if rng.chance(percent) {
+            all.push((500 + rng.below(4000), what));
+        }
+    }
+    for what in [Compacted, Appended, Expired] {
+        for _ in 0..if rng.chance(30) { 1 + rng.below(3) } else { 0 } {
+            all.push((1000 + rng.below(5000), what));
+        }
+    }
+    match rng.below(20) {
+        0 => all.push((2500 + rng.below(2500), TopicRecreated)),
+        1 => all.push((2500 + rng.below(2500), RolledBack)),
+        _ => {}
+    }
+    all.sort_by_key(|(at, _)| *at);
+    all
+}
+
+async fn happen(scene: Arc<Scene>, mut file: File, all: Vec<(u64, Happening)>) {
+    let world = &scene.world;
+    for (at, what) in all {
+        pause(at.saturating_sub(world.trace.now_ms() as u64)).await;
+        world.trace.note("hand", format_args!("{what:?}"));
+        match what {
+            Happening::LatenessChanges => {
+                file.lateness_min = [[0, 3, 10, 20][world.below(4) as usize], [0, 3, 15][world.below(3) as usize]];
+                scene.give(&file);
+                world.expect("plan");
+                one_life(&scene, 7, RunOptions { accept: true, ..RunOptions::default() }, 2500).await;
+            }
+            Happening::EndOfInput => one_life(&scene, 8, RunOptions { until_end: true, last: true, ..RunOptions::default() }, 5000).await,
+            Happening::PartitionAdded => world.broker.topic.lock().unwrap().add_partition(),
+            Happening::TopicRecreated => {
+                if world.decided.lock().unwrap().ledger.is_none() {
+                    continue;
+                }
+                world.expect("topic");
+                // A source that is told to go on where the new topic has nothing refuses by itself.
+                world.expect("the log goes on at");
+                world.broker.topic.lock().unwrap().recreate();
+                world.doomed.store(true, Ordering::Relaxed);
+            }
+            Happening::RolledBack => foreign::roll_back(world).await,
+            Happening::Compacted => foreign::write(world, true, false).await,
+            Happening::Appended => foreign::write(world, world.chance(30), true).await,
+            Happening::Expired => foreign::expire(world).await,
+        }
     }
 }
 
@@ -163,14 +262,21 @@ async fn host(scene: Arc<Scene>, slot: usize) {
 /// committed and aborted.
 async fn produce(world: Arc<World>, rows: i64) {
     let mut left: Vec<(usize, i64)> = (0..world.broker.topic.lock().unwrap().partitions.len()).map(|p| (p, 0)).collect();
+    let mut known = left.len();
     let mut id = 0;
     while !left.is_empty() {
-        pause(world.below(150)).await;
+        pause(world.below(300)).await;
+        let there = world.broker.topic.lock().unwrap().partitions.len();
+        if there > known && world.chance(50) {
+            // One that was added later: its rows are not older than the others'.
+            left.push((known, rows / 2));
+            known = there;
+        }
         let nth = world.below(left.len() as u64) as usize;
         let (p, mut at) = left[nth];
         let aborted = world.chance(8);
         let now = wall(&world);
-        for _ in 0..1 + world.below(6) {
+        for _ in 0..1 + world.below(4) {
             let behind = if world.chance(20) { world.below(25) as i64 } else { world.below(3) as i64 };
             let mut at_us = START_MS * 1000 + (at * 60 + p as i64 * 100) * 1_000_000 - behind * MINUTE;
             let mut timestamp_ms = now;
@@ -194,6 +300,9 @@ async fn produce(world: Arc<World>, rows: i64) {
         if aborted || world.chance(10) {
             topic.append(p, Slot::Gap, world.trace.now_ms());
         }
+        if world.chance(4) {
+            topic.open(p, world.trace.now_ms() + world.below(2000) as i64);
+        }
         if world.chance(3) {
             topic.stall(p, world.trace.now_ms() + world.below(2000) as i64);
         }
@@ -207,7 +316,7 @@ async fn produce(world: Arc<World>, rows: i64) {
         {
             for (partition, state) in ledger.sources.get("events").map(|s| &s.partitions).into_iter().flatten() {
                 let held = &mut topic.partitions[*partition as usize];
-                held.begin = held.begin.max(state.offset.min(held.end()));
+                held.begin = held.begin.max(state.offset.min(held.written()));
             }
         }
     }
@@ -221,15 +330,20 @@ pub fn run_seed(seed: u64) -> Outcome {
     runtime.block_on(async {
         let mut rng = Rng(seed);
         let (temper, file) = (temper(&mut rng), File::roll(&mut rng));
+        let all = happenings(&mut rng);
         let (partitions, rows) = (1 + rng.below(3), 15 + rng.below(30) as i64);
         let world = World::new(seed, rng, temper);
         world.trace.note("world", format_args!("{:?}", world.temper));
+        world.trace.note("world", format_args!("{all:?}"));
         world.trace.note("world", format_args!("{file:?}, {partitions} partitions of {rows} rows and more"));
         world.broker.topic.lock().unwrap().partitions = (0..partitions).map(|_| Partition::default()).collect();
+        let listening = world.clone();
+        crate::mutant::listen(Some(Box::new(move |attempt, entry| listening.told(attempt, entry))));
         let empty = loaded_nothing();
         let scene = Arc::new(Scene { world: world.clone(), file: Mutex::new(empty), lives: AtomicU64::new(0), root: dir.path().to_path_buf() });
         scene.give(&file);
-        scenario(&scene, rows).await;
+        scenario(&scene, file, rows, all).await;
+        crate::mutant::listen(None);
         let decided = world.decided.lock().unwrap();
         let reckoned = Reckoning::of(&world.broker.topic.lock().unwrap(), decided.entries.iter());
         Outcome {
@@ -253,11 +367,13 @@ fn loaded_nothing() -> (Arc<Pipeline>, Vec<Arc<TablePlan>>) {
     (Arc::new(pipeline), plans)
 }
 
-async fn scenario(scene: &Arc<Scene>, rows: i64) {
+async fn scenario(scene: &Arc<Scene>, file: File, rows: i64, all: Vec<(u64, Happening)>) {
     let world = &scene.world;
-    let hosts: Vec<_> = (0..world.temper.workers).map(|slot| worker::surroundings::Task(tokio::spawn(host(scene.clone(), slot)))).collect();
-    let producer = worker::surroundings::Task(tokio::spawn(produce(world.clone(), rows)));
-    while !producer.0.is_finished() && world.failed().is_none() {
+    let hosts: Vec<_> = (0..world.temper.workers).map(|slot| Task(tokio::spawn(host(scene.clone(), slot)))).collect();
+    let producer = Task(tokio::spawn(produce(world.clone(), rows)));
+    let hand = Task(tokio::spawn(happen(scene.clone(), file, all)));
+    let cleaner = world.chance(50).then(|| Task(tokio::spawn(cleaner::clean(world.clone()))));
+    while !(producer.0.is_finished() && hand.0.is_finished()) && world.failed().is_none() {
         pause(50).await;
     }
     // Let them work on what there is, or not.
@@ -270,7 +386,8 @@ async fn scenario(scene: &Arc<Scene>, rows: i64) {
     }
     world.calm.store(true, Ordering::Relaxed);
     world.trace.note("world", "calm: everybody is killed, and one worker brings everything to its end");
-    drop(hosts);
+    drop((hosts, producer, hand, cleaner));
+    world.broker.topic.lock().unwrap().calm();
     pause(1).await;
     finish(scene).await;
 }
@@ -278,30 +395,37 @@ async fn scenario(scene: &Arc<Scene>, rows: i64) {
 /// One more worker, in a world where all goes well: nobody may starve, and everything must be right.
 async fn finish(scene: &Arc<Scene>) {
     let world = &scene.world;
-    let options = RunOptions { until_end: true, last: true, reread_runs: false, deadline: Duration::from_secs(1), accept: false };
-    let mut life = worker::surroundings::Task(tokio::spawn(scene.live(9, options, Arc::default())));
+    let doomed = world.doomed.load(Ordering::Relaxed);
+    let options = RunOptions { until_end: true, last: true, reread_runs: false, deadline: Duration::from_secs(1), accept: world.expects("plan") };
+    let mut life = Task(tokio::spawn(scene.live(9, options, Arc::default())));
     let ended = tokio::select! {
         biased;
         ended = &mut life.0 => ended,
         () = pause(600_000) => return world.fail("the last worker did not come to its end in ten minutes".into()),
     };
     match ended {
+        Ok(Ok(())) if doomed => world.fail("the last worker went on as if nothing had happened".into()),
         Ok(Ok(())) => {}
+        Ok(Err(WorkerError::Refused(why))) if doomed && world.expects(&why) => {}
         Ok(Err(e)) => return world.fail(format!("the last worker ended: {e}")),
         Err(e) => return world.fail(format!("the last worker panicked: {e}")),
     }
-    let ends: BTreeMap<i32, i64> = world.broker.topic.lock().unwrap().partitions.iter().zip(0..).map(|(p, n)| (n, p.end())).collect();
-    let positions = {
-        let decided = world.decided.lock().unwrap();
-        Reckoning::of(&world.broker.topic.lock().unwrap(), decided.entries.iter()).positions().clone()
-    };
-    if positions != ends {
-        return world.fail(format!("the log stands at {positions:?}, the broker ends at {ends:?}"));
+    if !doomed {
+        let ends: BTreeMap<i32, i64> = world.broker.topic.lock().unwrap().partitions.iter().zip(0..).map(|(p, n)| (n, p.written())).collect();
+        let mut positions = {
+            let decided = world.decided.lock().unwrap();
+            Reckoning::of(&world.broker.topic.lock().unwrap(), decided.entries.iter()).positions().clone()
+        };
+        // A partition that was added and got no row need not be known.
+        ends.keys().for_each(|p| _ = positions.entry(*p).or_default());
+        if positions != ends {
+            return world.fail(format!("the log stands at {positions:?}, the broker ends at {ends:?}"));
+        }
     }
-    let newest = world.decided.lock().unwrap().entries.len();
     for (table, kind) in check::tables(world) {
-        let _ = newest;
-        world.compare(&table, kind).await;
+        let stamp = world.compare(&table, kind).await;
+        if stamp.is_some() && !doomed && world.waits(&table, kind, stamp) {
+            world.fail(format!("{kind} table {table} stopped at entry {stamp:?}"));
+        }
     }
-    let _ = START_MS;
 }

@@ -3,7 +3,7 @@
 
 use super::broker::{Broker, SimSource, wall};
 use super::check::{self, Decided};
-use super::reckoning::Rows;
+use super::reckoning::{Reckoning, Rows};
 use super::store::{Fate, WorkerCatalog, WorkerStore};
 use super::trace::Trace;
 use crate::commit::TableFormat;
@@ -23,7 +23,7 @@ use bytes::Bytes;
 use object_store::memory::InMemory;
 use object_store::path::Path;
 use object_store::{ObjectMeta, ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutResult};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -42,6 +42,8 @@ pub struct Temper {
     pub faults: u64,
     /// Calls that sleep for long, of ten thousand.
     pub naps: u64,
+    /// Those of the log's entries.
+    pub naps_deciding: u64,
     /// Virtual milliseconds that a worker lives, about; 0: it is never killed.
     pub life_ms: u64,
     pub workers: usize,
@@ -68,6 +70,12 @@ pub struct World {
     /// The highest stamp seen of each table.
     pub stamps: Mutex<BTreeMap<(String, TableFormatKind), u64>>,
     failure: Mutex<Option<String>>,
+    /// Words of refusals that are right by now.
+    expected: Mutex<Vec<&'static str>>,
+    /// Something happened after which nothing may go on.
+    pub doomed: AtomicBool,
+    /// Tables that were set back: nobody may commit to them.
+    pub frozen: Mutex<BTreeSet<(String, TableFormatKind)>>,
     ids: AtomicU64,
     me: std::sync::Weak<World>,
 }
@@ -94,6 +102,9 @@ impl World {
             foreign: Mutex::default(),
             stamps: Mutex::default(),
             failure: Mutex::default(),
+            expected: Mutex::default(),
+            doomed: AtomicBool::new(false),
+            frozen: Mutex::default(),
             ids: AtomicU64::new(1),
             me: me.clone(),
         })
@@ -122,6 +133,42 @@ impl World {
         self.failure.lock().unwrap().clone()
     }
 
+    /// What a writer was told of its work must be so (I4, I5).
+    pub fn told(&self, attempt: Uuid, entry: Option<u64>) {
+        let mut decided = self.decided.lock().unwrap();
+        let found = decided.entries.iter().position(|e| e.attempt == attempt);
+        let wrong = match entry {
+            None => {
+                decided.stale.insert(attempt);
+                found.map(|seq| format!("I4: the writer of entry {seq} is told that it is stale"))
+            }
+            Some(seq) if found != Some(seq as usize) => Some(format!("I5: a writer is told that attempt {attempt} is entry {seq}, and it is {found:?}")),
+            Some(_) => None,
+        };
+        drop(decided);
+        if let Some(why) = wrong {
+            self.fail(why);
+        }
+    }
+
+    /// From now on refusals with this word are right.
+    pub fn expect(&self, word: &'static str) {
+        self.expected.lock().unwrap().push(word);
+    }
+
+    pub fn expects(&self, why: &str) -> bool {
+        self.expected.lock().unwrap().iter().any(|word| why.contains(word))
+    }
+
+    /// Whether the log holds something for this table beyond its stamp.
+    pub fn waits(&self, table: &str, kind: TableFormatKind, stamp: Option<u64>) -> bool {
+        let decided = self.decided.lock().unwrap();
+        let topic = self.broker.topic.lock().unwrap();
+        let upto = |n: usize| Reckoning::of(&topic, decided.entries[..n].iter()).content(table);
+        let _ = kind;
+        stamp.is_some_and(|s| upto(s as usize + 1) != upto(decided.entries.len()))
+    }
+
     fn quiet(&self) -> bool {
         self.calm.load(Ordering::Relaxed)
     }
@@ -135,8 +182,19 @@ impl World {
         if self.quiet() {
             return;
         }
+        self.doze(who, at, self.temper.naps).await;
+    }
+
+    /// As [`World::dawdle`], of a worker that is about to decide.
+    pub async fn dawdle_deciding(&self, who: &str, at: &Path) {
+        if !self.quiet() {
+            self.doze(who, at, self.temper.naps_deciding).await;
+        }
+    }
+
+    async fn doze(&self, who: &str, at: &Path, naps: u64) {
         let ms = match self.below(10_000) {
-            n if n < self.temper.naps => 300 + self.below(3000),
+            n if n < naps => 300 + self.below(3000),
             n if n % 2 == 0 => 0,
             n => n % 7,
         };
@@ -210,7 +268,7 @@ impl World {
             && version.ends_with(".json")
             && let Some(table) = folder.rsplit('/').next()
         {
-            self.committed(table, TableFormatKind::Delta).await;
+            self.committed(who, table, TableFormatKind::Delta).await;
         }
         Ok(put)
     }
@@ -268,12 +326,15 @@ impl World {
             *now = to.to_string();
         }
         self.trace.note(who, format_args!("COMMITTED {table} {to}"));
-        self.committed(table, TableFormatKind::Iceberg).await;
+        self.committed(who, table, TableFormatKind::Iceberg).await;
         true
     }
 
     /// A table was committed: sometimes it is read whole at once.
-    async fn committed(&self, table: &str, kind: TableFormatKind) {
+    async fn committed(&self, who: &str, table: &str, kind: TableFormatKind) {
+        if who != "foreign" && self.frozen.lock().unwrap().contains(&(table.to_string(), kind)) {
+            self.fail(format!("{kind} table {table} was rolled back, and is committed to"));
+        }
         if self.decided.lock().unwrap().ledger.is_none() || !self.chance(6) {
             return;
         }
@@ -281,6 +342,9 @@ impl World {
     }
 
     pub async fn compare(&self, table: &str, kind: TableFormatKind) -> Option<u64> {
+        if self.frozen.lock().unwrap().contains(&(table.to_string(), kind)) {
+            return None;
+        }
         match check::compare(&self.strong(), table, kind).await {
             Ok(stamp) => {
                 let mut stamps = self.stamps.lock().unwrap();

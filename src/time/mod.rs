@@ -4,6 +4,8 @@
 //! watermark moves only between epochs, so that thread timing and batch size can never make a row
 //! late (DESIGN section 3). Time before any row is `None`: nothing is closed, nothing is late.
 
+use crate::mutant::{self, Mutant};
+
 /// A partition as the watermark sees it in one entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PartitionTime {
@@ -41,7 +43,11 @@ pub fn watermark(before: Option<i64>, partitions: impl IntoIterator<Item = Parti
 /// The horizon of a table: the running maximum of watermark minus allowed lateness. It never
 /// falls, also when the lateness is raised later.
 pub fn horizon(before: Option<i64>, watermark: Option<i64>, allowed_lateness_us: i64) -> Option<i64> {
-    before.max(watermark.map(|w| w.saturating_sub(allowed_lateness_us)))
+    let now = watermark.map(|w| w.saturating_sub(allowed_lateness_us));
+    if mutant::on(Mutant::HorizonFalls) && now.is_some() {
+        return now;
+    }
+    before.max(now)
 }
 
 /// A row is late for a window that ended at or before the horizon.

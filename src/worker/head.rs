@@ -4,6 +4,7 @@ use crate::epoch::decide::{self, Unfit};
 use crate::epoch::entry::{Body, Entry, VERSION};
 use crate::epoch::ledger::{Ledger, Times};
 use crate::epoch::log::{Log, LogError, Proposed};
+use crate::mutant::{self, Mutant};
 use crate::observe::Metrics;
 use crate::partial::Run;
 use std::collections::BTreeMap;
@@ -126,14 +127,16 @@ impl Head {
         };
         loop {
             if let Err(unfit) = decide::fits(&state.ledger, &entry) {
+                mutant::told(attempt, None);
                 return Ok(Appended::Stale(unfit));
             }
             let at = state.ledger.next;
-            entry.checkpoint = state.ledger.checkpoint;
+            entry.checkpoint = state.ledger.checkpoint.filter(|_| !mutant::on(Mutant::CheckpointForgotten));
             let proposed = self.log.propose(at, &entry, |why| self.metrics.waiting("log", why)).await?;
             self.metrics.waiting_over("log");
             match proposed {
                 Proposed::Decided(seq) => {
+                    mutant::told(attempt, Some(seq));
                     let is_plan = matches!(entry.body, Body::Plan(_));
                     self.take(&mut state, seq, entry, self.keep_runs.then_some(runs))?;
                     if is_plan {

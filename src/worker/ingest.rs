@@ -11,6 +11,7 @@ use super::{Clock, Pressure, WorkerError};
 use crate::epoch::entry::{Body, ByPartition, Data, Interval, Note, RunEntry, RunObject, StagedFile};
 use crate::epoch::ledger::{Ledger, SourceState};
 use crate::failpoint;
+use crate::mutant::{self, Mutant};
 use crate::observe::{Metrics, cpu};
 use crate::pipeline::Pipeline;
 use crate::source::{Position, RawBatch, SourceError, SourceFacts};
@@ -416,7 +417,8 @@ impl Ingest {
         }
     }
 
-    async fn check_incarnation(&self, nth: usize, facts: &SourceFacts) -> Result<(), WorkerError> {
+    /// Are these facts of the topic that the log was written from?
+    pub(super) async fn check_incarnation(&self, nth: usize, facts: &SourceFacts) -> Result<(), WorkerError> {
         let name = &self.sources[nth].name;
         let (known, renamed) = self
             .head
@@ -485,7 +487,8 @@ impl Ingest {
         for &partition in &reading.own {
             let (Some(&next), Some(quiet)) = (reading.next.get(&partition), reading.quiet_since.get(&partition)) else { continue };
             // What an open transaction holds back is there: a partition that has it is not idle.
-            let at_end = reading.at_end.contains(&partition) && !facts.held.contains_key(&partition) && facts.partitions.get(&partition).is_some_and(|(_, end)| *end <= next);
+            let shown = reading.at_end.contains(&partition) && !facts.held.contains_key(&partition) && facts.partitions.get(&partition).is_some_and(|(_, end)| *end <= next);
+            let at_end = shown || mutant::on(Mutant::SilenceIsIdleness);
             let quiet_long = quiet.elapsed() >= Duration::from_micros(idle_after as u64);
             if at_end && quiet_long && !intervals.contains_key(&partition) {
                 intervals.insert(partition, Interval { from: next, to: next, leader_epoch: -1, max_event_us: None, name: reading.names.get(&partition).cloned() });

@@ -4,6 +4,7 @@ use super::WorkerError;
 use super::tables::Tables;
 use crate::epoch::entry::RunEntry;
 use crate::epoch::ledger::{Ledger, LiveRun};
+use crate::mutant::{self, Mutant};
 use crate::partial::RunKind;
 use crate::stage::runs::write_runs;
 use arrow::record_batch::RecordBatch;
@@ -15,6 +16,9 @@ impl Tables {
     /// Replaces the runs of tables that have many, in the state that the next checkpoint holds. What
     /// they were made of is deleted once the checkpoint is decided.
     pub(super) async fn merge_runs(&mut self, trail: &mut Ledger) -> Result<(), WorkerError> {
+        if mutant::on(Mutant::MergedAcrossCheckpoint) {
+            trail.runs = self.at.runs.clone();
+        }
         let crowded: Vec<String> = trail.runs.iter().filter(|(_, runs)| runs.len() > self.parts.cadence.most_runs).map(|(n, _)| n.clone()).collect();
         for table in crowded {
             if self.folds.contains_key(&table) {

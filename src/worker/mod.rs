@@ -300,6 +300,10 @@ async fn once(pipeline: &Arc<Pipeline>, plans: &[Arc<TablePlan>], options: RunOp
         until,
         final_note: options.last,
     };
+    // Before it is asked whether the ends are reached: those of another topic say nothing.
+    for (nth, spec) in pipeline.sources.iter().enumerate() {
+        ingest.check_incarnation(nth, &facts[&spec.name]).await?;
+    }
     let mut tables = Task(tokio::spawn(tables.run(receipts)));
     let mut ingest = Task(tokio::spawn(ingest.run()));
     // To give up half way is what a kill does: the next start goes on from the log.

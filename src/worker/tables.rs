@@ -14,6 +14,7 @@ use crate::epoch::history::{self, History};
 use crate::epoch::ledger::{Ledger, LiveRun, Times};
 use crate::epoch::plan::compile;
 use crate::failpoint;
+use crate::mutant::{self, Mutant};
 use crate::fold::{EntryTimes, FoldConfig, FoldError, TableFold};
 use crate::observe::{Metrics, cpu};
 use crate::pipeline::sql::TablePlan;
@@ -45,7 +46,7 @@ pub struct LakeEntry {
 pub struct Tables {
     pub(super) parts: Parts,
     /// The log's state at the fold's position.
-    at: Ledger,
+    pub(super) at: Ledger,
     /// The log's state at the newest checkpoint's M, and the entries since.
     pub(super) trail: Ledger,
     recent: VecDeque<(u64, Arc<Entry>)>,
@@ -251,7 +252,7 @@ impl Tables {
                     self.commit_all(true).await?;
                     self.release(&receipts);
                     if self.lake.values().all(|t| t.pending.is_empty()) {
-                        self.checkpoint_and_truncate().await?;
+                        self.checkpoint_and_truncate(true).await?;
                         return Ok(());
                     }
                     tokio::time::sleep(Duration::from_millis(200)).await;
@@ -262,7 +263,7 @@ impl Tables {
             if self.last_commit.elapsed() >= every || self.crowded() {
                 self.commit_all(false).await?;
                 self.release(&receipts);
-                self.checkpoint_and_truncate().await?;
+                self.checkpoint_and_truncate(false).await?;
             }
         }
     }
@@ -385,7 +386,7 @@ impl Tables {
         for name in names {
             let Some(t) = times.get(&name) else { continue };
             let at = EntryTimes {
-                horizon_before: t.horizon_before,
+                horizon_before: if mutant::on(Mutant::JudgedByOwnEntry) { t.horizon_after } else { t.horizon_before },
                 watermark_before: t.watermark_before,
                 watermark_after: t.watermark_after,
                 horizon_after: t.horizon_after,
@@ -489,7 +490,7 @@ impl Tables {
                     Err(CommitError::Unavailable(why)) => self.parts.metrics.waiting(&format!("{} table {name}", entry.sides[nth].kind()), &why),
                 }
             }
-            let lowest = entry.sides.iter().map(|s| s.stamp()).min().unwrap_or(upto);
+            let lowest = entry.sides.iter().map(|s| s.stamp()).min().filter(|_| !mutant::on(Mutant::ReceiptBeforeCommit)).unwrap_or(upto);
             while entry.pending.front().is_some_and(|p| p.seq <= lowest) {
                 entry.pending.pop_front();
             }
@@ -526,7 +527,8 @@ impl Tables {
     /// The highest entry with nothing left to do for any format of any table.
     fn lowest_stamp(&self) -> u64 {
         let folded = self.at.next - 1;
-        self.lake.values().filter_map(|t| t.pending.front()).map(|p| p.seq.saturating_sub(1)).min().unwrap_or(folded)
+        let waiting = self.lake.values().filter_map(|t| t.pending.front()).filter(|_| !mutant::on(Mutant::TruncatesBeforeSlowest));
+        waiting.map(|p| p.seq.saturating_sub(1)).min().unwrap_or(folded)
     }
 
     /// Gives a receipt for what has come into every format of every table since the last one.
@@ -542,10 +544,11 @@ impl Tables {
         self.released = Some(receipt.entry());
     }
 
-    async fn checkpoint_and_truncate(&mut self) -> Result<(), WorkerError> {
+    /// Who ends does it whatever its id: of runs that are all short, each follows one that is gone and was lower.
+    async fn checkpoint_and_truncate(&mut self, ending: bool) -> Result<(), WorkerError> {
         let lowest = self.lowest_stamp();
         let recent = self.at.writers.iter().filter(|(_, newest)| **newest + 50 > self.at.next).map(|(w, _)| w);
-        if recent.min().is_some_and(|w| *w < self.parts.head.writer) {
+        if !ending && recent.min().is_some_and(|w| *w < self.parts.head.writer) {
             return Ok(());
         }
         let Some(upto) = checkpoint::upto(self.parts.cadence, self.at.next, lowest, self.at.checkpoint.map(|c| c.upto)) else { return Ok(()) };

@@ -389,7 +389,7 @@ async fn one(seed: u64, keep_runs: bool) -> Reached {
                 workers[w].fold(most).await
             }
             85..94 => match workers[w].tables.commit_all(true).await {
-                Ok(()) => workers[w].tables.checkpoint_and_truncate().await,
+                Ok(()) => workers[w].tables.checkpoint_and_truncate(false).await,
                 Err(e) => Err(e),
             },
             94..97 => Err(WorkerError::StartOver("killed".into())),
@@ -490,14 +490,14 @@ async fn a_checkpoint_that_lost_names_no_runs_that_the_winner_removed() {
         second.fold(100).await.unwrap();
         second.tables.commit_all(true).await.unwrap();
         let merged = first.tables.lowest_stamp() - 1;
-        first.tables.checkpoint_and_truncate().await.unwrap();
+        first.tables.checkpoint_and_truncate(false).await.unwrap();
         assert_eq!(first.head.with(newest).await, Some(merged));
-        second.tables.checkpoint_and_truncate().await.unwrap();
+        second.tables.checkpoint_and_truncate(false).await.unwrap();
         assert_eq!(second.head.with(newest).await, Some(merged), "it was begun before the first one's was decided");
         // Whoever starts now restores the panes from runs that are there.
         world.start("w3", true).await;
         second.fold(100).await.unwrap();
-        second.tables.checkpoint_and_truncate().await.unwrap();
+        second.tables.checkpoint_and_truncate(false).await.unwrap();
         assert!(second.head.with(newest).await > Some(merged), "on top of the first one's it may be");
         world.start("w3", true).await;
         first.fold(100).await.unwrap();

@@ -126,4 +126,5 @@ fn every_record_that_cannot_be_used_is_kept_as_it_came() {
     });
     assert_eq!(late, [expected]);
     assert_eq!(pond.number("select count(*) from readings__dead where _offset = 14"), 2);
+    pond.assert_proven();
 }

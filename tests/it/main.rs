@@ -17,3 +17,4 @@ mod running_example;
 mod skewed_partitions;
 mod support;
 mod two_workers;
+mod verify;

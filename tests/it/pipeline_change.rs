@@ -122,6 +122,7 @@ fn a_changed_file_goes_on_or_is_refused() {
     assert_eq!(pond.status()["next_entry"], log);
     pond.until_end();
     assert_eq!(spend().last().unwrap(), "10:45 Z 1");
+    pond.assert_proven();
 }
 
 /// A partition was idle and the watermark went on without it; then everything stopped and a backlog
@@ -194,6 +195,7 @@ commit: {{every: 300ms}}
     let counted: i64 = rows.iter().map(|r| r["n"].as_i64().unwrap()).sum();
     // The last window is open still.
     assert_eq!(counted, before + 2 * 368);
+    pond.assert_proven();
 }
 
 /// A pipeline over one file, so that a change of plan costs no waiting for a group.
@@ -347,6 +349,7 @@ fn a_table_taken_out_comes_again_only_anew() {
     filed.pond.until_end();
     let rows = filed.pond.rows("changing", "spend");
     assert_eq!(texts(&rows, &["window_start", "user_id", "amount"]), ["10:00 B 1", "10:15 Z 1"]);
+    filed.pond.assert_proven();
 }
 
 /// A log that is gone must not be begun again below the tables that it filled.
@@ -436,6 +439,7 @@ fn a_format_that_comes_with_a_new_table_takes_dead_letters_from_then_on() {
         ended.stdout.lines().map(|l| serde_json::from_str::<Value>(l).unwrap()["_offset"].clone()).collect::<Vec<_>>()
     };
     assert_eq!((dead("iceberg"), dead("delta")), (vec![json!(1), json!(3)], vec![json!(3)]));
+    filed.pond.assert_proven();
 }
 
 #[test]

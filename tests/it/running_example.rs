@@ -103,4 +103,5 @@ fn seven_becomes_eight_or_stays_seven() {
     let again = example.pond.until_end();
     assert_eq!((&again["records"], &again["commits"]), (&0.into(), &0.into()), "{again}");
     assert_eq!(commits(), before);
+    example.pond.assert_proven();
 }

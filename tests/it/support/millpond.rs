@@ -91,6 +91,12 @@ impl Pond {
         value.as_i64().or_else(|| value.as_str()?.parse().ok()).unwrap_or_else(|| panic!("{sql}: {rows:?}"))
     }
 
+    /// Every table holds what its source yields, row by row, and nothing of that is unproven.
+    pub fn assert_proven(&self) {
+        let ended = self.millpond(&["verify", "pipeline.yaml", "--deep", "--caught-up"]);
+        assert_eq!(ended.code, 0, "{ended:?}");
+    }
+
     pub fn status(&self) -> Value {
         let ended = self.millpond(&["status", "pipeline.yaml", "--json"]);
         assert_eq!(ended.code, 0, "{ended:?}");

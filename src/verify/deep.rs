@@ -1,0 +1,680 @@
+//! The tables computed once more from the source, and compared row by row.
+
+use super::compare::{At, Encoder, Matcher, show};
+use super::facts::Facts;
+use super::select::Shown;
+use super::source_rows::{Held, Lineage, Reader, SourceRows, TableRows};
+use super::structure::{Checked, Role, SHOWN, TableState};
+use super::{Finding, Lake, OpenSource, Options, Progress, Report, RowFinding, VerifyError, instant};
+use crate::pipeline::Pipeline;
+use crate::pipeline::sql::OP;
+use crate::read::live_rows;
+use crate::stage::TableSpec;
+use crate::stage::dead::dead_schema;
+use arrow::array::{Array, ArrayRef, AsArray, BinaryBuilder, Int32Array, Int64Array, MapBuilder, MapFieldNames, StringArray, StringBuilder, TimestampMicrosecondArray, UInt32Array};
+use arrow::compute::{cast, take_record_batch};
+use arrow::datatypes::{DataType, Int32Type, Int64Type, Schema, TimestampMicrosecondType};
+use arrow::record_batch::RecordBatch;
+use futures::TryStreamExt;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+
+/// Rows that a table must show, and what is left out of the comparison.
+struct Expected {
+    batches: Vec<RecordBatch>,
+    origin: Origin,
+    /// Columns that are compared.
+    compared: Vec<usize>,
+    inexact: BTreeSet<usize>,
+    /// Columns by which a missing and a surplus row are told to be one that differs.
+    key: Vec<usize>,
+    window: Option<usize>,
+    keep: Keep,
+    /// The table may rightly hold rows that were not computed.
+    only_missing: bool,
+}
+
+/// Where expected rows came from.
+enum Origin {
+    /// By batch and row.
+    Rows(Vec<Vec<Lineage>>),
+    /// Groups of the rows of a table, by batch: the select that summed them, and its group columns.
+    Groups(Vec<(usize, RecordBatch)>),
+}
+
+/// Which rows of the table are compared at all.
+#[derive(Clone, Default)]
+struct Keep {
+    from_us: Option<i64>,
+    to_us: Option<i64>,
+    sample: Option<u8>,
+    /// Windows that start at or before it cannot be proven.
+    lost_until_us: Option<i64>,
+    /// Windows that two forms of the SQL have a part in.
+    mixed: BTreeSet<i64>,
+    /// Of rows with lineage: offsets that the source still holds, by partition.
+    held: Option<BTreeMap<i32, Held>>,
+}
+
+impl Keep {
+    fn window(&self, start: i64) -> bool {
+        self.from_us.is_none_or(|f| start >= f)
+            && self.to_us.is_none_or(|t| start < t)
+            && self.lost_until_us.is_none_or(|l| start > l)
+            && !self.mixed.contains(&start)
+            && self.sample.is_none_or(|s| sampled(&start.to_le_bytes(), s))
+    }
+
+    fn judges_windows(&self) -> bool {
+        self.from_us.is_some() || self.to_us.is_some() || self.sample.is_some() || self.lost_until_us.is_some() || !self.mixed.is_empty()
+    }
+}
+
+fn sampled(bytes: &[u8], percent: u8) -> bool {
+    twox_hash::XxHash3_64::oneshot(bytes) % 100 < u64::from(percent)
+}
+
+fn failed(e: impl std::fmt::Display) -> VerifyError {
+    VerifyError::Refused(format!("rows cannot be compared: {e}"))
+}
+
+#[allow(clippy::too_many_arguments)]
+pub async fn check(
+    pipeline: &Pipeline,
+    lake: &Lake,
+    facts: &Facts,
+    tables: &[Checked],
+    options: &Options,
+    open: OpenSource<'_>,
+    progress: Progress<'_>,
+    report: &mut Report,
+) -> Result<(), VerifyError> {
+    for name in facts.plan().sources.keys() {
+        let of = |c: &Checked| match &c.role {
+            Role::Declared { .. } => facts.plan().tables.get(&c.spec.name).map(|t| t.source.clone()),
+            Role::Late(table) => facts.plan().tables.get(table).map(|t| t.source.clone()),
+            Role::Dead(source) => Some(source.clone()),
+        };
+        let mine: Vec<&Checked> = tables.iter().filter(|c| of(c).as_ref() == Some(name)).collect();
+        if mine.is_empty() {
+            continue;
+        }
+        let Some(spec) = pipeline.sources.iter().find(|s| s.name == *name) else {
+            report.unprovable.push(format!("source {name} is in the log and not in the pipeline file: its tables are not compared"));
+            continue;
+        };
+        let dead = mine.iter().any(|c| matches!(c.role, Role::Dead(_)));
+        // What is dead depends on every table of the source.
+        let declared = facts.eras.iter().flat_map(|e| &e.plan.tables).filter(|(_, t)| t.source == *name).map(|(n, _)| n.clone());
+        let computed: BTreeSet<String> = match dead {
+            true => declared.collect(),
+            false => mine.iter().map(|c| match &c.role { Role::Late(table) => table.clone(), _ => c.spec.name.clone() }).collect(),
+        };
+        let read = || {
+            let mut source = open(spec)?;
+            Reader::new(facts, name, spec, options, &computed)?.read(source.as_mut(), progress)
+        };
+        // A runtime of one thread has nobody else to hold up.
+        let alone = tokio::runtime::Handle::current().runtime_flavor() == tokio::runtime::RuntimeFlavor::CurrentThread;
+        let rows = if alone { read()? } else { tokio::task::block_in_place(read)? };
+        report.findings.extend(rows.findings.iter().cloned());
+        report.unprovable.extend(rows.unprovable.iter().cloned());
+        report.notes.extend(rows.notes.iter().cloned());
+        for table in mine {
+            for state in &table.states {
+                compare_table(lake, facts, &rows, table, state, options, report).await?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Did anything happen in `(as_of, last]` that some table may have to take?
+fn quiet_since(facts: &Facts, as_of: u64) -> bool {
+    let data = facts.data.range(as_of + 1..).all(|(_, d)| d.intervals.values().flatten().all(|(_, i)| i.from == i.to));
+    let before = facts.times.range(..=as_of).next_back().map(|(_, t)| t.watermark_after.clone()).unwrap_or_default();
+    let moved = facts.times.range(as_of + 1..).any(|(_, t)| t.ends_input || t.watermark_after.iter().any(|(n, w)| before.get(n).copied().flatten() < *w));
+    data && !moved
+}
+
+async fn compare_table(lake: &Lake, facts: &Facts, rows: &SourceRows, table: &Checked, state: &TableState, options: &Options, report: &mut Report) -> Result<(), VerifyError> {
+    let Some((log, stamp)) = state.stamp else { return Ok(()) };
+    if log != facts.log {
+        return Ok(());
+    }
+    let name = &table.spec.name;
+    // Below a checkpoint's M nothing was left to do for any table.
+    let as_of = stamp.max(facts.upto.unwrap_or(0)).max(facts.first.saturating_sub(1)).min(facts.last);
+    let as_of = if options.caught_up { facts.last } else { as_of };
+    // Dead letters go to a format from the plan on that asks for it.
+    let since = match &table.role {
+        Role::Dead(source) => facts.eras.iter().find(|e| e.plan.sources.get(source).is_some_and(|s| s.dead.formats.contains(&state.format))).map_or(0, |e| e.entry),
+        _ => 0,
+    };
+    let Some(expected) = expect(facts, rows, table, options, (since, as_of), report).await? else { return Ok(()) };
+    let (findings, compared) = meet(lake, rows, table, state, expected).await?;
+    let right = findings.is_empty();
+    report.findings.extend(findings.into_iter().map(|f| f.of(name, state.format)));
+    if let Some(line) = report.tables.iter_mut().find(|t| t.table == *name && t.format == state.format) {
+        line.compared = Some(compared);
+    }
+    if right && as_of < facts.last && !quiet_since(facts, as_of) {
+        let mut silent = Report::default();
+        let Some(newest) = expect(facts, rows, table, options, (since, facts.last), &mut silent).await? else { return Ok(()) };
+        let (behind, _) = meet(lake, rows, table, state, newest).await?;
+        if !behind.is_empty() {
+            let due: u64 = behind.iter().map(|f| f.count).sum();
+            report.notes.push(format!("{} table {name} is right as of entry {as_of}; entries up to {} have {due} rows for it that it does not show yet", state.format, facts.last));
+        }
+    }
+    Ok(())
+}
+
+async fn expect(facts: &Facts, rows: &SourceRows, table: &Checked, options: &Options, (since, as_of): (u64, u64), report: &mut Report) -> Result<Option<Expected>, VerifyError> {
+    let keep = Keep { from_us: options.from_us, to_us: options.to_us, sample: options.sample_percent, lost_until_us: rows.lost_until_us, ..Keep::default() };
+    let name = &table.spec.name;
+    let all: Vec<usize> = (0..table.spec.schema.fields().len()).collect();
+    let without_reason: Vec<usize> = all.iter().copied().filter(|c| table.spec.schema.field(*c).name() != "_reason").collect();
+    let column = |n: &str| table.spec.schema.index_of(n).ok();
+    let computed = |name: &str, report: &mut Report| match rows.tables.get(name) {
+        Some(computed) => match &computed.unplanned {
+            None => Some(computed),
+            Some(why) => {
+                report.unprovable.push(format!("table {name}: {why}"));
+                None
+            }
+        },
+        None => None,
+    };
+    Ok(match &table.role {
+        Role::Declared { windowed: false } => {
+            let Some(computed) = computed(name, report) else { return Ok(None) };
+            let mut batches = vec![];
+            let mut origin = vec![];
+            for part in &computed.parts {
+                let taken: Vec<u32> = (0..part.lineage.len()).filter(|i| part.lineage[*i].entry <= as_of).map(|i| i as u32).collect();
+                let values = take_record_batch(&part.values, &UInt32Array::from(taken.clone())).map_err(failed)?;
+                batches.push(in_columns_of(&table.spec, &values)?);
+                origin.push(taken.iter().map(|i| part.lineage[*i as usize]).collect());
+            }
+            let partly = options.from_us.is_some() || options.to_us.is_some() || rows.partly_lost;
+            if partly {
+                report.notes.push(format!("table {name}: its rows do not tell where they came from; rows that it should not have are not found here"));
+            }
+            Some(Expected { batches, origin: Origin::Rows(origin), compared: all, inexact: BTreeSet::new(), key: vec![], window: None, keep, only_missing: partly })
+        }
+        Role::Declared { windowed: true } => {
+            let Some(computed) = computed(name, report) else { return Ok(None) };
+            windowed(facts, computed, table, as_of, keep, report).await?
+        }
+        Role::Late(of) => {
+            let Some(computed) = computed(of, report) else { return Ok(None) };
+            let (mut batches, mut origin) = (vec![], vec![]);
+            let keep = Keep { sample: None, lost_until_us: None, held: Some(rows.held.clone()), ..keep };
+            for (batch, entries) in &computed.late {
+                let starts = batch.column_by_name("window_start").and_then(|c| c.as_primitive_opt::<TimestampMicrosecondType>().cloned());
+                let starts = starts.ok_or_else(|| failed("window_start is no timestamp"))?;
+                let taken: Vec<u32> = (0..entries.len()).filter(|i| entries[*i] <= as_of && keep.window(starts.value(*i))).map(|i| i as u32).collect();
+                let batch = take_record_batch(batch, &UInt32Array::from(taken.clone())).map_err(failed)?;
+                origin.push(lineage_of(&batch, &taken.iter().map(|i| entries[*i as usize]).collect::<Vec<_>>()));
+                batches.push(batch);
+            }
+            let key = ["_partition", "_offset"].into_iter().filter_map(column).collect();
+            Some(Expected { batches, origin: Origin::Rows(origin), compared: without_reason, inexact: BTreeSet::new(), key, window: column("window_start"), keep, only_missing: false })
+        }
+        Role::Dead(source) => {
+            if let Some((name, why)) = rows.tables.iter().find_map(|(n, t)| Some((n, t.unplanned.as_ref()?))) {
+                report.unprovable.push(format!("table {}: what is dead for table {name} is not known: {why}", table.spec.name));
+                return Ok(None);
+            }
+            let topic = facts.plan().sources.get(source).map(|s| s.topic.clone()).unwrap_or_default();
+            let (batch, origin) = dead_batch(rows, &topic, (since, as_of))?;
+            let key = ["_partition", "_offset", "_table"].into_iter().filter_map(column).collect();
+            let keep = Keep { held: Some(rows.held.clone()), ..Keep::default() };
+            Some(Expected { batches: vec![batch], origin: Origin::Rows(vec![origin]), compared: without_reason, inexact: BTreeSet::new(), key, window: None, keep, only_missing: false })
+        }
+    })
+}
+
+fn in_columns_of(spec: &TableSpec, values: &RecordBatch) -> Result<RecordBatch, VerifyError> {
+    let fields: Vec<_> = spec.schema.fields().iter().map(|f| f.as_ref().clone().with_nullable(true)).collect();
+    let columns = values.columns().iter().zip(&fields).map(|(c, f)| cast(c, f.data_type())).collect::<Result<Vec<ArrayRef>, _>>().map_err(failed)?;
+    // A plan older than a column computes none of it.
+    let missing = fields.iter().skip(columns.len()).map(|f| arrow::array::new_null_array(f.data_type(), values.num_rows()));
+    RecordBatch::try_new(Arc::new(Schema::new(fields.clone())), columns.into_iter().chain(missing).collect()).map_err(failed)
+}
+
+fn lineage_of(batch: &RecordBatch, entries: &[u64]) -> Vec<Lineage> {
+    let (Some(p), Some(o)) = (batch.column_by_name("_partition"), batch.column_by_name("_offset")) else { return vec![] };
+    let (p, o) = (p.as_primitive::<Int32Type>(), o.as_primitive::<Int64Type>());
+    (0..batch.num_rows()).map(|i| Lineage { entry: entries[i], partition: p.value(i), offset: o.value(i) }).collect()
+}
+
+/// When windows of a table are shown for the first time: the watermark passes their end, or the input ends and they have a row.
+struct Closing {
+    on_update: bool,
+    /// Entries and the watermark after each; neither ever falls.
+    watermarks: Vec<(u64, Option<i64>)>,
+    ends: Vec<u64>,
+}
+
+impl Closing {
+    fn new(facts: &Facts, table: &str, on_update: bool, as_of: u64) -> Self {
+        let times = facts.times.range(..=as_of);
+        let watermarks = times.clone().filter_map(|(e, t)| Some((*e, *t.watermark_after.get(table)?))).collect();
+        Self { on_update, watermarks, ends: times.filter(|(_, t)| t.ends_input).map(|(e, _)| *e).collect() }
+    }
+
+    /// The entry at which a window is shown that ends at `end_us` and got its first row by `first`.
+    fn first_shown(&self, end_us: i64, first: u64) -> Option<u64> {
+        if self.on_update {
+            return Some(first);
+        }
+        let passed = self.watermarks.partition_point(|(_, w)| w.is_none_or(|w| w < end_us));
+        let passed = self.watermarks.get(passed).map(|(e, _)| (*e).max(first));
+        let ended = self.ends.iter().copied().find(|e| *e > first);
+        [passed, ended].into_iter().flatten().min()
+    }
+}
+
+/// Rows that an append-only table may be computed for beyond those of its source, before only what is left is compared.
+const MOST_REPLAYED: usize = 20_000_000;
+
+/// Every insertion and retraction of an append-only table: the groups that an entry touched in a window that is shown,
+/// as they were before and after it. `None`: that would be too many.
+async fn replayed(facts: &Facts, computed: &TableRows, nth: usize, name: &str, schema: &Schema, on_update: bool, as_of: u64, keep: &Keep) -> Result<Option<Vec<RecordBatch>>, VerifyError> {
+    let select = &computed.selects[nth];
+    let parts: Vec<&super::source_rows::Part> = computed.parts.iter().filter(|p| p.select == nth).collect();
+    let mut windows: BTreeMap<i64, (i64, BTreeMap<u64, usize>)> = BTreeMap::new();
+    for part in &parts {
+        for (lineage, (start, end)) in part.lineage.iter().zip(&part.windows).filter(|(l, w)| l.entry <= as_of && keep.window(w.0)) {
+            *windows.entry(*start).or_insert_with(|| (*end, BTreeMap::new())).1.entry(lineage.entry).or_default() += 1;
+        }
+    }
+    // The entries at which each window is shown, and how many rows that takes.
+    let closing = Closing::new(facts, name, on_update, as_of);
+    let mut shown_at: BTreeMap<i64, Vec<u64>> = BTreeMap::new();
+    let mut rows = 0;
+    for (start, (end, entries)) in &windows {
+        let Some(first) = entries.keys().next().and_then(|first| closing.first_shown(*end, *first)) else { continue };
+        let at: Vec<u64> = std::iter::once(first).chain(entries.keys().copied().filter(|e| *e > first)).collect();
+        rows += at.iter().map(|n| entries.range(..=n).map(|(_, rows)| rows).sum::<usize>()).sum::<usize>();
+        shown_at.insert(*start, at);
+    }
+    if rows > MOST_REPLAYED {
+        return Ok(None);
+    }
+    let (mut input, mut at_entry) = (vec![], vec![]);
+    for part in &parts {
+        let (mut taken, mut at): (Vec<u32>, Vec<u64>) = (vec![], vec![]);
+        for (i, (lineage, (start, _))) in part.lineage.iter().zip(&part.windows).enumerate() {
+            for n in shown_at.get(start).into_iter().flatten().filter(|n| **n >= lineage.entry) {
+                taken.push(i as u32);
+                at.push(*n);
+            }
+        }
+        input.push(take_record_batch(&part.input, &UInt32Array::from(taken)).map_err(failed)?);
+        at_entry.push(at);
+    }
+    let states = select.sum_up_at(input, at_entry).await.map_err(failed)?;
+    // Which groups an entry touched in a window that was shown before.
+    let width = select.group_width();
+    let places: Vec<usize> = (0..width).collect();
+    let Some(types) = parts.first().map(|p| (0..width).map(|c| p.values.column(c).data_type().clone()).collect::<Vec<_>>()) else { return Ok(Some(vec![])) };
+    let encoder = Encoder::new(&types, &places, &BTreeSet::new()).map_err(failed)?;
+    let mut touched: std::collections::HashSet<(u64, Vec<u8>)> = Default::default();
+    for part in &parts {
+        let keys = encoder.encode(&part.values.project(&places).map_err(failed)?).map_err(failed)?;
+        touched.extend(part.lineage.iter().zip(keys).map(|(l, (bytes, _))| (l.entry, bytes)));
+    }
+    // States of each group in the order of entries: what was shown is taken back, what is shown now put in.
+    let mut order: Vec<(u64, i64, Vec<u8>, usize)> = vec![];
+    for (row, (bytes, _)) in encoder.encode(&states.groups).map_err(failed)?.into_iter().enumerate() {
+        order.push((states.at[row], states.window[row], bytes, row));
+    }
+    order.sort();
+    let mut last: HashMap<Vec<u8>, usize> = HashMap::new();
+    let (mut inserted, mut retracted): (Vec<u32>, Vec<u32>) = (vec![], vec![]);
+    for (at, start, bytes, row) in order {
+        let first = shown_at.get(&start).and_then(|s| s.first()) == Some(&at);
+        if !first && !touched.contains(&(at, bytes.clone())) {
+            continue;
+        }
+        if let Some(before) = last.insert(bytes, row).filter(|b| states.shown[*b]) {
+            retracted.push(before as u32);
+        }
+        if states.shown[row] {
+            inserted.push(row as u32);
+        }
+    }
+    let mut batches = vec![];
+    for (op, rows) in [("insert", inserted), ("retract", retracted)] {
+        let rows = take_record_batch(&states.rows, &UInt32Array::from(rows)).map_err(failed)?;
+        let mut columns = rows.columns().to_vec();
+        columns.push(Arc::new(StringArray::from(vec![op; rows.num_rows()])));
+        let fields: Vec<_> = schema.fields().iter().map(|f| f.as_ref().clone().with_nullable(true)).collect();
+        batches.push(RecordBatch::try_new(Arc::new(Schema::new(fields)), columns).map_err(failed)?);
+    }
+    Ok(Some(batches))
+}
+
+/// What a windowed table shows: windows that the watermark has passed, or all of them.
+async fn windowed(facts: &Facts, computed: &TableRows, table: &Checked, as_of: u64, mut keep: Keep, report: &mut Report) -> Result<Option<Expected>, VerifyError> {
+    let name = &table.spec.name;
+    let Some(planned) = facts.plan().tables.get(name) else { return Ok(None) };
+    // Window to its end, the first entry with a row of it, and the queries that have a part in it.
+    let mut windows: BTreeMap<i64, (i64, u64, BTreeSet<usize>)> = BTreeMap::new();
+    for part in &computed.parts {
+        for (lineage, (start, end)) in part.lineage.iter().zip(&part.windows).filter(|(l, _)| l.entry <= as_of) {
+            let known = windows.entry(*start).or_insert_with(|| (*end, lineage.entry, BTreeSet::new()));
+            known.1 = known.1.min(lineage.entry);
+            known.2.insert(part.select);
+        }
+    }
+    keep.mixed = windows.iter().filter(|(_, (_, _, by))| by.len() > 1).map(|(s, _)| *s).collect();
+    if !keep.mixed.is_empty() {
+        report.unprovable.push(format!("table {name}: {} windows hold rows from before and after its SQL changed, and are not compared", keep.mixed.len()));
+    }
+    if let Some(lost) = keep.lost_until_us {
+        let text = if lost == i64::MAX { "no window can be compared: lost records may lie in any".to_string() } else { format!("windows that start up to {} are not compared: lost records may have counted in them", instant(lost)) };
+        report.unprovable.push(format!("table {name}: {text}"));
+    }
+    let closing = Closing::new(facts, name, planned.emit_on_update, as_of);
+    let shown = |start: &i64| windows.get(start).is_some_and(|(end, first, _)| closing.first_shown(*end, *first).is_some());
+    let (mut batches, mut groups) = (vec![], vec![]);
+    let (mut inexact, mut window, mut key) = (BTreeSet::new(), None, vec![]);
+    for (nth, select) in computed.selects.iter().enumerate() {
+        (inexact, window, key) = (select.inexact.clone(), select.window_output(), select.group_output());
+        let mut input = vec![];
+        for part in computed.parts.iter().filter(|p| p.select == nth) {
+            let taken = (0..part.lineage.len()).filter(|i| part.lineage[*i].entry <= as_of && shown(&part.windows[*i].0) && keep.window(part.windows[*i].0));
+            let taken: Vec<u32> = taken.map(|i| i as u32).collect();
+            if !taken.is_empty() {
+                input.push(take_record_batch(&part.input, &UInt32Array::from(taken)).map_err(failed)?);
+            }
+        }
+        if input.is_empty() {
+            continue;
+        }
+        let Shown { rows, groups: by } = select.sum_up(input).await.map_err(failed)?;
+        batches.push(rows);
+        groups.push((nth, by));
+    }
+    if window.is_none() && keep.judges_windows() {
+        report.unprovable.push(format!("table {name}: it does not show window_start, so that its rows cannot be told apart by window"));
+        return Ok(None);
+    }
+    let mut columns = table.spec.schema.fields().iter().filter(|f| f.name() != OP).count();
+    if columns < table.spec.schema.fields().len() {
+        let mut all = Some(vec![]);
+        for nth in 0..computed.selects.len() {
+            let batches = replayed(facts, computed, nth, name, &table.spec.schema, planned.emit_on_update, as_of, &keep).await?;
+            all = all.zip(batches).map(|(mut all, batches)| {
+                all.extend(batches);
+                all
+            });
+        }
+        match all {
+            // A correction is an insertion and a retraction of one group: they are not one row that differs.
+            Some(all) => (batches, groups, columns, key) = (all, vec![], columns + 1, vec![]),
+            None => report.unprovable.push(format!("table {name}: it was corrected too often for every correction to be computed again; what they add up to is compared")),
+        }
+    }
+    let compared = (0..columns).collect();
+    Ok(Some(Expected { batches, origin: Origin::Groups(groups), compared, inexact, key, window, keep, only_missing: false }))
+}
+
+fn dead_batch(rows: &SourceRows, topic: &str, (since, as_of): (u64, u64)) -> Result<(RecordBatch, Vec<Lineage>), VerifyError> {
+    let dead: Vec<_> = rows.dead.iter().filter(|d| d.lineage.entry > since && d.lineage.entry <= as_of).collect();
+    let (mut keys, mut values) = (BinaryBuilder::new(), BinaryBuilder::new());
+    let names = MapFieldNames { entry: "entries".into(), key: "key".into(), value: "value".into() };
+    let mut headers = MapBuilder::new(Some(names), StringBuilder::new(), BinaryBuilder::new());
+    for d in &dead {
+        keys.append_option(d.key.as_ref());
+        values.append_option(d.value.as_ref());
+        for (name, value) in &d.headers {
+            headers.keys().append_value(name);
+            headers.values().append_option(value.as_ref());
+        }
+        headers.append(true).map_err(failed)?;
+    }
+    let columns: Vec<ArrayRef> = vec![
+        Arc::new(StringArray::from(vec![topic; dead.len()])),
+        Arc::new(Int32Array::from_iter_values(dead.iter().map(|d| d.lineage.partition))),
+        Arc::new(Int64Array::from_iter_values(dead.iter().map(|d| d.lineage.offset))),
+        Arc::new(dead.iter().map(|d| d.timestamp_us).collect::<TimestampMicrosecondArray>().with_timezone("UTC")),
+        Arc::new(keys.finish()),
+        Arc::new(StringArray::from(vec![""; dead.len()])),
+        Arc::new(dead.iter().map(|d| d.table.clone()).collect::<StringArray>()),
+        Arc::new(values.finish()),
+        Arc::new(headers.finish()),
+    ];
+    let batch = RecordBatch::try_new(dead_schema(), columns).map_err(failed)?;
+    Ok((batch, dead.iter().map(|d| d.lineage).collect()))
+}
+
+/// Reads the table and compares.
+async fn meet(lake: &Lake, rows: &SourceRows, table: &Checked, state: &TableState, expected: Expected) -> Result<(Vec<Finding>, u64), VerifyError> {
+    let spec = &table.spec;
+    let types: Vec<DataType> = spec.schema.fields().iter().map(|f| f.data_type().clone()).collect();
+    let sample = expected.keep.sample.filter(|_| matches!(table.role, Role::Declared { windowed: false }));
+    let encoder = || Encoder::new(&types, &expected.compared, &expected.inexact).map_err(failed);
+    let wanted: Vec<RecordBatch> = match sample {
+        Some(percent) => expected.batches.iter().map(|b| sample_rows(b, &encoder()?, percent)).collect::<Result<_, _>>()?,
+        None => expected.batches.clone(),
+    };
+    let mut matcher = Matcher::new(encoder()?, &wanted).map_err(failed)?;
+    let mut findings = vec![];
+    let op = spec.schema.index_of(OP).ok();
+    let mut balance = Balance::default();
+    for file in &state.files {
+        let mut stream = live_rows(lake.store.clone(), file, &spec.schema, None, 8192);
+        loop {
+            let batch = match stream.try_next().await {
+                Ok(Some(batch)) => batch,
+                Ok(None) => break,
+                Err(e) => {
+                    findings.push(Finding::new("file-unreadable", e.to_string()));
+                    break;
+                }
+            };
+            let mut batch = kept(&batch, &expected, table)?;
+            if let Some(percent) = sample {
+                batch = sample_rows(&batch, &encoder()?, percent)?;
+            }
+            match op.filter(|op| !expected.compared.contains(op)) {
+                Some(op) => balance.add(&batch, op, &encoder()?)?,
+                None => matcher.found(&batch).map_err(failed)?,
+            }
+        }
+    }
+    if op.is_some_and(|op| !expected.compared.contains(&op)) {
+        let (net, unmatched) = balance.net()?;
+        if let Some((count, text)) = unmatched {
+            findings.push(Finding::new("retract-unmatched", text).times(count));
+        }
+        for batch in net {
+            matcher.found(&batch).map_err(failed)?;
+        }
+    }
+    let compared = matcher.matched;
+    findings.extend(told(&wanted, &expected, rows, spec, &matcher)?);
+    Ok((findings, compared))
+}
+
+/// The rows that are compared. Dead letters of values that did not fit when a window was emitted name no record: how many
+/// there are depends on how often it was emitted.
+fn kept(batch: &RecordBatch, expected: &Expected, table: &Checked) -> Result<RecordBatch, VerifyError> {
+    let keep = &expected.keep;
+    let mut mask: Vec<bool> = vec![true; batch.num_rows()];
+    if let Some(window) = expected.window.filter(|_| keep.judges_windows()) {
+        let starts = batch.column(window).as_primitive_opt::<TimestampMicrosecondType>().ok_or_else(|| failed("window_start is no timestamp"))?;
+        (0..batch.num_rows()).for_each(|i| mask[i] = starts.is_valid(i) && keep.window(starts.value(i)));
+    }
+    if let (Some(held), Some(p), Some(o)) = (&keep.held, batch.column_by_name("_partition"), batch.column_by_name("_offset")) {
+        let (p, o) = (p.as_primitive::<Int32Type>(), o.as_primitive::<Int64Type>());
+        for (i, mask) in mask.iter_mut().enumerate() {
+            if matches!(table.role, Role::Dead(_)) && p.is_null(i) {
+                *mask = false;
+            } else if p.is_valid(i) && o.is_valid(i) {
+                // What the source lost proves nothing; what it never had must not be there.
+                let lost = held.get(&p.value(i)).is_some_and(|h| h.lost(o.value(i)));
+                *mask &= !lost;
+            }
+        }
+    }
+    let rows: Vec<u32> = (0..mask.len()).filter(|i| mask[*i]).map(|i| i as u32).collect();
+    take_record_batch(batch, &UInt32Array::from(rows)).map_err(failed)
+}
+
+fn sample_rows(batch: &RecordBatch, encoder: &Encoder, percent: u8) -> Result<RecordBatch, VerifyError> {
+    let rows = encoder.encode(batch).map_err(failed)?;
+    let taken: Vec<u32> = rows.iter().enumerate().filter(|(_, (bytes, _))| sampled(bytes, percent)).map(|(i, _)| i as u32).collect();
+    take_record_batch(batch, &UInt32Array::from(taken)).map_err(failed)
+}
+
+/// Insertions less retractions of an append-only table.
+#[derive(Default)]
+struct Balance {
+    batches: Vec<RecordBatch>,
+    rows: HashMap<Vec<u8>, (i64, At)>,
+}
+
+impl Balance {
+    fn add(&mut self, batch: &RecordBatch, op: usize, encoder: &Encoder) -> Result<(), VerifyError> {
+        let ops = cast(batch.column(op), &DataType::Utf8).map_err(failed)?;
+        let ops = ops.as_string::<i32>();
+        let nth = self.batches.len();
+        for (row, (mut bytes, loose)) in encoder.encode(batch).map_err(failed)?.into_iter().enumerate() {
+            // A retraction takes back the very row, to the last bit.
+            loose.iter().for_each(|v| bytes.extend(v.map_or([1; 8], |v| v.to_bits().to_le_bytes())));
+            let step = match ops.value(row) {
+                "insert" => 1,
+                _ => -1,
+            };
+            let entry = self.rows.entry(bytes).or_insert((0, (nth, row)));
+            entry.0 += step;
+        }
+        self.batches.push(batch.clone());
+        Ok(())
+    }
+
+    /// The rows that are left, and those of which more was taken back than was put in.
+    fn net(self) -> Result<(Vec<RecordBatch>, Option<(usize, String)>), VerifyError> {
+        let mut taken: Vec<Vec<u32>> = vec![vec![]; self.batches.len()];
+        let (mut count, mut first) = (0, None);
+        for (net, (batch, row)) in self.rows.into_values() {
+            (0..net).for_each(|_| taken[batch].push(row as u32));
+            if net < 0 {
+                count += net.unsigned_abs() as usize;
+                first.get_or_insert((batch, row));
+            }
+        }
+        let text = first.map(|(b, r)| {
+            let all: Vec<usize> = (0..self.batches[b].num_columns()).collect();
+            (count, format!("{count} rows are retracted that were not inserted, such as {}", show(&self.batches[b], r, &all)))
+        });
+        let net = self.batches.iter().zip(taken).map(|(b, rows)| take_record_batch(b, &UInt32Array::from(rows))).collect::<Result<_, _>>().map_err(failed)?;
+        Ok((net, text))
+    }
+}
+
+/// Missing, surplus and different rows, in words.
+fn told(wanted: &[RecordBatch], expected: &Expected, rows: &SourceRows, spec: &TableSpec, matcher: &Matcher) -> Result<Vec<Finding>, VerifyError> {
+    let types: Vec<DataType> = spec.schema.fields().iter().map(|f| f.data_type().clone()).collect();
+    let keys = Encoder::new(&types, &expected.key, &BTreeSet::new()).map_err(failed)?;
+    let missing = matcher.missing();
+    let mut by_key: HashMap<Vec<u8>, Vec<At>> = HashMap::new();
+    if !expected.key.is_empty() {
+        for at in &missing {
+            let row = wanted[at.0].slice(at.1, 1);
+            let bytes = keys.encode(&row).map_err(failed)?.remove(0).0;
+            by_key.entry(bytes).or_default().push(*at);
+        }
+    }
+    let all: Vec<usize> = expected.compared.clone();
+    let origins = |at: At| origin(expected, rows, spec, at);
+    let window_of = |batch: &RecordBatch, row: usize| {
+        let starts = batch.column(expected.window?).as_primitive_opt::<TimestampMicrosecondType>()?;
+        starts.is_valid(row).then(|| instant(starts.value(row)))
+    };
+    let key_columns: &[usize] = if expected.key.is_empty() { &all } else { &expected.key };
+    let (mut different, mut extra, mut met): (Vec<RowFinding>, Vec<RowFinding>, BTreeSet<At>) = (vec![], vec![], BTreeSet::new());
+    let (mut differing, mut surplus) = (0, 0);
+    for batch in &matcher.extra {
+        let bytes = if expected.key.is_empty() { vec![] } else { keys.encode(batch).map_err(failed)? };
+        for row in 0..batch.num_rows() {
+            let twin = bytes.get(row).and_then(|(b, _)| by_key.get_mut(b)?.pop());
+            let base = RowFinding { key: show(batch, row, key_columns), window: window_of(batch, row), expected: None, found: Some(show(batch, row, &all)), offsets: vec![], records: 0 };
+            match twin {
+                Some(at) => {
+                    met.insert(at);
+                    differing += 1;
+                    if different.len() < SHOWN {
+                        let (offsets, records) = origins(at)?;
+                        different.push(RowFinding { expected: Some(show(&wanted[at.0], at.1, &all)), offsets, records, ..base });
+                    }
+                }
+                None => {
+                    surplus += 1;
+                    if extra.len() < SHOWN {
+                        extra.push(base);
+                    }
+                }
+            }
+        }
+    }
+    let absent: Vec<At> = missing.into_iter().filter(|at| !met.contains(at)).collect();
+    let mut gone = vec![];
+    for at in absent.iter().take(SHOWN) {
+        let (offsets, records) = origins(*at)?;
+        let batch = &wanted[at.0];
+        gone.push(RowFinding { key: show(batch, at.1, key_columns), window: window_of(batch, at.1), expected: Some(show(batch, at.1, &all)), found: None, offsets, records });
+    }
+    let mut findings = vec![];
+    let mut say = |kind: &'static str, count: usize, text: String, rows: Vec<RowFinding>| {
+        if count > 0 {
+            let mut finding = Finding::new(kind, text).times(count);
+            finding.rows = rows;
+            findings.push(finding);
+        }
+    };
+    say("row-missing", absent.len(), format!("{} rows that the source yields are not in it", absent.len()), gone);
+    say("row-different", differing, format!("{differing} rows are not what the source yields"), different);
+    if !expected.only_missing {
+        say("row-extra", surplus, format!("{surplus} rows are in it that the source does not yield"), extra);
+    }
+    Ok(findings)
+}
+
+/// Source records behind an expected row: the first few, and how many.
+fn origin(expected: &Expected, rows: &SourceRows, spec: &TableSpec, at: At) -> Result<(Vec<String>, u64), VerifyError> {
+    let text = |l: &Lineage| format!("{}:{}", l.partition, l.offset);
+    match &expected.origin {
+        Origin::Rows(lineage) => Ok((lineage.get(at.0).and_then(|l| l.get(at.1)).map(text).into_iter().collect(), 1)),
+        Origin::Groups(groups) => {
+            let (Some((nth, groups)), Some(table)) = (groups.get(at.0), rows.tables.get(&spec.name)) else { return Ok((vec![], 0)) };
+            let width = table.selects[*nth].group_width();
+            let (mut offsets, mut records) = (vec![], 0);
+            let places: Vec<usize> = (0..width).collect();
+            let mut wanted = None;
+            for part in table.parts.iter().filter(|p| p.select == *nth) {
+                let keys = part.values.project(&places).map_err(failed)?;
+                let types: Vec<DataType> = keys.schema().fields().iter().map(|f| f.data_type().clone()).collect();
+                let encoder = Encoder::new(&types, &places, &BTreeSet::new()).map_err(failed)?;
+                if wanted.is_none() {
+                    wanted = encoder.encode(&groups.slice(at.1, 1)).map_err(failed)?.pop();
+                }
+                for (row, bytes) in encoder.encode(&keys).map_err(failed)?.into_iter().enumerate() {
+                    if wanted.as_ref() == Some(&bytes) {
+                        records += 1;
+                        if offsets.len() < SHOWN {
+                            offsets.push(text(&part.lineage[row]));
+                        }
+                    }
+                }
+            }
+            Ok((offsets, records))
+        }
+    }
+}

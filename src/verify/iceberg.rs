@@ -1,0 +1,242 @@
+//! An Iceberg table as its metadata shows it, read by the judge itself: catalog row, metadata file,
+//! manifest lists, manifests, position deletes.
+
+use super::structure::{Commit, TableState};
+use super::{Finding, Lake, VerifyError, footer};
+use crate::pipeline::{LakeSpec, TableFormatKind};
+use crate::read::LiveFile;
+use crate::store::iceberg_io::{LakeRoot, file_io};
+use ::iceberg::io::FileIO;
+use ::iceberg::spec::{DataContentType, DataFileFormat, FormatVersion, ManifestList, ManifestStatus, Operation, Snapshot, TableMetadata};
+use roaring::RoaringTreemap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+const LOG: &str = "millpond.log";
+const ENTRY: &str = "millpond.entry";
+const KIND: TableFormatKind = TableFormatKind::Iceberg;
+
+pub struct Reader {
+    io: FileIO,
+    root: LakeRoot,
+}
+
+impl Reader {
+    pub fn new(lake: &Lake) -> Result<Self, VerifyError> {
+        let url = url::Url::from_directory_path(&lake.root).map_err(|()| VerifyError::Refused(format!("{} is no absolute folder", lake.root.display())))?;
+        let root = LakeRoot::new(&url);
+        Ok(Self { io: file_io(lake.store.clone(), root.clone()), root })
+    }
+
+    /// The table, or what keeps it from being read.
+    pub async fn read(&self, lake: &Lake, spec: &LakeSpec, table: &str) -> Result<TableState, Finding> {
+        let finding = |kind: &'static str, text: String| Finding::new(kind, text).of(table, KIND);
+        let location = location(spec, table).map_err(|e| finding("table-unreadable", format!("the catalog {}: {e}", spec.iceberg_catalog.display())))?;
+        let Some(location) = location else {
+            return Err(finding("table-missing", format!("the catalog {} has no table {}.{table}", spec.iceberg_catalog.display(), spec.namespace)));
+        };
+        let metadata = TableMetadata::read_from(&self.io, &location)
+            .await
+            .map_err(|e| finding("table-unreadable", format!("its metadata file {location} cannot be read: {e}")))?;
+        let mut state = TableState::new(KIND, location.clone(), metadata.uuid().to_string());
+        state.folder = self.root.relative(metadata.location()).unwrap_or_default().to_string();
+        self.stamp(&metadata, &mut state, table);
+        state.referenced.extend(self.root.relative(&location).map(str::to_string));
+        state.referenced.extend(metadata.metadata_log().iter().filter_map(|m| self.root.relative(&m.metadata_file).map(str::to_string)));
+        self.commits(&metadata, &mut state);
+        self.files(lake, &metadata, &mut state, table).await?;
+        Ok(state)
+    }
+
+    fn stamp(&self, metadata: &TableMetadata, state: &mut TableState, table: &str) {
+        let properties = metadata.properties();
+        let mut say = |kind: &'static str, text: String| state.findings.push(Finding::new(kind, text).of(table, KIND));
+        if let Some(own) = properties.get("millpond.table-uuid").filter(|own| **own != metadata.uuid().to_string()) {
+            say("table-uuid", format!("its uuid is {}, and its properties are those of table {own}: it is a copy, or was made anew", metadata.uuid()));
+        }
+        let stamp = properties.get(LOG).zip(properties.get(ENTRY)).and_then(|(log, entry)| Some((log.parse().ok()?, entry.parse().ok()?)));
+        let Some(stamp) = stamp else {
+            say("stamp-missing", "its properties hold no stamp".into());
+            return;
+        };
+        let offsets = properties.get("millpond.offsets").map(|t| serde_json::from_str(t));
+        match offsets {
+            Some(Ok(offsets)) => state.offsets = Some(offsets),
+            Some(Err(_)) | None => say("stamp-offsets", "its stamp has no readable offsets".into()),
+        }
+        state.stamp = Some(stamp);
+    }
+
+    /// The main branch, newest first.
+    fn commits(&self, metadata: &TableMetadata, state: &mut TableState) {
+        let log = state.stamp.map(|(log, _)| log.to_string());
+        let mut next = metadata.current_snapshot();
+        while let Some(snapshot) = next {
+            let summary = &snapshot.summary().additional_properties;
+            let ours = summary.get(LOG).filter(|l| Some(*l) == log.as_ref()).and_then(|_| summary.get(ENTRY)?.parse().ok());
+            let changes = !matches!(snapshot.summary().operation, Operation::Replace);
+            state.commits.push(Commit {
+                version: snapshot.snapshot_id().to_string(),
+                entry: ours,
+                operation: snapshot.summary().operation.as_str().to_string(),
+                changes_data: changes,
+                removed: BTreeSet::new(),
+                added: BTreeSet::new(),
+            });
+            if state.commits.len() > metadata.snapshots().len() {
+                break;
+            }
+            next = snapshot.parent_snapshot_id().and_then(|id| metadata.snapshot_by_id(id));
+        }
+        // The stamped snapshot must be the newest of ours; below one that is not retained nobody knows.
+        let stamped = metadata.properties().get("millpond.snapshot-id").cloned();
+        let retained = |id: &String| state.commits.iter().any(|c| c.version == *id);
+        let parents_end = state.commits.last().and_then(|c| c.version.parse().ok()).and_then(|id| metadata.snapshot_by_id(id)).and_then(|s| s.parent_snapshot_id());
+        if let Some(id) = stamped.filter(|id| !retained(id) && parents_end.map(|p| p.to_string()).as_ref() != Some(id)) {
+            let known = parents_end.is_none();
+            let text = format!("its stamp names snapshot {id}, which the main branch does not hold");
+            if known || metadata.snapshots().any(|s| s.snapshot_id().to_string() == id) {
+                state.findings.push(Finding::new("rolled-back", text));
+            } else {
+                state.unprovable.push(format!("{text}: it may have been expired or rolled back"));
+            }
+        }
+    }
+
+    async fn files(&self, lake: &Lake, metadata: &TableMetadata, state: &mut TableState, table: &str) -> Result<(), Finding> {
+        let mut live: BTreeMap<String, (i64, LiveFile)> = BTreeMap::new();
+        let mut deletes: Vec<(i64, String, u64, u64)> = vec![];
+        let current = metadata.current_snapshot().map(|s| s.snapshot_id());
+        let mut seen: HashMap<String, ()> = HashMap::new();
+        for snapshot in metadata.snapshots() {
+            let now = Some(snapshot.snapshot_id()) == current;
+            for manifest in self.manifests(snapshot, state, table).await? {
+                let known = seen.insert(manifest.manifest_path.clone(), ()).is_some();
+                if known && !now {
+                    continue;
+                }
+                state.referenced.extend(self.root.relative(&manifest.manifest_path).map(str::to_string));
+                let loaded = manifest.load_manifest(&self.io).await.map_err(|e| {
+                    Finding::new("metadata-missing", format!("manifest {} cannot be read: {e}", manifest.manifest_path)).of(table, KIND)
+                })?;
+                for entry in loaded.entries() {
+                    let file = entry.data_file();
+                    let Some(path) = self.root.relative(file.file_path()).map(str::to_string) else {
+                        state.findings.push(Finding::new("file-outside", format!("it names {}, which is not in the lake", file.file_path())).of(table, KIND));
+                        continue;
+                    };
+                    state.referenced.insert(path.clone());
+                    let by = entry.snapshot_id().unwrap_or(manifest.added_snapshot_id).to_string();
+                    if let Some(commit) = state.commits.iter_mut().find(|c| c.version == by) {
+                        match entry.status() {
+                            ManifestStatus::Added => commit.added.insert(path.clone()),
+                            ManifestStatus::Deleted => commit.removed.insert(path.clone()),
+                            ManifestStatus::Existing => false,
+                        };
+                    }
+                    if !now || !entry.is_alive() {
+                        continue;
+                    }
+                    let sequence = entry.sequence_number().unwrap_or(manifest.sequence_number);
+                    match (file.content_type(), file.file_format()) {
+                        (DataContentType::Data, DataFileFormat::Parquet) => {
+                            let live_file = LiveFile {
+                                path: path.clone(),
+                                bytes: file.file_size_in_bytes(),
+                                records: file.record_count(),
+                                deleted: RoaringTreemap::new(),
+                                partition_values: BTreeMap::new(),
+                                columns: vec![],
+                            };
+                            if live.insert(path.clone(), (sequence, live_file)).is_some() {
+                                state.findings.push(Finding::new("file-twice", format!("data file {path} is in it twice: its rows count twice")).of(table, KIND));
+                            }
+                        }
+                        (DataContentType::PositionDeletes, DataFileFormat::Parquet) => {
+                            deletes.push((sequence, path, file.file_size_in_bytes(), file.record_count()));
+                        }
+                        (content, format) => {
+                            state.unprovable.push(format!("it holds the file {path} ({content:?}, {format}) of another writer, which is not read here"));
+                        }
+                    }
+                }
+            }
+        }
+        self.totals(metadata, &live, &deletes, state, table);
+        for (sequence, path, bytes, records) in deletes {
+            self.apply_deletes(lake, &mut live, state, table, (sequence, path, bytes, records)).await;
+        }
+        state.files = live.into_values().map(|(_, f)| f).collect();
+        Ok(())
+    }
+
+    async fn manifests(&self, snapshot: &Snapshot, state: &mut TableState, table: &str) -> Result<Vec<::iceberg::spec::ManifestFile>, Finding> {
+        let failed = |e: &dyn std::fmt::Display| {
+            Finding::new("metadata-missing", format!("manifest list {} of snapshot {} cannot be read: {e}", snapshot.manifest_list(), snapshot.snapshot_id())).of(table, KIND)
+        };
+        state.referenced.extend(self.root.relative(snapshot.manifest_list()).map(str::to_string));
+        let bytes = match self.io.new_input(snapshot.manifest_list()) {
+            Ok(input) => input.read().await.map_err(|e| failed(&e))?,
+            Err(e) => return Err(failed(&e)),
+        };
+        let list = ManifestList::parse_with_version(&bytes, FormatVersion::V2).map_err(|e| failed(&e))?;
+        Ok(list.consume_entries().into_iter().collect())
+    }
+
+    /// What the newest summary adds up to is what the manifests hold.
+    fn totals(&self, metadata: &TableMetadata, live: &BTreeMap<String, (i64, LiveFile)>, deletes: &[(i64, String, u64, u64)], state: &mut TableState, table: &str) {
+        let Some(snapshot) = metadata.current_snapshot() else { return };
+        let summary = &snapshot.summary().additional_properties;
+        let found = [
+            ("total-data-files", live.len() as u64),
+            ("total-records", live.values().map(|(_, f)| f.records).sum()),
+            ("total-delete-files", deletes.len() as u64),
+            ("total-position-deletes", deletes.iter().map(|d| d.3).sum()),
+        ];
+        for (key, found) in found {
+            let Some(said) = summary.get(key).and_then(|v| v.parse::<u64>().ok()) else { continue };
+            if said != found {
+                let text = format!("the newest commit says {key} = {said}, and its manifests add up to {found}");
+                state.findings.push(Finding::new("commit-counts", text).of(table, KIND));
+            }
+        }
+    }
+
+    async fn apply_deletes(&self, lake: &Lake, live: &mut BTreeMap<String, (i64, LiveFile)>, state: &mut TableState, table: &str, (sequence, path, bytes, records): (i64, String, u64, u64)) {
+        let mut say = |kind: &'static str, text: String| state.findings.push(Finding::new(kind, text).of(table, KIND));
+        let data = match footer::object(lake, &path).await {
+            Ok(Some(data)) => data,
+            Ok(None) => return say("delete-file-missing", format!("position-delete file {path} is named and not there: {records} deleted rows are back")),
+            Err(e) => return say("delete-file-unreadable", format!("position-delete file {path}: {e}")),
+        };
+        if data.len() as u64 != bytes {
+            say("file-size", format!("position-delete file {path} has {} bytes, the table says {bytes}", data.len()));
+        }
+        let positions = match footer::positions(data) {
+            Ok(positions) => positions,
+            Err(e) => return say("delete-file-unreadable", format!("position-delete file {path}: {e}")),
+        };
+        let held: u64 = positions.values().map(|p| p.len()).sum();
+        if held != records {
+            say("delete-file-rows", format!("position-delete file {path} deletes {held} rows, the table says {records}"));
+        }
+        for (target, positions) in positions {
+            let Some((written, file)) = self.root.relative(&target).and_then(|t| live.get_mut(t)) else { continue };
+            if let Some(beyond) = positions.max().filter(|m| *m >= file.records) {
+                say("delete-file-rows", format!("position-delete file {path} deletes row {beyond} of {}, which has {} rows", file.path, file.records));
+            }
+            if *written <= sequence {
+                file.deleted |= positions;
+            }
+        }
+    }
+}
+
+/// Where the catalog says that the table's newest metadata lies.
+fn location(spec: &LakeSpec, table: &str) -> Result<Option<String>, rusqlite::Error> {
+    use rusqlite::{OpenFlags, OptionalExtension};
+    let connection = rusqlite::Connection::open_with_flags(&spec.iceberg_catalog, OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
+    connection.busy_timeout(std::time::Duration::from_secs(10))?;
+    let sql = "select metadata_location from iceberg_tables where catalog_name = ?1 and table_namespace = ?2 and table_name = ?3";
+    let row = connection.query_row(sql, [&spec.catalog_name, &spec.namespace, table], |row| row.get::<_, Option<String>>(0));
+    Ok(row.optional()?.flatten())
+}

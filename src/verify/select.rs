@@ -1,0 +1,702 @@
+//! A table's SQL as one batch query: planned by DataFusion from the text that the log holds, row by row
+//! where a single row may fail, as a GROUP BY over all rows at once where they are summed.
+//!
+//! Two things are not DataFusion's own, because the project promises otherwise: arithmetic fails instead
+//! of wrapping, and sums are kept wide and are null when their type cannot hold them.
+
+use super::window::Windows;
+use crate::pipeline::Column;
+use crate::pipeline::sql::Tumble;
+use arrow::array::{Array, ArrayRef, AsArray, BooleanArray, Decimal128Array, Float64Array, UInt32Array, UInt64Array, new_null_array};
+use arrow::compute::{CastOptions, cast_with_options, concat, filter_record_batch, take_record_batch};
+use arrow::datatypes::{DataType, Decimal128Type, Decimal256Type, Field, Float32Type, Float64Type, Int64Type, Schema, SchemaRef, TimestampMicrosecondType, UInt64Type, i256};
+use arrow::record_batch::{RecordBatch, RecordBatchOptions};
+use datafusion::common::tree_node::{Transformed, TreeNode};
+use datafusion::common::{DFSchema, DFSchemaRef, ScalarValue, TableReference};
+use datafusion::datasource::MemTable;
+use datafusion::datasource::empty::EmptyTable;
+use datafusion::error::{DataFusionError, Result};
+use datafusion::logical_expr::expr::{AggregateFunction, AggregateFunctionParams};
+use datafusion::logical_expr::{Aggregate, BinaryExpr as LogicalBinary, Cast, ColumnarValue, Expr, ExprSchemable, LogicalPlan, LogicalPlanBuilder, Operator, TryCast, Volatility, create_udf};
+use datafusion::logical_expr::simplify::SimplifyContext;
+use datafusion::optimizer::simplify_expressions::ExprSimplifier;
+use datafusion::physical_expr::expressions::BinaryExpr;
+use datafusion::physical_expr::{PhysicalExpr, create_physical_expr};
+use datafusion::prelude::{SessionConfig, SessionContext};
+use datafusion::sql::sqlparser::ast::{Expr as Ast, Ident, ObjectName, SetExpr, Statement, TableFactor, Value, VisitMut, VisitorMut};
+use datafusion::sql::sqlparser::{dialect::GenericDialect, parser::Parser};
+use std::collections::BTreeSet;
+use std::ops::ControlFlow;
+use std::sync::Arc;
+
+type Physical = Arc<dyn PhysicalExpr>;
+
+/// The column that tells states of the same rows apart; no source can have it, because it is no word.
+const AT: &str = "at entry";
+
+/// The query of one table under one plan.
+pub struct Select {
+    sql: String,
+    context: SessionContext,
+    /// The source columns that are read, followed by `window_start` and `window_end` of a windowed table.
+    pub input: SchemaRef,
+    /// Names of the source columns among them.
+    pub reads: Vec<String>,
+    plan: LogicalPlan,
+    condition: Option<Physical>,
+    /// What each row must be able to yield: group keys, arguments, filters; or a plain table's columns.
+    values: Vec<Strict>,
+    /// Columns of the table, of the rows that come out (without `_op`).
+    output: SchemaRef,
+    /// Positions in `output` of values that depend on the order in which floats come.
+    pub inexact: BTreeSet<usize>,
+}
+
+/// An expression that fails where it would otherwise wrap or lose digits.
+struct Strict {
+    expr: Physical,
+    /// Digits that a computed decimal may have.
+    digits: Option<u8>,
+    to: Option<DataType>,
+}
+
+/// Rows that came through, by their place in what was given, and those that could not.
+pub struct Passed {
+    pub rows: Vec<u32>,
+    /// Columns of a plain table; of a windowed one its group key and arguments.
+    pub values: RecordBatch,
+    pub failed: Vec<u32>,
+}
+
+/// Groups as they were after several entries.
+pub struct States {
+    /// Columns of the table.
+    pub rows: RecordBatch,
+    pub groups: RecordBatch,
+    /// By row: the entry, the window's start, and whether `having` lets it be seen.
+    pub at: Vec<u64>,
+    pub window: Vec<i64>,
+    pub shown: Vec<bool>,
+}
+
+/// Rows of the table after all is summed up.
+pub struct Shown {
+    pub rows: RecordBatch,
+    /// Window start and group key by which each row was summed: columns of the aggregate.
+    pub groups: RecordBatch,
+}
+
+fn context() -> SessionContext {
+    let mut config = SessionConfig::new().with_target_partitions(2);
+    let options = config.options_mut();
+    options.sql_parser.parse_float_as_decimal = true;
+    options.sql_parser.map_string_types_to_utf8view = false;
+    options.execution.time_zone = Some("UTC".to_string());
+    SessionContext::new_with_config(config)
+}
+
+impl Select {
+    /// `table` is the schema of the table in the lake, with `_op` last where it has one.
+    pub fn new(sql: &str, source: &str, columns: &[Column], window: Option<Tumble>, time: Option<&str>, table: &Schema) -> Result<Self> {
+        let statement = statement(sql, source, columns, window.is_some())?;
+        let all: Vec<Field> = columns.iter().map(|c| c.ty.field(&c.name, c.nullable)).collect();
+        let bounds: Vec<Field> = match (window, time) {
+            (Some(_), Some(time)) => {
+                let ty = all.iter().find(|f| f.name() == time).map(|f| f.data_type().clone());
+                let ty = ty.ok_or_else(|| DataFusionError::Plan(format!("no column {time}")))?;
+                ["window_start", "window_end"].map(|n| Field::new(n, ty.clone(), false)).to_vec()
+            }
+            _ => vec![],
+        };
+        let full = Arc::new(Schema::new([all.clone(), bounds.clone()].concat()));
+        let (_, plan) = planned(source, &statement, full)?;
+        // Once more over the columns that it reads: others need not be kept.
+        let mut read: BTreeSet<String> = time.filter(|_| window.is_some()).map(str::to_string).into_iter().collect();
+        let reads = |plan: &LogicalPlan, read: &mut BTreeSet<String>| {
+            plan.apply_with_subqueries(|node| {
+                node.apply_expressions(|e| {
+                    read.extend(e.column_refs().into_iter().map(|c| c.name.clone()));
+                    Ok(datafusion::common::tree_node::TreeNodeRecursion::Continue)
+                })
+            })
+        };
+        reads(&plan, &mut read)?;
+        let kept: Vec<Field> = all.into_iter().filter(|f| read.contains(f.name())).collect();
+        let reads = kept.iter().map(|f| f.name().clone()).collect();
+        let input = Arc::new(Schema::new([kept, bounds].concat()));
+        let (context, plan) = planned(source, &statement, input.clone())?;
+        let output = match table.fields().last() {
+            Some(op) if op.name() == crate::pipeline::sql::OP => Arc::new(Schema::new(table.fields()[..table.fields().len() - 1].to_vec())),
+            _ => Arc::new(table.clone()),
+        };
+        let mut select = Self { sql: sql.to_string(), context, input, reads, plan, condition: None, values: vec![], output, inexact: BTreeSet::new() };
+        select.analyze()?;
+        Ok(select)
+    }
+
+    fn analyze(&mut self) -> Result<()> {
+        let LogicalPlan::Projection(top) = &self.plan else { return Err(odd(&self.plan)) };
+        let (above, base) = filtered(&top.input);
+        let physical = |e: &Expr, schema: &DFSchemaRef| strict(&self.context, e, schema);
+        let value = |e: &Expr, schema: &DFSchemaRef, to: Option<DataType>| -> Result<Strict> {
+            let digits = match (e, e.get_type(schema)?) {
+                (Expr::Column(_), _) => None,
+                (_, DataType::Decimal128(p, _)) => Some(p),
+                _ => None,
+            };
+            Ok(Strict { expr: physical(e, schema)?, digits, to })
+        };
+        let mut values = vec![];
+        let condition;
+        if let LogicalPlan::Aggregate(a) = base {
+            let (below, _) = filtered(&a.input);
+            let schema = a.input.schema();
+            condition = below.map(|e| physical(e, schema)).transpose()?;
+            for e in &a.group_expr {
+                values.push(value(e, schema, None)?);
+            }
+            for e in &a.aggr_expr {
+                let Expr::AggregateFunction(f) = e.clone().unalias() else { return Err(odd(&self.plan)) };
+                for arg in f.params.args.iter().filter(|a| !matches!(a, Expr::Literal(..))) {
+                    let unsigned = arg.get_type(schema)?.is_unsigned_integer();
+                    values.push(value(arg, schema, unsigned.then_some(DataType::Int64))?);
+                }
+                if let Some(filter) = &f.params.filter {
+                    values.push(value(filter, schema, None)?);
+                }
+            }
+            let inexact = |e: &Expr| {
+                let names: BTreeSet<String> = e.column_refs().into_iter().map(|c| c.name.clone()).collect();
+                a.aggr_expr.iter().enumerate().any(|(i, call)| {
+                    let (_, field) = a.schema.qualified_field(a.group_expr.len() + i);
+                    names.contains(field.name()) && depends_on_order(call, schema)
+                })
+            };
+            self.inexact = top.expr.iter().enumerate().filter(|(_, e)| inexact(e)).map(|(i, _)| i).collect();
+        } else {
+            let schema = base.schema();
+            condition = above.map(|e| physical(e, schema)).transpose()?;
+            for (e, field) in top.expr.iter().zip(self.output.fields()) {
+                values.push(value(e, schema, Some(field.data_type().clone()))?);
+            }
+        }
+        (self.condition, self.values) = (condition, values);
+        Ok(())
+    }
+
+    /// Which rows of `batch` (of [`Select::input`]) the query takes, and which it cannot compute.
+    pub fn pass(&self, batch: &RecordBatch) -> Result<Passed> {
+        let (mut parts, mut failed) = (vec![], vec![]);
+        self.pass_part(batch, 0, &mut parts, &mut failed)?;
+        let rows = parts.iter().flat_map(|(r, _): &(Vec<u32>, RecordBatch)| r.iter().copied()).collect();
+        let values = match parts.len() {
+            1 => parts.remove(0).1,
+            _ => {
+                let empty = self.values_of(&batch.slice(0, 0))?;
+                arrow::compute::concat_batches(&empty.schema(), parts.iter().map(|(_, b)| b))?
+            }
+        };
+        Ok(Passed { rows, values, failed })
+    }
+
+    fn pass_part(&self, batch: &RecordBatch, first: u32, parts: &mut Vec<(Vec<u32>, RecordBatch)>, failed: &mut Vec<u32>) -> Result<()> {
+        let n = batch.num_rows();
+        match self.try_pass(batch, first) {
+            Ok(part) => parts.push(part),
+            Err(e) if n == 0 => return Err(e),
+            Err(_) if n == 1 => failed.push(first),
+            Err(_) => {
+                self.pass_part(&batch.slice(0, n / 2), first, parts, failed)?;
+                self.pass_part(&batch.slice(n / 2, n - n / 2), first + (n / 2) as u32, parts, failed)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn try_pass(&self, batch: &RecordBatch, first: u32) -> Result<(Vec<u32>, RecordBatch)> {
+        let Some(condition) = &self.condition else {
+            return Ok(((first..first + batch.num_rows() as u32).collect(), self.values_of(batch)?));
+        };
+        let mask = condition.evaluate(batch)?.into_array(batch.num_rows())?;
+        let mask: BooleanArray = mask.as_boolean().iter().map(|b| Some(b == Some(true))).collect();
+        let rows = (0..batch.num_rows()).filter(|i| mask.value(*i)).map(|i| first + i as u32).collect();
+        Ok((rows, self.values_of(&filter_record_batch(batch, &mask)?)?))
+    }
+
+    fn values_of(&self, batch: &RecordBatch) -> Result<RecordBatch> {
+        let mut columns = vec![];
+        for value in &self.values {
+            columns.push(value.of(batch)?);
+        }
+        let fields: Vec<Field> = columns.iter().enumerate().map(|(i, c): (usize, &ArrayRef)| Field::new(format!("c{i}"), c.data_type().clone(), true)).collect();
+        let options = RecordBatchOptions::new().with_row_count(Some(batch.num_rows()));
+        Ok(RecordBatch::try_new_with_options(Arc::new(Schema::new(fields)), columns, &options)?)
+    }
+
+    pub fn sql(&self) -> &str {
+        &self.sql
+    }
+
+    /// How many of the leading columns of [`Passed::values`] are the group key.
+    pub fn group_width(&self) -> usize {
+        match &self.plan {
+            LogicalPlan::Projection(top) => match filtered(&top.input).1 {
+                LogicalPlan::Aggregate(a) => a.group_expr.len(),
+                _ => 0,
+            },
+            _ => 0,
+        }
+    }
+
+    /// Columns of the table that show the group key, as they stand in the SQL.
+    pub fn group_output(&self) -> Vec<usize> {
+        let LogicalPlan::Projection(top) = &self.plan else { return vec![] };
+        let LogicalPlan::Aggregate(a) = filtered(&top.input).1 else { return vec![] };
+        let keys: Vec<String> = (0..a.group_expr.len()).map(|i| a.schema.field(i).name().clone()).collect();
+        let shows = |e: &Expr| matches!(e.clone().unalias(), Expr::Column(c) if keys.contains(&c.name));
+        top.expr.iter().enumerate().filter(|(_, e)| shows(e)).map(|(i, _)| i).collect()
+    }
+
+    /// The column of the table that is the start of its windows, where it is shown.
+    pub fn window_output(&self) -> Option<usize> {
+        let LogicalPlan::Projection(top) = &self.plan else { return None };
+        top.expr.iter().position(|e| matches!(e.clone().unalias(), Expr::Column(c) if c.name == "window_start"))
+    }
+
+    /// Runs the GROUP BY over rows that [`Select::pass`] has let through, and what stands above it.
+    pub async fn sum_up(&self, batches: Vec<RecordBatch>) -> Result<Shown> {
+        let (a, having, exprs) = self.parts()?;
+        let summed = self.summed(a, batches, None).await?;
+        let (rows, shown) = self.above(a, having, exprs, &summed)?;
+        let groups = summed.project(&(0..a.group_expr.len()).collect::<Vec<_>>())?;
+        let mask = BooleanArray::from(shown);
+        Ok(Shown { rows: filter_record_batch(&rows, &mask)?, groups: filter_record_batch(&groups, &mask)? })
+    }
+
+    /// As [`Select::sum_up`], for several states of the rows at once: `at` says of each row which state it is in.
+    pub async fn sum_up_at(&self, batches: Vec<RecordBatch>, at: Vec<Vec<u64>>) -> Result<States> {
+        let (a, having, exprs) = self.parts()?;
+        let summed = self.summed(a, batches, Some(at)).await?;
+        let (rows, shown) = self.above(a, having, exprs, &summed)?;
+        let width = a.group_expr.len();
+        let groups = summed.project(&(0..width).collect::<Vec<_>>())?;
+        let column = |name: &str| summed.column_by_name(name).cloned().ok_or_else(|| odd(&self.plan));
+        let at = column(AT)?.as_primitive::<UInt64Type>().values().to_vec();
+        let start = a.group_expr.iter().position(|e| matches!(e, Expr::Column(c) if c.name == "window_start")).ok_or_else(|| odd(&self.plan))?;
+        let window = summed.column(start).as_primitive::<TimestampMicrosecondType>().values().to_vec();
+        Ok(States { rows, groups, at, window, shown })
+    }
+
+    /// The aggregate, the condition above it, the columns.
+    fn parts(&self) -> Result<(&Aggregate, Option<&Expr>, &[Expr])> {
+        let LogicalPlan::Projection(top) = &self.plan else { return Err(odd(&self.plan)) };
+        let (having, base) = filtered(&top.input);
+        let LogicalPlan::Aggregate(a) = base else { return Err(odd(&self.plan)) };
+        Ok((a, having, &top.expr))
+    }
+
+    /// The aggregate's columns over these rows, and [`AT`] after them where states are told apart.
+    async fn summed(&self, a: &Aggregate, mut batches: Vec<RecordBatch>, at: Option<Vec<Vec<u64>>>) -> Result<RecordBatch> {
+        let mut fields: Vec<Arc<Field>> = self.input.fields().to_vec();
+        let states = at.is_some();
+        if let Some(at) = at {
+            fields.push(Arc::new(Field::new(AT, DataType::UInt64, false)));
+            let schema = Arc::new(Schema::new(fields.clone()));
+            for (batch, at) in batches.iter_mut().zip(at) {
+                let mut columns = batch.columns().to_vec();
+                columns.push(Arc::new(UInt64Array::from(at)));
+                *batch = RecordBatch::try_new(schema.clone(), columns)?;
+            }
+        }
+        let table = MemTable::try_new(Arc::new(Schema::new(fields)), vec![batches])?;
+        let source = datafusion::datasource::provider_as_source(Arc::new(table));
+        let plan = wide(a, states, &|node| match node {
+            LogicalPlan::TableScan(scan) => Ok(Transformed::yes(LogicalPlanBuilder::scan(scan.table_name.clone(), source.clone(), None)?.build()?)),
+            other => Ok(Transformed::no(other)),
+        })?;
+        let batches = self.context.execute_logical_plan(plan).await?.collect().await?;
+        let mut schema: Vec<Field> = a.schema.fields().iter().map(|f| f.as_ref().clone()).collect();
+        if states {
+            schema.push(Field::new(AT, DataType::UInt64, true));
+        }
+        let columns = schema.iter().enumerate().map(|(i, field)| {
+            let of: Vec<&dyn Array> = batches.iter().map(|b| b.column(i).as_ref()).collect();
+            if of.is_empty() { Ok(new_null_array(field.data_type(), 0)) } else { Ok(concat(&of)?) }
+        });
+        let columns = columns.collect::<Result<Vec<ArrayRef>>>()?;
+        let rows = columns.first().map_or(0, |c| c.len());
+        let fields: Vec<Field> = schema.iter().zip(&columns).map(|(f, c)| Field::new(f.name(), c.data_type().clone(), true)).collect();
+        Ok(RecordBatch::try_new_with_options(Arc::new(Schema::new(fields)), columns, &RecordBatchOptions::new().with_row_count(Some(rows)))?)
+    }
+
+    /// `having` and the columns, row by row: what cannot be computed is null.
+    fn above(&self, a: &Aggregate, having: Option<&Expr>, exprs: &[Expr], summed: &RecordBatch) -> Result<(RecordBatch, Vec<bool>)> {
+        let rows = summed.num_rows();
+        let mut shown: Vec<bool> = vec![true; rows];
+        if let Some(e) = having {
+            let value = Strict { expr: strict(&self.context, e, &a.schema)?, digits: None, to: None };
+            let passed = value.each(summed)?;
+            let passed = passed.as_boolean();
+            (0..rows).for_each(|i| shown[i] = passed.is_valid(i) && passed.value(i));
+        }
+        let mut columns = vec![];
+        for (e, field) in exprs.iter().zip(self.output.fields()) {
+            let digits = match (e.clone().unalias(), e.get_type(&a.schema)?) {
+                (Expr::Column(_), _) => None,
+                (_, DataType::Decimal128(p, _)) => Some(p),
+                _ => None,
+            };
+            let value = Strict { expr: strict(&self.context, e, &a.schema)?, digits, to: Some(field.data_type().clone()) };
+            columns.push(value.each(summed)?);
+        }
+        let fields: Vec<Field> = self.output.fields().iter().map(|f| f.as_ref().clone().with_nullable(true)).collect();
+        let all = RecordBatch::try_new_with_options(Arc::new(Schema::new(fields)), columns, &RecordBatchOptions::new().with_row_count(Some(rows)))?;
+        Ok((all, shown))
+    }
+}
+
+impl Strict {
+    fn of(&self, batch: &RecordBatch) -> Result<ArrayRef> {
+        let mut column = self.expr.evaluate(batch)?.into_array(batch.num_rows())?;
+        if let Some(digits) = self.digits {
+            let decimals = column.as_primitive_opt::<Decimal128Type>();
+            decimals.map(|d| d.validate_decimal_precision(digits)).transpose()?;
+        }
+        if let Some(to) = self.to.as_ref().filter(|to| *to != column.data_type()) {
+            column = cast_with_options(&column, to, &CastOptions { safe: false, ..CastOptions::default() })?;
+        }
+        Ok(column)
+    }
+
+    /// As [`Strict::of`], null in the rows that fail.
+    fn each(&self, batch: &RecordBatch) -> Result<ArrayRef> {
+        let n = batch.num_rows();
+        match self.of(batch) {
+            Ok(column) => Ok(column),
+            Err(e) if n == 0 => Err(e),
+            Err(_) if n == 1 => {
+                let ty = self.to.clone().map_or_else(|| self.expr.data_type(batch.schema_ref()), Ok)?;
+                Ok(new_null_array(&ty, 1))
+            }
+            Err(_) => {
+                let low = self.each(&batch.slice(0, n / 2))?;
+                let high = self.each(&batch.slice(n / 2, n - n / 2))?;
+                Ok(concat(&[low.as_ref(), high.as_ref()])?)
+            }
+        }
+    }
+}
+
+/// Adds the windows' bounds to the columns that a query reads.
+pub fn with_windows(input: &SchemaRef, mut columns: Vec<ArrayRef>, time: &ArrayRef, windows: &mut Windows) -> Result<(RecordBatch, Vec<(i64, i64)>)> {
+    let times = time.as_primitive_opt::<TimestampMicrosecondType>().ok_or_else(|| DataFusionError::Plan("the event time is no timestamp".into()))?;
+    let found: Vec<(i64, i64)> = times.values().iter().map(|t| windows.of(*t)).collect();
+    for bound in [found.iter().map(|w| w.0).collect::<Vec<_>>(), found.iter().map(|w| w.1).collect()] {
+        let bound = arrow::array::TimestampMicrosecondArray::from(bound).with_data_type(times.data_type().clone());
+        columns.push(Arc::new(bound));
+    }
+    Ok((RecordBatch::try_new(input.clone(), columns)?, found))
+}
+
+/// The rows at these places.
+pub fn at(batch: &RecordBatch, rows: &[u32]) -> Result<RecordBatch> {
+    Ok(take_record_batch(batch, &UInt32Array::from(rows.to_vec()))?)
+}
+
+fn odd(plan: &LogicalPlan) -> DataFusionError {
+    DataFusionError::Plan(format!("a select of another form than this version verifies: {}", plan.display()))
+}
+
+fn filtered(node: &LogicalPlan) -> (Option<&Expr>, &LogicalPlan) {
+    match node {
+        LogicalPlan::Filter(f) => (Some(&f.predicate), &f.input),
+        other => (None, other),
+    }
+}
+
+/// The statement over a plain table: `tumble(events, …)` becomes `events`, names become exact.
+fn statement(sql: &str, source: &str, columns: &[Column], windowed: bool) -> Result<Statement> {
+    let parsed = Parser::new(&GenericDialect {}).try_with_sql(sql).and_then(|mut p| p.parse_statement());
+    let mut statement = parsed.map_err(|e| DataFusionError::Plan(e.to_string()))?;
+    let mut alias = None;
+    if let Statement::Query(query) = &mut statement
+        && let SetExpr::Select(select) = query.body.as_mut()
+        && let Some(from) = select.from.first_mut()
+        && let TableFactor::Table { name, args, alias: given, .. } = &mut from.relation
+    {
+        *args = None;
+        *name = ObjectName::from(vec![Ident::with_quote('"', source)]);
+        alias = given.as_ref().map(|a| a.name.value.clone());
+    }
+    let mut names: Vec<String> = columns.iter().map(|c| c.name.clone()).collect();
+    if windowed {
+        names.extend(["window_start".to_string(), "window_end".to_string()]);
+    }
+    let mut exact = Exact { names, source: source.to_string(), alias };
+    let _ = VisitMut::visit(&mut statement, &mut exact);
+    Ok(statement)
+}
+
+/// An unquoted word is the column that it names but for its case.
+struct Exact {
+    names: Vec<String>,
+    source: String,
+    alias: Option<String>,
+}
+
+impl Exact {
+    fn column(&self, ident: &mut Ident) {
+        let same = |n: &&String| **n == ident.value || (ident.quote_style.is_none() && n.eq_ignore_ascii_case(&ident.value));
+        let found = self.names.iter().find(|n| **n == ident.value).or_else(|| self.names.iter().find(same));
+        if let Some(name) = found {
+            *ident = Ident::with_quote('"', name.clone());
+        }
+    }
+}
+
+impl VisitorMut for Exact {
+    type Break = ();
+
+    fn pre_visit_expr(&mut self, e: &mut Ast) -> ControlFlow<()> {
+        match e {
+            Ast::Identifier(ident) => self.column(ident),
+            Ast::CompoundIdentifier(parts) => {
+                let named = self.alias.as_deref().unwrap_or(&self.source);
+                let qualified = parts.len() > 1 && (parts[0].value == named || (parts[0].quote_style.is_none() && parts[0].value.eq_ignore_ascii_case(named)));
+                if qualified {
+                    if self.alias.is_none() {
+                        parts[0] = Ident::with_quote('"', self.source.clone());
+                    }
+                    self.column(&mut parts[1]);
+                } else {
+                    self.column(&mut parts[0]);
+                }
+            }
+            // A number with an exponent is a float.
+            Ast::Value(v) => {
+                if let Value::Number(text, _) = &v.value
+                    && text.contains(['e', 'E'])
+                    && let Ok(number) = Parser::new(&GenericDialect {}).try_with_sql(&format!("cast('{text}' as double)")).and_then(|mut p| p.parse_expr())
+                {
+                    *e = number;
+                }
+            }
+            _ => {}
+        }
+        ControlFlow::Continue(())
+    }
+}
+
+fn planned(source: &str, statement: &Statement, schema: SchemaRef) -> Result<(SessionContext, LogicalPlan)> {
+    let context = context();
+    context.register_table(TableReference::bare(source), Arc::new(EmptyTable::new(schema)))?;
+    let state = context.state();
+    let statement = datafusion::sql::parser::Statement::Statement(Box::new(statement.clone()));
+    // Planning looks up the one table above and never waits.
+    let plan = futures::executor::block_on(state.statement_to_plan(statement))?;
+    let plan = plan.transform_up(promised)?.data;
+    let plan = state.analyzer().execute_and_check(plan, state.config_options(), |_, _| {})?;
+    Ok((context, plan))
+}
+
+/// What the project promises and DataFusion does otherwise: where a float meets a decimal outside of
+/// arithmetic both are floats, and a minus sign is a subtraction that can fail.
+fn promised(node: LogicalPlan) -> Result<Transformed<LogicalPlan>> {
+    let Some(schema) = node.inputs().first().map(|i| i.schema().clone()) else { return Ok(Transformed::no(node)) };
+    let names = datafusion::logical_expr::expr_rewriter::NamePreserver::new(&node);
+    let done = node.map_expressions(|e| {
+        let name = names.save(&e);
+        Ok(e.transform_up(|e| promised_expr(e, &schema))?.update_data(|e| name.restore(e)))
+    })?;
+    if done.transformed { Ok(Transformed::yes(done.data.recompute_schema()?)) } else { Ok(done) }
+}
+
+fn promised_expr(mut e: Expr, schema: &DFSchema) -> Result<Transformed<Expr>> {
+    let ty = |e: &Expr| e.get_type(schema).ok();
+    if let Expr::Negative(of) = &e
+        && !matches!(of.as_ref(), Expr::Literal(..))
+        && let Some(int @ (DataType::Int32 | DataType::Int64)) = ty(of)
+    {
+        let zero = Expr::Literal(ScalarValue::new_zero(&int)?, None);
+        return Ok(Transformed::yes(Expr::BinaryExpr(LogicalBinary::new(Box::new(zero), Operator::Minus, of.clone()))));
+    }
+    let mut operands: Vec<&mut Expr> = match &mut e {
+        Expr::BinaryExpr(b) if b.op.supports_propagation() => vec![&mut b.left, &mut b.right],
+        Expr::Between(b) => vec![&mut b.expr, &mut b.low, &mut b.high],
+        Expr::InList(l) => std::iter::once(l.expr.as_mut()).chain(l.list.iter_mut()).collect(),
+        Expr::Case(c) => c.when_then_expr.iter_mut().map(|(_, then)| then.as_mut()).chain(c.else_expr.as_deref_mut()).collect(),
+        Expr::ScalarFunction(f) => f.args.iter_mut().collect(),
+        _ => return Ok(Transformed::no(e)),
+    };
+    let floats = operands.iter().any(|o| ty(o).is_some_and(|t| t.is_floating()));
+    let mut changed = false;
+    for operand in operands.iter_mut().filter(|_| floats) {
+        if ty(operand).is_some_and(|t| t.is_decimal()) {
+            **operand = Expr::Cast(Cast::new(Box::new(operand.clone()), DataType::Float64));
+            changed = true;
+        }
+    }
+    Ok(if changed { Transformed::yes(e) } else { Transformed::no(e) })
+}
+
+/// An expression that can be evaluated. Some functions are only ever run in the form that simplifying gives them.
+fn strict(context: &SessionContext, e: &Expr, schema: &DFSchemaRef) -> Result<Physical> {
+    let state = context.state();
+    let simplify = SimplifyContext::default().with_schema(schema.clone()).with_config_options(state.config_options().clone());
+    let simple = ExprSimplifier::new(simplify).simplify(e.clone())?;
+    checked(create_physical_expr(&simple, schema, state.execution_props())?)
+}
+
+/// Integer `+`, `-` and `*` that fail instead of wrapping.
+fn checked(e: Physical) -> Result<Physical> {
+    let strict = |e: Physical| match e.as_any().downcast_ref::<BinaryExpr>() {
+        Some(b) if matches!(b.op(), Operator::Plus | Operator::Minus | Operator::Multiply) => {
+            let strict = BinaryExpr::new(b.left().clone(), *b.op(), b.right().clone()).with_fail_on_overflow(true);
+            Ok(Transformed::yes(Arc::new(strict) as Physical))
+        }
+        _ => Ok(Transformed::no(e)),
+    };
+    Ok(e.transform_up(strict)?.data)
+}
+
+/// Whether the result depends on the order in which floats come.
+fn depends_on_order(call: &Expr, schema: &DFSchema) -> bool {
+    let Expr::AggregateFunction(f) = call.clone().unalias() else { return true };
+    let float = f.params.args.first().and_then(|a| a.get_type(schema).ok()).is_some_and(|t| t.is_floating());
+    match f.func.name() {
+        // Of least and greatest floats only the sign of zero depends on the order.
+        "sum" | "avg" | "min" | "max" => float,
+        "count" | "bool_and" | "bool_or" => false,
+        _ => true,
+    }
+}
+
+/// The aggregate with sums that hold any number of rows, narrowed again to the declared types: what
+/// does not fit is null.
+fn wide(a: &Aggregate, states: bool, scan: &dyn Fn(LogicalPlan) -> Result<Transformed<LogicalPlan>>) -> Result<LogicalPlan> {
+    let schema = a.input.schema();
+    let (mut calls, mut columns): (Vec<Expr>, Vec<Expr>) = (vec![], vec![]);
+    let mut groups = vec![];
+    for (i, e) in a.group_expr.iter().enumerate() {
+        let (qualifier, field) = a.schema.qualified_field(i);
+        let name = format!("group {i}");
+        groups.push(if e.get_type(schema)?.is_floating() { one_zero(e.clone()) } else { e.clone() }.alias(name.clone()));
+        columns.push(Expr::Column(datafusion::common::Column::new_unqualified(name)).alias_qualified(qualifier.cloned(), field.name()));
+    }
+    for (i, e) in a.aggr_expr.iter().enumerate() {
+        let (qualifier, field) = a.schema.qualified_field(a.group_expr.len() + i);
+        let Expr::AggregateFunction(f) = e.clone().unalias() else { return Err(DataFusionError::Plan(format!("{e} is no aggregate"))) };
+        let done = widened(&f, field.data_type(), schema, i, &mut calls)?;
+        columns.push(done.alias_qualified(qualifier.cloned(), field.name()));
+    }
+    if states {
+        let at = Expr::Column(datafusion::common::Column::new_unqualified(AT));
+        groups.push(at.clone());
+        columns.push(at);
+    }
+    // The plan names the table as it was planned; its rows are read under the same name.
+    let input = a.input.as_ref().clone().transform_up(scan)?.data;
+    // What holds of a plan's schema was written when it was made.
+    let input = input.transform_up(|node| Ok(Transformed::yes(node.recompute_schema()?)))?.data;
+    LogicalPlanBuilder::from(input).aggregate(groups, calls)?.project(columns)?.build()
+}
+
+fn widened(f: &AggregateFunction, declared: &DataType, schema: &DFSchema, nth: usize, calls: &mut Vec<Expr>) -> Result<Expr> {
+    let mut call = |func: Arc<datafusion::logical_expr::AggregateUDF>, args: Vec<Expr>, distinct: bool, part: &str| {
+        let name = format!("call {nth} {part}");
+        let params = AggregateFunctionParams { args, distinct, filter: f.params.filter.clone(), order_by: vec![], null_treatment: None };
+        calls.push(Expr::AggregateFunction(AggregateFunction { func, params }).alias(name.clone()));
+        Expr::Column(datafusion::common::Column::new_unqualified(name))
+    };
+    let args = f.params.args.clone();
+    let arg = args.first().cloned().ok_or_else(|| DataFusionError::Plan("an aggregate without an argument".into()))?;
+    let ty = arg.get_type(schema)?;
+    let sum = datafusion::functions_aggregate::sum::sum_udaf;
+    let count = datafusion::functions_aggregate::count::count_udaf;
+    let cast = |e: Expr, to: DataType| Expr::Cast(Cast::new(Box::new(e), to));
+    let room = |ty: &DataType| match ty {
+        DataType::Decimal128(p, s) if *p <= 19 => Some(DataType::Decimal128(38, *s)),
+        DataType::Decimal128(_, s) => Some(DataType::Decimal256(76, *s)),
+        t if t.is_integer() => Some(DataType::Decimal128(38, 0)),
+        _ => None,
+    };
+    Ok(match f.func.name() {
+        "sum" if room(&ty).is_some() => {
+            let to = room(&ty).unwrap_or(DataType::Null);
+            let total = call(sum(), vec![cast(arg, to)], false, "sum");
+            Expr::TryCast(TryCast::new(Box::new(total), declared.clone()))
+        }
+        "avg" => {
+            // DataFusion turns integers into floats before it adds them up.
+            let whole = match &arg {
+                Expr::Cast(c) if c.data_type == DataType::Float64 && c.expr.get_type(schema)?.is_signed_integer() => Some(c.expr.as_ref().clone()),
+                _ => None,
+            };
+            match (whole, &ty) {
+                (Some(int), _) => {
+                    let total = call(sum(), vec![cast(int.clone(), DataType::Decimal128(38, 0))], false, "sum");
+                    let rows = call(count(), vec![int], false, "rows");
+                    mean(DataType::Decimal128(38, 0), DataType::Float64).call(vec![total, rows])
+                }
+                (None, DataType::Decimal128(_, scale)) => {
+                    let wide = DataType::Decimal256(76, *scale);
+                    let total = call(sum(), vec![cast(arg.clone(), wide.clone())], false, "sum");
+                    let rows = call(count(), vec![arg], false, "rows");
+                    mean(wide, declared.clone()).call(vec![total, rows])
+                }
+                _ => call(f.func.clone(), args, false, "all"),
+            }
+        }
+        "count" if f.params.distinct && ty.is_floating() => call(f.func.clone(), vec![one_zero(arg)], true, "all"),
+        _ => call(f.func.clone(), args, f.params.distinct, "all"),
+    })
+}
+
+/// A float as it is compared: -0.0 is 0.0, and there is one NaN.
+fn one_zero(e: Expr) -> Expr {
+    let of = |values: &[ColumnarValue]| {
+        let arrays = ColumnarValue::values_to_arrays(values)?;
+        let one: ArrayRef = match arrays[0].data_type() {
+            DataType::Float32 => Arc::new(arrays[0].as_primitive::<Float32Type>().unary::<_, Float32Type>(|v| if v.is_nan() { f32::NAN } else { v + 0.0 })),
+            _ => Arc::new(arrays[0].as_primitive::<Float64Type>().unary::<_, Float64Type>(|v| if v.is_nan() { f64::NAN } else { v + 0.0 })),
+        };
+        Ok(ColumnarValue::Array(one))
+    };
+    // The type is not known here: both kinds of float take the same function under two names.
+    let double = create_udf("one_zero", vec![DataType::Float64], DataType::Float64, Volatility::Immutable, Arc::new(of));
+    double.call(vec![Expr::Cast(Cast::new(Box::new(e), DataType::Float64))])
+}
+
+/// Exact total by number of rows: decimals rounded half away from zero, null where they do not fit.
+fn mean(total: DataType, to: DataType) -> datafusion::logical_expr::ScalarUDF {
+    let target = to.clone();
+    let of = move |values: &[ColumnarValue]| {
+        let arrays = ColumnarValue::values_to_arrays(values)?;
+        let rows = arrays[1].as_primitive::<Int64Type>();
+        let done: ArrayRef = match &target {
+            DataType::Decimal128(p, s) => {
+                let totals = arrays[0].as_primitive::<Decimal256Type>();
+                let DataType::Decimal256(_, from) = arrays[0].data_type() else { return Err(DataFusionError::Internal("a total that is no decimal".into())) };
+                let raise = i256::from_i128(10).checked_pow(u32::try_from(s - from).unwrap_or(0)).unwrap_or(i256::ONE);
+                let each = (0..rows.len()).map(|i| (totals.is_valid(i) && rows.value(i) > 0).then(|| rounded(totals.value(i), raise, rows.value(i), *p)).flatten());
+                Arc::new(each.collect::<Decimal128Array>().with_precision_and_scale(*p, *s)?)
+            }
+            _ => {
+                let totals = arrays[0].as_primitive::<Decimal128Type>();
+                let each = (0..rows.len()).map(|i| (totals.is_valid(i) && rows.value(i) > 0).then(|| totals.value(i) as f64 / rows.value(i) as f64));
+                Arc::new(each.collect::<Float64Array>())
+            }
+        };
+        Ok(ColumnarValue::Array(done))
+    };
+    create_udf("exact_mean", vec![total, DataType::Int64], to, Volatility::Immutable, Arc::new(of))
+}
+
+fn rounded(total: i256, raise: i256, rows: i64, precision: u8) -> Option<i128> {
+    let (raised, rows) = (total.checked_mul(raise)?, i256::from_i128(rows.into()));
+    let half = rows.checked_div(i256::from_i128(2))?;
+    // Away from zero from the half on: add (or take) half a divisor and cut. An odd divisor has no exact half.
+    let nudged = if raised.is_negative() { raised.checked_sub(half)? } else { raised.checked_add(half)? };
+    let value = nudged.checked_div(rows)?.to_i128()?;
+    (value.unsigned_abs() < 10u128.pow(precision.into())).then_some(value)
+}

@@ -1,0 +1,559 @@
+//! The source read once more over the offsets that the log holds, row by row: which entry a record is
+//! in, whether it can be decoded, which tables take it, and for which window it came too late.
+
+use super::facts::{Facts, Span};
+use super::select::{Select, at, with_windows};
+use super::window::Windows;
+use super::{Finding, Options, Progress, VerifyError, instant};
+use crate::decode::Decoder;
+use crate::decode::json::JsonDecoder;
+use crate::epoch::entry::{Plan, SourcePlan, WindowedOrPlain};
+use crate::pipeline::SourceSpec;
+use crate::source::{Position, RawBatch, Source, SourceEvent};
+use arrow::array::{Array, ArrayRef, AsArray, BinaryBuilder, Int32Array, Int64Array, StringArray, TimestampMicrosecondArray, new_null_array};
+use arrow::datatypes::{SchemaRef, TimestampMicrosecondType};
+use arrow::record_batch::RecordBatch;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Rows that one batch of records brought to a table.
+pub struct Part {
+    /// Which of [`TableRows::selects`] took them.
+    pub select: usize,
+    /// What the GROUP BY reads; empty for a plain table.
+    pub input: RecordBatch,
+    /// Group key and arguments, or the plain table's columns.
+    pub values: RecordBatch,
+    pub lineage: Vec<Lineage>,
+    pub windows: Vec<(i64, i64)>,
+}
+
+#[derive(Debug, Clone, Copy)]
+pub struct Lineage {
+    pub entry: u64,
+    pub partition: i32,
+    pub offset: i64,
+}
+
+/// Everything that a declared table must hold.
+#[derive(Default)]
+pub struct TableRows {
+    pub selects: Vec<Arc<Select>>,
+    /// Rows that count, in the order of the reading.
+    pub parts: Vec<Part>,
+    /// Rows that came too late, in the columns of the late table.
+    pub late: Vec<(RecordBatch, Vec<u64>)>,
+    /// Why it cannot be computed.
+    pub unplanned: Option<String>,
+}
+
+/// A record that must be in the dead-letter table.
+pub struct DeadRow {
+    pub lineage: Lineage,
+    pub timestamp_us: Option<i64>,
+    pub key: Option<Vec<u8>>,
+    pub value: Option<Vec<u8>>,
+    pub headers: Vec<(String, Option<Vec<u8>>)>,
+    /// The table that could not compute it; `None`: it could not be decoded.
+    pub table: Option<String>,
+}
+
+/// Of the offsets `..end` that the log decided, the source still holds `from..to`.
+#[derive(Debug, Clone, Copy)]
+pub struct Held {
+    pub from: i64,
+    pub to: i64,
+    pub end: i64,
+}
+
+impl Held {
+    pub fn has(&self, from: i64, to: i64) -> bool {
+        from == to || (self.from <= from && to <= self.to)
+    }
+
+    /// The log decided this offset and nobody can read it any more.
+    pub fn lost(&self, offset: i64) -> bool {
+        offset < self.end && !(self.from..self.to).contains(&offset)
+    }
+}
+
+/// What a source holds of what the log decided.
+#[derive(Default)]
+pub struct SourceRows {
+    pub tables: BTreeMap<String, TableRows>,
+    pub dead: Vec<DeadRow>,
+    /// Partition to the offsets of the log that the source still holds.
+    pub held: BTreeMap<i32, Held>,
+    /// Records that the log decided are not in the source any more.
+    pub partly_lost: bool,
+    /// Rows of windows that start at or before it may be lost; `i64::MAX` when nothing bounds them.
+    pub lost_until_us: Option<i64>,
+    pub findings: Vec<Finding>,
+    pub unprovable: Vec<String>,
+    pub notes: Vec<String>,
+}
+
+/// What becomes of the rows of one source under one plan.
+struct Era {
+    decoder: Option<JsonDecoder>,
+    /// Place of the event time among the decoded columns.
+    time: Option<usize>,
+    tables: Vec<EraTable>,
+}
+
+struct EraTable {
+    name: String,
+    /// Its rows are in the table as it is now; of one that was taken out, or came again anew, only the dead letters are left.
+    counts: bool,
+    select: Option<usize>,
+    windows: Option<Windows>,
+    /// Places among the decoded columns.
+    projection: Vec<usize>,
+    late: Option<Late>,
+}
+
+/// The late table under one plan.
+struct Late {
+    /// Its schema under the newest plan.
+    schema: SchemaRef,
+    /// For each of its columns between the lineage and the window's bounds: place among the decoded ones.
+    columns: BTreeMap<String, usize>,
+}
+
+#[derive(Default, Clone, Copy)]
+struct Seen {
+    records: u64,
+    dead: u64,
+}
+
+pub struct Reader<'a> {
+    facts: &'a Facts,
+    name: &'a str,
+    spec: &'a SourceSpec,
+    options: &'a Options,
+    topic: String,
+    eras: Vec<Option<Era>>,
+    spans: BTreeMap<i32, Vec<Span>>,
+    out: SourceRows,
+    highest: BTreeMap<(i32, u64), i64>,
+    counts: BTreeMap<u64, Seen>,
+}
+
+impl<'a> Reader<'a> {
+    /// `tables`: the declared tables to compute.
+    pub fn new(facts: &'a Facts, name: &'a str, spec: &'a SourceSpec, options: &'a Options, tables: &BTreeSet<String>) -> Result<Self, VerifyError> {
+        let mut out = SourceRows::default();
+        let newest = facts.plan();
+        let mut eras = vec![];
+        for era in &facts.eras {
+            eras.push(match era.plan.sources.get(name) {
+                Some(source) => Some(plan_era(&era.plan, newest, name, source, spec, tables, &mut out)?),
+                None => None,
+            });
+        }
+        let topic = newest.sources.get(name).map(|s| s.topic.clone()).unwrap_or_default();
+        let spans = facts.spans.get(name).cloned().unwrap_or_default();
+        Ok(Self { facts, name, spec, options, topic, eras, spans, out, highest: BTreeMap::new(), counts: BTreeMap::new() })
+    }
+
+    /// Reads to where the log stands. Blocks.
+    pub fn read(mut self, source: &mut dyn Source, progress: Progress<'_>) -> Result<SourceRows, VerifyError> {
+        let known = source.facts()?;
+        self.identity(&known.incarnation, &known.names);
+        let starts = self.facts.starts.get(self.name).cloned().unwrap_or_default();
+        let mut left: BTreeMap<i32, (i64, i64)> = BTreeMap::new();
+        for (&partition, &(start, _)) in &starts {
+            let end = self.spans.get(&partition).and_then(|s| s.last()).map_or(start, |s| s.to);
+            let (begin, last) = known.partitions.get(&partition).copied().unwrap_or((i64::MAX, i64::MIN));
+            let (from, to) = (start.max(begin).min(end), end.min(last.max(start.min(end))));
+            self.lost(partition, (start, from), (to.max(from), end));
+            self.out.held.insert(partition, Held { from, to: to.max(from), end });
+            if from < to {
+                left.insert(partition, (from, to));
+            }
+        }
+        let total: u64 = left.values().map(|(from, to)| (to - from) as u64).sum();
+        self.poll(source, left, total, progress)?;
+        self.judge_facts();
+        if self.facts.first > 0 {
+            self.out.partly_lost = true;
+            // Rows beyond `max_ahead` left no trace in what a checkpoint holds.
+            let capped = matches!(self.spec.input, crate::pipeline::Input::Kafka(_));
+            let before = if capped { Some(i64::MAX) } else { self.facts.lost_event_us.get(self.name).copied().flatten() };
+            self.out.lost_until_us = self.out.lost_until_us.max(before);
+        }
+        Ok(self.out)
+    }
+
+    fn identity(&mut self, incarnation: &Option<String>, names: &BTreeMap<i32, String>) {
+        let planned = self.facts.plan().sources.get(self.name).and_then(|s| s.incarnation.clone());
+        if let (Some(planned), Some(found)) = (&planned, incarnation)
+            && planned != found
+        {
+            self.out.findings.push(Finding::new("topic-id", format!("topic {} has the id {found}, the log was written from {planned}: it was made anew, and its offsets mean other records", self.topic)));
+        }
+        for (partition, known) in self.facts.names.get(self.name).into_iter().flatten() {
+            if let Some(found) = names.get(partition).filter(|f| *f != known) {
+                self.out.findings.push(Finding::new("partition-name", format!("source {} partition {partition} is {found} now, the log was written from {known}", self.name)));
+            }
+        }
+    }
+
+    fn lost(&mut self, partition: i32, below: (i64, i64), above: (i64, i64)) {
+        for (from, to) in [below, above].into_iter().filter(|(from, to)| from < to) {
+            self.out.partly_lost = true;
+            self.out.unprovable.push(format!(
+                "source {} partition {partition}: offsets {from}..{to} are in the log and no longer in the source: rows and windows that they may have counted in cannot be proven",
+                self.name
+            ));
+            let spans: Vec<Span> = self.spans.get(&partition).into_iter().flatten().filter(|s| s.from < to && s.to > from).copied().collect();
+            for span in spans {
+                let ahead = self.facts.data.get(&span.entry).and_then(|d| d.counts.get(self.name)).is_some_and(|c| c.ahead > 0);
+                let until = if ahead { Some(i64::MAX) } else { span.max_event_us };
+                self.out.lost_until_us = self.out.lost_until_us.max(until);
+            }
+        }
+    }
+
+    fn poll(&mut self, source: &mut dyn Source, mut left: BTreeMap<i32, (i64, i64)>, total: u64, progress: Progress<'_>) -> Result<(), VerifyError> {
+        if left.is_empty() {
+            return Ok(());
+        }
+        source.join()?;
+        let (mut read, mut silent) = (0u64, 0);
+        while !left.is_empty() {
+            match source.poll(Duration::from_millis(200))? {
+                SourceEvent::Assigned(partitions) => {
+                    let positions = partitions.iter().filter_map(|p| Some((*p, Position { offset: left.get(p)?.0, leader_epoch: -1 })));
+                    let positions: BTreeMap<i32, Position> = positions.collect();
+                    source.start(&positions)?;
+                    silent = 0;
+                }
+                SourceEvent::Batch(batch) => {
+                    silent = 0;
+                    let Some((next, end)) = left.get(&batch.partition).copied() else { continue };
+                    if batch.from != next {
+                        return Err(VerifyError::Refused(format!("source {} partition {}: a batch starts at offset {}, expected {next}", self.name, batch.partition, batch.from)));
+                    }
+                    self.batch(&batch)?;
+                    read += (batch.to.min(end) - next).max(0) as u64;
+                    progress(read, total);
+                    if batch.to >= end {
+                        left.remove(&batch.partition);
+                        let done: Vec<i32> = self.spans.keys().filter(|p| !left.contains_key(p)).copied().collect();
+                        source.pause(&done)?;
+                    } else if batch.at_end && batch.to == batch.from {
+                        silent += 1;
+                    } else if let Some(slot) = left.get_mut(&batch.partition) {
+                        slot.0 = batch.to;
+                    }
+                }
+                SourceEvent::Idle => silent += 1,
+                SourceEvent::Notice(_) => {}
+            }
+            if silent > 300 {
+                return Err(VerifyError::Unavailable(format!("source {} delivers nothing more before offsets {left:?}, which the log holds", self.name)));
+            }
+        }
+        Ok(())
+    }
+
+    fn span_of(&self, partition: i32, offset: i64) -> Option<Span> {
+        let spans = self.spans.get(&partition)?;
+        let at = spans.partition_point(|s| s.to <= offset);
+        spans.get(at).filter(|s| s.from <= offset).copied()
+    }
+
+    fn batch(&mut self, raw: &RawBatch) -> Result<(), VerifyError> {
+        let mut entries: Vec<Option<u64>> = Vec::with_capacity(raw.records.len());
+        let mut eras: BTreeSet<usize> = BTreeSet::new();
+        for record in &raw.records {
+            let entry = self.span_of(raw.partition, record.offset).map(|s| s.entry);
+            if let Some(entry) = entry {
+                self.counts.entry(entry).or_default().records += 1;
+                eras.insert(self.facts.era_of(entry));
+            }
+            entries.push(entry);
+        }
+        for era in eras {
+            self.batch_in(raw, &entries, era)?;
+        }
+        Ok(())
+    }
+
+    fn dead(&mut self, raw: &RawBatch, record: u32, entry: u64, table: Option<&str>) {
+        self.counts.entry(entry).or_default().dead += 1;
+        let r = &raw.records[record as usize];
+        let bytes = |range: &Option<std::ops::Range<u32>>| range.as_ref().map(|r| raw.slice(r).to_vec());
+        self.out.dead.push(DeadRow {
+            lineage: Lineage { entry, partition: raw.partition, offset: r.offset },
+            timestamp_us: r.timestamp_ms.and_then(|ms| ms.checked_mul(1000)),
+            key: bytes(&r.key),
+            value: bytes(&r.value),
+            headers: r.headers.iter().map(|(n, v)| (String::from_utf8_lossy(raw.slice(n)).into_owned(), bytes(v))).collect(),
+            table: table.map(str::to_string),
+        });
+    }
+
+    fn batch_in(&mut self, raw: &RawBatch, entries: &[Option<u64>], nth: usize) -> Result<(), VerifyError> {
+        let Some(mut era) = self.eras[nth].take() else { return Ok(()) };
+        let done = self.decode_in(raw, entries, nth, &mut era);
+        self.eras[nth] = Some(era);
+        done
+    }
+
+    fn decode_in(&mut self, raw: &RawBatch, entries: &[Option<u64>], nth: usize, era: &mut Era) -> Result<(), VerifyError> {
+        let Some(decoder) = &mut era.decoder else { return Ok(()) };
+        let decoded = decoder.decode(raw);
+        let in_era = |record: u32| entries[record as usize].filter(|e| self.facts.era_of(*e) == nth);
+        let dead: Vec<(u32, u64)> = decoded.dead.iter().filter_map(|(r, _)| Some((*r, in_era(*r)?))).collect();
+        let (mut rows, mut records): (Vec<u32>, Vec<(u32, u64)>) = (vec![], vec![]);
+        for (row, record) in decoded.rows.iter().enumerate() {
+            if let Some(entry) = in_era(*record) {
+                rows.push(row as u32);
+                records.push((*record, entry));
+            }
+        }
+        for (record, entry) in dead {
+            self.dead(raw, record, entry, None);
+        }
+        let batch = if rows.len() == decoded.batch.num_rows() { decoded.batch } else { at(&decoded.batch, &rows).map_err(internal)? };
+        if let Some(time) = era.time {
+            self.event_times(raw, batch.column(time), &records);
+        }
+        for table in &mut era.tables {
+            self.table(raw, &batch, &records, era.time, table)?;
+        }
+        Ok(())
+    }
+
+    fn event_times(&mut self, raw: &RawBatch, times: &ArrayRef, records: &[(u32, u64)]) {
+        let Some(times) = times.as_primitive_opt::<TimestampMicrosecondType>() else { return };
+        let ahead = self.spec.watermark.as_ref().map_or(0, |w| w.max_ahead_us);
+        for (row, (record, entry)) in records.iter().enumerate() {
+            if times.is_null(row) {
+                continue;
+            }
+            let read_at = self.facts.data.get(entry).map_or(0, |d| d.read_at_ms);
+            // A producer's clock and the reader's: the earlier one says what is too far ahead.
+            let cap = raw.records[*record as usize].timestamp_ms.map_or(i64::MAX, |ms| ms.min(read_at).saturating_mul(1000).saturating_add(ahead));
+            if times.value(row) <= cap {
+                let highest = self.highest.entry((raw.partition, *entry)).or_insert(i64::MIN);
+                *highest = (*highest).max(times.value(row));
+            }
+        }
+    }
+
+    fn table(&mut self, raw: &RawBatch, batch: &RecordBatch, records: &[(u32, u64)], time: Option<usize>, table: &mut EraTable) -> Result<(), VerifyError> {
+        let Some(select_at) = table.select else { return Ok(()) };
+        let Some(select) = self.out.tables.get(&table.name).map(|t| t.selects[select_at].clone()) else { return Ok(()) };
+        let columns: Vec<ArrayRef> = table.projection.iter().map(|c| batch.column(*c).clone()).collect();
+        let (input, windows) = match (&mut table.windows, time) {
+            (Some(windows), Some(time)) => with_windows(&select.input, columns, batch.column(time), windows).map_err(internal)?,
+            _ => {
+                let options = arrow::record_batch::RecordBatchOptions::new().with_row_count(Some(batch.num_rows()));
+                (RecordBatch::try_new_with_options(select.input.clone(), columns, &options).map_err(|e| internal(e.into()))?, vec![])
+            }
+        };
+        let passed = select.pass(&input).map_err(internal)?;
+        for row in &passed.failed {
+            let (record, entry) = records[*row as usize];
+            self.dead(raw, record, entry, Some(&table.name));
+        }
+        if !table.counts {
+            return Ok(());
+        }
+        let times = time.map(|t| batch.column(t).clone());
+        let (mut counted, mut late): (Vec<u32>, Vec<u32>) = (vec![], vec![]);
+        // Neighbours are mostly in one entry.
+        let mut known: Option<(u64, Option<i64>)> = None;
+        for (nth, &row) in passed.rows.iter().enumerate() {
+            let (_, entry) = records[row as usize];
+            if windows.is_empty() {
+                let event = times.as_ref().and_then(|t| t.as_primitive_opt::<TimestampMicrosecondType>()).map(|t| t.value(row as usize));
+                if event.is_none_or(|e| self.in_range(e)) {
+                    counted.push(nth as u32);
+                }
+                continue;
+            }
+            let horizon = match known {
+                Some((of, horizon)) if of == entry => horizon,
+                _ => self.facts.times.get(&entry).and_then(|t| t.horizon_before.get(&table.name).copied()).flatten(),
+            };
+            known = Some((entry, horizon));
+            let (start, end) = windows[row as usize];
+            if horizon.is_some_and(|h| end <= h) {
+                late.push(row);
+            } else if self.in_range(start) {
+                counted.push(nth as u32);
+            }
+        }
+        let lineage = |row: u32| {
+            let (record, entry) = records[row as usize];
+            Lineage { entry, partition: raw.partition, offset: raw.records[record as usize].offset }
+        };
+        let late_rows = match &table.late {
+            Some(l) if !late.is_empty() => Some((late_batch(l, &self.topic, raw, batch, records, &late, &windows)?, late.iter().map(|r| records[*r as usize].1).collect())),
+            _ => None,
+        };
+        let Some(out) = self.out.tables.get_mut(&table.name) else { return Ok(()) };
+        out.late.extend(late_rows);
+        if counted.is_empty() {
+            return Ok(());
+        }
+        let rows: Vec<u32> = counted.iter().map(|n| passed.rows[*n as usize]).collect();
+        out.parts.push(Part {
+            select: select_at,
+            input: if windows.is_empty() { input.slice(0, 0) } else { at(&input, &rows).map_err(internal)? },
+            values: at(&passed.values, &counted).map_err(internal)?,
+            lineage: rows.iter().map(|r| lineage(*r)).collect(),
+            windows: if windows.is_empty() { vec![] } else { rows.iter().map(|r| windows[*r as usize]).collect() },
+        });
+        Ok(())
+    }
+
+    fn in_range(&self, us: i64) -> bool {
+        self.options.from_us.is_none_or(|from| us >= from) && self.options.to_us.is_none_or(|to| us < to)
+    }
+
+    /// Event times and counts of the log's entries against what was read.
+    fn judge_facts(&mut self) {
+        let whole = |p: i32, s: &Span| self.out.held.get(&p).is_some_and(|h| h.has(s.from, s.to));
+        let mut findings = vec![];
+        let timed = self.facts.plan().sources.get(self.name).is_some_and(|s| s.time_column.is_some());
+        let caps = matches!(self.spec.input, crate::pipeline::Input::Kafka(_));
+        for (&partition, spans) in &self.spans {
+            for span in spans.iter().filter(|s| timed && s.from < s.to && whole(partition, s)) {
+                let found = self.highest.get(&(partition, span.entry)).copied();
+                if found == span.max_event_us {
+                    continue;
+                }
+                let show = |t: Option<i64>| t.map_or_else(|| "no row".to_string(), instant);
+                let text = format!("{} partition {partition}: the entry says that its latest event is at {}, its records at {}", self.name, show(span.max_event_us), show(found));
+                // `max_ahead` is not in the log: a lower time than expected may be an older pipeline file's.
+                if caps && span.max_event_us < found {
+                    self.out.notes.push(format!("entry {}: {text}; max_ahead may have been another then", span.entry));
+                } else {
+                    findings.push(Finding::new("event-time", text).at(span.entry));
+                }
+            }
+        }
+        for (&entry, data) in &self.facts.data {
+            let Some(counts) = data.counts.get(self.name) else { continue };
+            let complete = data.intervals.get(self.name).into_iter().flatten().all(|(p, i)| self.out.held.get(p).is_some_and(|h| h.has(i.from, i.to)));
+            let seen = self.counts.get(&entry).copied().unwrap_or_default();
+            if complete && counts.records != seen.records {
+                findings.push(Finding::new("entry-counts", format!("source {}: the entry says {} records, its offsets hold {}", self.name, counts.records, seen.records)).at(entry));
+            }
+            let all = self.options.table.is_none();
+            if complete && all && counts.dead != seen.dead {
+                findings.push(Finding::new("entry-counts", format!("source {}: the entry says {} dead letters, its offsets make {}", self.name, counts.dead, seen.dead)).at(entry));
+            }
+        }
+        self.out.findings.extend(findings);
+    }
+}
+
+fn internal(e: datafusion::error::DataFusionError) -> VerifyError {
+    VerifyError::Refused(format!("the rows cannot be computed: {e}"))
+}
+
+fn plan_era(plan: &Plan, newest: &Plan, name: &str, source: &SourcePlan, spec: &SourceSpec, tables: &BTreeSet<String>, out: &mut SourceRows) -> Result<Era, VerifyError> {
+    let place = |column: &str| source.columns.iter().position(|c| c.name == column);
+    let time_column = source.time_column.as_deref().and_then(place);
+    let mut used: Vec<usize> = time_column.into_iter().collect();
+    let mut eras: Vec<(String, bool, &WindowedOrPlain, Option<usize>, Vec<usize>, Option<(SchemaRef, Vec<(String, usize)>)>)> = vec![];
+    for (table_name, table) in plan.tables.iter().filter(|(n, t)| t.source == name && tables.contains(*n)) {
+        let latest = newest.tables.get(table_name).filter(|latest| latest.born == table.born).unwrap_or(table);
+        let counts = newest.tables.get(table_name).is_some_and(|latest| latest.born == table.born);
+        let rows = out.tables.entry(table_name.clone()).or_default();
+        let made = latest.table.spec().map_err(|e| e.to_string()).and_then(|spec| {
+            Select::new(&table.sql, name, &source.columns, table.window, source.time_column.as_deref(), &spec.schema).map_err(|e| e.to_string())
+        });
+        let select = match made {
+            Ok(select) => {
+                // The same SQL over the same columns is one query, whatever else a plan changed.
+                let same = plan_of_same(rows, &table.sql, &select);
+                match same {
+                    Some(at) => Some(at),
+                    None => {
+                        rows.selects.push(Arc::new(select));
+                        Some(rows.selects.len() - 1)
+                    }
+                }
+            }
+            Err(why) => {
+                rows.unplanned.get_or_insert(format!("its SQL cannot be run as one query: {why}"));
+                None
+            }
+        };
+        let reads: Vec<usize> = select.map(|s| rows.selects[s].reads.iter().filter_map(|c| place(c)).collect()).unwrap_or_default();
+        let late = match (&table.late, &latest.late) {
+            (Some(then), Some(now)) => match (then.spec(), now.spec()) {
+                (Ok(then), Ok(now)) => Some((now.schema, then.schema.fields().iter().filter_map(|f| Some((f.name().clone(), place(f.name())?))).collect::<Vec<_>>())),
+                _ => None,
+            },
+            _ => None,
+        };
+        used.extend(&reads);
+        used.extend(late.iter().flat_map(|(_, c)| c.iter().map(|(_, at)| *at)));
+        eras.push((table_name.clone(), counts, table, select, reads, late));
+    }
+    let mut columns_used: Vec<usize> = vec![];
+    for column in used {
+        if !columns_used.contains(&column) {
+            columns_used.push(column);
+        }
+    }
+    let decoded = |column: usize| columns_used.iter().position(|u| *u == column).unwrap_or_default();
+    let decoder = JsonDecoder::new(&source.columns, &columns_used, time_column, spec.max_depth).map_err(|e| VerifyError::Refused(e.to_string()))?;
+    let tables = eras.into_iter().map(|(name, counts, table, select, reads, late)| EraTable {
+        name,
+        counts,
+        select,
+        windows: table.window.map(Windows::new),
+        projection: reads.into_iter().map(decoded).collect(),
+        late: late.map(|(schema, columns)| Late { schema, columns: columns.into_iter().map(|(n, c)| (n, decoded(c))).collect() }),
+    });
+    Ok(Era { tables: tables.collect(), time: time_column.map(decoded), decoder: Some(decoder) })
+}
+
+fn plan_of_same(rows: &TableRows, sql: &str, select: &Select) -> Option<usize> {
+    rows.selects.iter().position(|s| s.sql() == sql && s.input == select.input)
+}
+
+/// Late rows in the columns of the late table; the reason is left empty.
+fn late_batch(late: &Late, topic: &str, raw: &RawBatch, batch: &RecordBatch, records: &[(u32, u64)], rows: &[u32], windows: &[(i64, i64)]) -> Result<RecordBatch, VerifyError> {
+    let of = |r: &u32| &raw.records[records[*r as usize].0 as usize];
+    let n = rows.len();
+    let mut keys = BinaryBuilder::new();
+    rows.iter().for_each(|r| keys.append_option(of(r).key.as_ref().map(|k| raw.slice(k))));
+    let keys: ArrayRef = Arc::new(keys.finish());
+    let mut columns: Vec<ArrayRef> = vec![];
+    for field in late.schema.fields() {
+        let bound = |pick: fn(&(i64, i64)) -> i64| {
+            let values = TimestampMicrosecondArray::from_iter_values(rows.iter().map(|r| pick(&windows[*r as usize])));
+            Arc::new(values.with_data_type(field.data_type().clone())) as ArrayRef
+        };
+        columns.push(match field.name().as_str() {
+            "_topic" => Arc::new(StringArray::from(vec![topic; n])),
+            "_partition" => Arc::new(Int32Array::from(vec![raw.partition; n])),
+            "_offset" => Arc::new(Int64Array::from_iter_values(rows.iter().map(|r| of(r).offset))),
+            "_timestamp" => {
+                let times: TimestampMicrosecondArray = rows.iter().map(|r| of(r).timestamp_ms.and_then(|ms| ms.checked_mul(1000))).collect();
+                Arc::new(times.with_timezone("UTC"))
+            }
+            "_key" => keys.clone(),
+            "_reason" => Arc::new(StringArray::from(vec![""; n])),
+            "window_start" => bound(|w| w.0),
+            "window_end" => bound(|w| w.1),
+            other => match late.columns.get(other) {
+                Some(at) => arrow::compute::take(batch.column(*at), &arrow::array::UInt32Array::from(rows.to_vec()), None).map_err(|e| internal(e.into()))?,
+                None => new_null_array(field.data_type(), n),
+            },
+        });
+    }
+    let fields: Vec<_> = late.schema.fields().iter().map(|f| f.as_ref().clone().with_nullable(true)).collect();
+    RecordBatch::try_new(Arc::new(arrow::datatypes::Schema::new(fields)), columns).map_err(|e| internal(e.into()))
+}

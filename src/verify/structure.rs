@@ -1,0 +1,328 @@
+//! Checks that need no source: the tables' metadata, their files, their keys, against the log.
+
+use super::facts::Facts;
+use super::{Finding, Lake, Options, Report, RowFinding, TableReport, VerifyError, delta, footer, iceberg};
+use crate::epoch::entry::SpecRecord;
+use crate::pipeline::{Pipeline, TableFormatKind};
+use crate::read::{LiveFile, live_rows};
+use crate::stage::TableSpec;
+use arrow::row::{RowConverter, SortField};
+use arrow::util::display::{ArrayFormatter, FormatOptions};
+use futures::TryStreamExt;
+use object_store::path::Path;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+use uuid::Uuid;
+
+/// Rows that a finding shows.
+pub const SHOWN: usize = 5;
+
+/// One table in one format as its own metadata has it.
+pub struct TableState {
+    pub format: TableFormatKind,
+    pub version: String,
+    pub uuid: String,
+    /// Relative to the lake's root.
+    pub folder: String,
+    pub stamp: Option<(Uuid, u64)>,
+    pub offsets: Option<BTreeMap<String, BTreeMap<i32, i64>>>,
+    pub files: Vec<LiveFile>,
+    /// Everything that any retained version of it names.
+    pub referenced: BTreeSet<String>,
+    /// Newest first, as far as they are retained.
+    pub commits: Vec<Commit>,
+    pub findings: Vec<Finding>,
+    pub unprovable: Vec<String>,
+}
+
+pub struct Commit {
+    pub version: String,
+    /// The entry of a commit of ours.
+    pub entry: Option<u64>,
+    pub operation: String,
+    pub changes_data: bool,
+    pub added: BTreeSet<String>,
+    pub removed: BTreeSet<String>,
+}
+
+impl TableState {
+    pub fn new(format: TableFormatKind, version: String, uuid: String) -> Self {
+        let (folder, referenced) = (String::new(), BTreeSet::new());
+        Self { format, version, uuid, folder, stamp: None, offsets: None, files: vec![], referenced, commits: vec![], findings: vec![], unprovable: vec![] }
+    }
+}
+
+/// What a table of the lake holds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Role {
+    /// A declared table, with or without a window.
+    Declared { windowed: bool },
+    /// Late rows of this table.
+    Late(String),
+    /// Dead letters of this source.
+    Dead(String),
+}
+
+/// A table that was checked, for the deep check.
+pub struct Checked {
+    pub spec: Arc<TableSpec>,
+    pub role: Role,
+    pub born: u64,
+    pub states: Vec<TableState>,
+}
+
+/// Every table that the newest plan asks for.
+fn wanted(facts: &Facts) -> Vec<(SpecRecord, Role, u64)> {
+    let mut wanted = vec![];
+    for (name, table) in &facts.plan().tables {
+        wanted.push((table.table.clone(), Role::Declared { windowed: table.window.is_some() }, table.born));
+        wanted.extend(table.late.clone().map(|late| (late, Role::Late(name.clone()), table.born)));
+    }
+    for (name, source) in &facts.plan().sources {
+        wanted.push((source.dead.clone(), Role::Dead(name.clone()), 0));
+    }
+    wanted
+}
+
+pub fn chosen(options: &Options, name: &str, role: &Role) -> bool {
+    match &options.table {
+        None => true,
+        Some(table) => table == name || matches!(role, Role::Late(of) if of == table),
+    }
+}
+
+pub async fn check(pipeline: &Pipeline, lake: &Lake, facts: &Facts, options: &Options, report: &mut Report) -> Result<Vec<Checked>, VerifyError> {
+    let reader = iceberg::Reader::new(lake)?;
+    let mut checked = vec![];
+    let all = wanted(facts);
+    if let Some(table) = &options.table
+        && !all.iter().any(|(r, _, _)| r.name == *table)
+    {
+        let names: Vec<&str> = all.iter().map(|(r, _, _)| r.name.as_str()).collect();
+        return Err(VerifyError::NoTable(format!("there is no table {table}; there are {}", names.join(", "))));
+    }
+    for (record, role, born) in all {
+        if !chosen(options, &record.name, &role) {
+            continue;
+        }
+        let spec = match record.shared() {
+            Ok(spec) => spec,
+            Err(e) => {
+                report.findings.push(Finding::new("plan-damaged", format!("table {}: its record in the log cannot be read: {e}", record.name)));
+                continue;
+            }
+        };
+        let mut states = vec![];
+        for format in &record.formats {
+            let read = match format {
+                TableFormatKind::Iceberg => reader.read(lake, &pipeline.lake, &record.name).await,
+                TableFormatKind::Delta => delta::read(lake, &pipeline.name, &record.name).await,
+            };
+            match read {
+                Ok(state) => states.push(state),
+                Err(finding) => report.findings.push(finding),
+            }
+        }
+        let table = Checked { spec, role, born, states };
+        one(lake, facts, table, report, &mut checked).await?;
+    }
+    Ok(checked)
+}
+
+async fn one(lake: &Lake, facts: &Facts, mut table: Checked, report: &mut Report, checked: &mut Vec<Checked>) -> Result<(), VerifyError> {
+    let name = table.spec.name.clone();
+    for state in &mut table.states {
+        stamps(facts, &name, table.born, state);
+        present(lake, &name, state).await?;
+        staged(facts, &name, &table.role, table.born, state);
+        if !table.spec.key.is_empty() {
+            keys(lake, &table.spec, state).await;
+        }
+        orphans(lake, facts, &name, state, report).await?;
+        for commit in state.commits.iter().filter(|c| c.entry.is_none() && c.changes_data && c.operation != "CREATE TABLE") {
+            report.notes.push(format!("{} table {name}: commit {} ({}) changed rows and is not ours", state.format, commit.version, commit.operation));
+        }
+        report.findings.append(&mut state.findings);
+        report.unprovable.extend(state.unprovable.drain(..).map(|u| format!("{} table {name}: {u}", state.format)));
+        report.tables.push(TableReport {
+            table: name.clone(),
+            format: state.format,
+            entry: state.stamp.map_or(0, |s| s.1),
+            version: state.version.clone(),
+            files: state.files.len() as u64,
+            rows: state.files.iter().map(|f| f.records.saturating_sub(f.deleted.len())).sum(),
+            compared: None,
+        });
+    }
+    checked.push(table);
+    Ok(())
+}
+
+fn stamps(facts: &Facts, name: &str, born: u64, state: &mut TableState) {
+    let mut found = vec![];
+    if let Some((log, entry)) = state.stamp {
+        if log != facts.log {
+            found.push(Finding::new("stamp-log", format!("it is stamped by log {log}, and the log is {}", facts.log)));
+        } else if entry > facts.last {
+            found.push(Finding::new("stamp-ahead", format!("it is stamped with entry {entry}, and the log ends at entry {}", facts.last)));
+        } else if entry < born {
+            found.push(Finding::new("stamp-behind", format!("it is stamped with entry {entry}, below entry {born} by which it came into being")));
+        } else if let Some(offsets) = state.offsets.as_ref().filter(|_| entry > born && entry >= facts.first) {
+            let expected = facts.positions(entry);
+            if *offsets != expected {
+                found.push(Finding::new("stamp-offsets", format!("its stamp of entry {entry} says offsets {offsets:?}, and the log {expected:?}")).at(entry));
+            }
+        }
+    }
+    let ours: Vec<(String, u64)> = state.commits.iter().rev().filter_map(|c| Some((c.version.clone(), c.entry?))).collect();
+    for pair in ours.windows(2).filter(|p| p[0].1 > p[1].1) {
+        let text = format!("commit {} holds entry {}, and the later {} entry {}", pair[0].0, pair[0].1, pair[1].0, pair[1].1);
+        found.push(Finding::new("commit-order", text));
+    }
+    if let (Some((_, entry)), Some((version, newest))) = (state.stamp, ours.last())
+        && entry != *newest
+        && state.format == TableFormatKind::Iceberg
+    {
+        found.push(Finding::new("stamp-disagrees", format!("its properties say entry {entry}, and its newest commit of ours, {version}, entry {newest}")));
+    }
+    state.findings.extend(found.into_iter().map(|f| f.of(name, state.format)));
+}
+
+/// Every live file is there, as long as it should be and with as many rows.
+async fn present(lake: &Lake, name: &str, state: &mut TableState) -> Result<(), VerifyError> {
+    let mut found = vec![];
+    for file in &mut state.files {
+        let path = file.path.as_str();
+        let Some(bytes) = footer::size(lake, path).await.map_err(VerifyError::Unavailable)? else {
+            found.push(Finding::new("file-missing", format!("data file {path} with {} rows is named and not there", file.records)));
+            continue;
+        };
+        if bytes != file.bytes {
+            found.push(Finding::new("file-size", format!("data file {path} has {bytes} bytes, the table says {}", file.bytes)));
+            // What lies there is compared all the same.
+            file.bytes = bytes;
+        }
+        match footer::rows(lake, path, bytes).await {
+            Err(e) => found.push(Finding::new("file-unreadable", format!("data file {path} is no whole Parquet file: {e}"))),
+            Ok(rows) if rows != file.records => {
+                found.push(Finding::new("file-rows", format!("data file {path} holds {rows} rows, the table says {}", file.records)));
+                file.records = rows;
+            }
+            Ok(_) => {}
+        }
+    }
+    state.findings.extend(found.into_iter().map(|f| f.of(name, state.format)));
+    Ok(())
+}
+
+/// What the entries up to the stamp staged is in the table, once, or in a file that it was compacted into.
+fn staged(facts: &Facts, name: &str, role: &Role, born: u64, state: &mut TableState) {
+    let Some((_, stamp)) = state.stamp else { return };
+    let mut staged: BTreeMap<&str, (u64, u64)> = BTreeMap::new();
+    let mut found = vec![];
+    // Files of a table of this name that was dropped before are not this one's.
+    for (entry, data) in facts.data.range(born..) {
+        for file in data.files.iter().filter(|f| f.table == name && f.format == state.format) {
+            if let Some((before, _)) = staged.insert(&file.file.path, (*entry, file.file.records)) {
+                found.push(Finding::new("staged-twice", format!("file {} is staged by entry {before} too", file.file.path)).at(*entry));
+            }
+        }
+    }
+    let live: HashMap<&str, &LiveFile> = state.files.iter().map(|f| (f.path.as_str(), f)).collect();
+    // Whoever took it away: a compaction keeps its rows, a commit of others that changed data is told as such.
+    let taken = |path: &str| state.commits.iter().find(|c| c.removed.contains(path));
+    let (mut gone, mut gone_rows) = (vec![], 0);
+    for (path, (entry, records)) in &staged {
+        match live.get(path) {
+            Some(_) if *entry > stamp => {
+                found.push(Finding::new("staged-early", format!("file {path} of entry {entry} is in it, and its stamp is entry {stamp}")).at(*entry));
+            }
+            Some(file) if file.records != *records => {
+                found.push(Finding::new("file-rows", format!("file {path} was staged with {records} rows, the table says {}", file.records)).at(*entry));
+            }
+            Some(_) => {}
+            None if *entry > stamp => {}
+            None => {
+                gone.push((*path, *entry, *records));
+                gone_rows += records;
+            }
+        }
+    }
+    let foreign = state.commits.iter().any(|c| c.entry.is_none() && c.changes_data && c.operation != "CREATE TABLE");
+    let others: u64 = state.files.iter().filter(|f| !staged.contains_key(f.path.as_str())).map(|f| f.records - f.deleted.len().min(f.records)).sum();
+    // A windowed table's files are made by its commits, and so are late rows: only plain rows are all staged.
+    let all_staged = *role == Role::Declared { windowed: false } && facts.first == 0;
+    for (path, entry, records) in &gone {
+        let moved = match taken(path) {
+            Some(commit) => !commit.changes_data || commit.entry.is_none(),
+            // By a commit that is not retained any more: rows that are in no staged file speak for a compaction.
+            None => others > 0 && if all_staged { others == gone_rows } else { others >= gone_rows },
+        };
+        if !moved {
+            found.push(Finding::new("staged-missing", format!("file {path} with {records} rows, staged by entry {entry}, is not in it, and its stamp is entry {stamp}")).at(*entry));
+        }
+    }
+    if all_staged && !foreign {
+        let rows: u64 = state.files.iter().map(|f| f.records - f.deleted.len().min(f.records)).sum();
+        let expected: u64 = staged.values().filter(|(entry, _)| *entry <= stamp).map(|(_, r)| r).sum();
+        if rows != expected {
+            found.push(Finding::new("row-count", format!("it shows {rows} rows, and the entries up to its stamp staged {expected}")));
+        }
+        for file in state.files.iter().filter(|f| !staged.contains_key(f.path.as_str()) && gone.is_empty()) {
+            found.push(Finding::new("file-unstaged", format!("file {} with {} rows is in it, and no entry staged it", file.path, file.records)));
+        }
+    }
+    state.findings.extend(found.into_iter().map(|f| f.of(name, state.format)));
+}
+
+/// Each key is there once.
+async fn keys(lake: &Lake, spec: &TableSpec, state: &mut TableState) {
+    let fields: Option<Vec<SortField>> = spec.key.iter().map(|k| spec.schema.field_with_name(k).ok().map(|f| SortField::new(f.data_type().clone()))).collect();
+    let Some(converter) = fields.and_then(|f| RowConverter::new(f).ok()) else { return };
+    let mut seen: HashMap<u128, ()> = HashMap::new();
+    let (mut twice, mut shown) = (0, vec![]);
+    let options = FormatOptions::default().with_null("null");
+    for file in &state.files {
+        let mut rows = live_rows(lake.store.clone(), file, &spec.schema, Some(&spec.key), 8192);
+        loop {
+            // What cannot be read was said already, or is told when it is read whole.
+            let Ok(Some(batch)) = rows.try_next().await else { break };
+            let Ok(encoded) = converter.convert_columns(batch.columns()) else { break };
+            for (nth, row) in encoded.iter().enumerate() {
+                if seen.insert(twox_hash::XxHash3_128::oneshot(row.data()), ()).is_none() {
+                    continue;
+                }
+                twice += 1;
+                if shown.len() < SHOWN {
+                    let key = spec.key.iter().zip(batch.columns()).map(|(k, c)| {
+                        format!("{k}={}", ArrayFormatter::try_new(c.as_ref(), &options).map_or_else(|_| "?".into(), |f| f.value(nth).to_string()))
+                    });
+                    let key = key.collect::<Vec<_>>().join(", ");
+                    shown.push(RowFinding { key, window: None, expected: None, found: Some(format!("again in {}", file.path)), offsets: vec![], records: 0 });
+                }
+            }
+        }
+    }
+    if twice > 0 {
+        let mut finding = Finding::new("key-twice", format!("{twice} rows have a key that another row has")).of(&spec.name, state.format).times(twice);
+        finding.rows = shown;
+        state.findings.push(finding);
+    }
+}
+
+/// Files in the table's folder that nobody names: neither the table nor an entry that it has yet to take.
+async fn orphans(lake: &Lake, facts: &Facts, name: &str, state: &TableState, report: &mut Report) -> Result<(), VerifyError> {
+    if state.folder.is_empty() {
+        return Ok(());
+    }
+    let known: BTreeSet<&str> = facts.data.values().flat_map(|d| &d.files).filter(|f| f.table == name).map(|f| f.file.path.as_str()).collect();
+    let objects: Vec<_> = lake.store.list(Some(&Path::from(state.folder.as_str()))).try_collect().await?;
+    for object in objects {
+        let path = object.location.to_string();
+        let hint = path.ends_with("version-hint.text") || path.ends_with("_last_checkpoint") || path.ends_with(".crc");
+        if !hint && !state.referenced.contains(&path) && !known.contains(path.as_str()) {
+            report.orphans.push(path);
+        }
+    }
+    Ok(())
+}
