@@ -4,7 +4,7 @@
 use super::key_index::hash::KeyHasher;
 use super::key_index::{FileKeys, KeyIndex, KeyIndexError, WindowBound};
 use super::upsert::{ChangeOp, KeyedChange, resolve};
-use super::{Base, CommitError, Committed, LakeTable, Stamp, TableChange};
+use super::{ANOTHER_NAME, Base, CommitError, Committed, LakeTable, Stamp, TableChange};
 use crate::failpoint;
 use crate::mutant::{self, Mutant};
 use crate::observe::{Metrics, cpu, thread_cpu_ns};
@@ -18,6 +18,7 @@ use crate::stage::{DataFile, Scalar, TableSpec};
 use arrow::array::AsArray;
 use arrow::datatypes::TimestampMicrosecondType;
 use arrow::record_batch::RecordBatch;
+use futures::{StreamExt, TryStreamExt};
 use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt};
 use std::collections::{BTreeMap, VecDeque};
@@ -29,6 +30,9 @@ use uuid::Uuid;
 
 /// How often a commit that lost its base to another is tried again before the turn is given up.
 const MOVES: usize = 10;
+
+/// Staged files that are looked for at the same time.
+const LOOKS_AT_ONCE: usize = 16;
 
 /// What one entry does to one table of the lake.
 pub struct Pending {
@@ -52,11 +56,13 @@ pub struct Side {
     horizon: Option<i64>,
     /// The last answer was lost: look before anything else.
     unknown: bool,
+    /// Others were here since files were staged, or may have been: look whether those still lie there.
+    disturbed: bool,
 }
 
 impl Side {
     pub fn new(kind: TableFormatKind, table: Box<dyn LakeTable>, base: Base, index_folder: PathBuf, horizon: Option<i64>) -> Self {
-        Self { kind, table, base, index_folder, index: None, horizon, unknown: false }
+        Self { kind, table, base, index_folder, index: None, horizon, unknown: false, disturbed: true }
     }
 
     pub fn kind(&self) -> TableFormatKind {
@@ -114,6 +120,7 @@ pub async fn advance(side: &mut Side, pending: &VecDeque<Pending>, mut what: Adv
         match commit(side, &todo, &what).await? {
             Committed::Done(_) => return Ok(()),
             Committed::Moved => {
+                side.disturbed = true;
                 let before = side.stamp();
                 side.base = side.table.load().await?;
                 if mutant::on(Mutant::StampNotCheckedAgain) {
@@ -231,8 +238,40 @@ async fn put(store: &Arc<dyn ObjectStore>, path: &str, bytes: bytes::Bytes) -> R
     Ok(())
 }
 
+/// A commit that names a file which is not there would break the table for every reader.
+async fn check_staged(side: &mut Side, todo: &[&Pending], what: &Advance<'_>) -> Result<(), CommitError> {
+    let mut looks = vec![];
+    for pending in todo {
+        for (_, file) in pending.files.iter().filter(|(k, _)| *k == side.kind) {
+            let whose = format!("that entry {} of the log brings to the {} table {}", pending.seq, side.kind, what.spec.name);
+            looks.push(staged(what.store.clone(), file.path.clone(), file.bytes, whose));
+        }
+    }
+    futures::stream::iter(looks).buffer_unordered(LOOKS_AT_ONCE).try_collect::<()>().await?;
+    side.disturbed = false;
+    Ok(())
+}
+
+async fn staged(store: Arc<dyn ObjectStore>, path: String, bytes: u64, whose: String) -> Result<(), CommitError> {
+    match store.head(&Path::from(path.as_str())).await {
+        Ok(meta) if meta.size == bytes => Ok(()),
+        Ok(meta) => Err(CommitError::Refused(format!(
+            "the file {path} {whose} has {} bytes, expected {bytes}: it is damaged; restore it from a copy, or {ANOTHER_NAME}",
+            meta.size
+        ))),
+        Err(object_store::Error::NotFound { .. }) => Err(CommitError::Refused(format!(
+            "the file {path} {whose} is gone: somebody's cleaner removed a file that waited to be committed; restore it from a copy, \
+             or {ANOTHER_NAME}, and let nobody remove files younger than `backlog.hours`"
+        ))),
+        Err(e) => Err(CommitError::Unavailable(format!("cannot look at {path}: {e}"))),
+    }
+}
+
 async fn commit(side: &mut Side, todo: &[&Pending], what: &Advance<'_>) -> Result<Committed, CommitError> {
     failpoint::hit("commit-before-stage");
+    if side.disturbed {
+        check_staged(side, todo, what).await?;
+    }
     let spec = what.spec;
     let upsert = !spec.key.is_empty();
     let rows: Vec<&(ChangeOp, Arc<dyn RowBatches + Send + Sync>)> = todo.iter().flat_map(|p| &p.rows).collect();

@@ -99,6 +99,9 @@ pub enum CommitError {
     Unavailable(String),
 }
 
+/// The way out of a refusal that is always there.
+pub(crate) const ANOTHER_NAME: &str = "give the table another name in the pipeline file, under which it begins anew";
+
 /// One table in one format.
 #[async_trait]
 pub trait LakeTable: Send + Sync {

@@ -33,7 +33,8 @@ impl SourceText {
     /// `file` is the name that problems are reported under.
     pub fn new(file: impl Into<String>, text: &str) -> Self {
         let text = text.strip_prefix('\u{FEFF}').unwrap_or(text);
-        let lines: Vec<String> = text.split('\n').map(|l| l.strip_suffix('\r').unwrap_or(l).to_string()).collect();
+        // YAML's line ends: a carriage return alone is one.
+        let lines: Vec<String> = text.split('\n').map(|l| l.strip_suffix('\r').unwrap_or(l)).flat_map(|l| l.split('\r')).map(str::to_string).collect();
         let shown = secret::mask(&lines);
         Self { file: file.into(), lines, shown }
     }

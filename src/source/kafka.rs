@@ -42,13 +42,16 @@ const OWNED: [(&str, &str); 7] = [
 ];
 
 /// What we set unless `options` say otherwise. The prefetch limits hold for all partitions together.
-const DEFAULTS: [(&str, &str); 13] = [
+const DEFAULTS: [(&str, &str); 14] = [
     ("fetch.queue.backoff.ms", "10"),
+    // A live topic is fetched ten times a second, not once for each record.
     ("fetch.wait.max.ms", "100"),
+    ("fetch.min.bytes", "65536"),
     ("fetch.message.max.bytes", "4194304"),
-    ("fetch.max.bytes", "16777216"),
+    ("fetch.max.bytes", "8388608"),
     ("queued.min.messages", "100000"),
-    ("queued.max.messages.kbytes", "32768"),
+    // Of values; librdkafka adds some 500 bytes to each record.
+    ("queued.max.messages.kbytes", "8192"),
     ("check.crcs", "true"),
     // How soon partitions that were added are seen.
     ("topic.metadata.refresh.interval.ms", "10000"),
@@ -59,6 +62,8 @@ const DEFAULTS: [(&str, &str); 13] = [
     ("socket.keepalive.enable", "true"),
 ];
 
+/// How long records wait for more of their partition: tiny batches cost as much as large ones.
+const LINGER: Duration = Duration::from_millis(20);
 /// How long the consumer's events may wait while we wait for records.
 const EVENT_INTERVAL: Duration = Duration::from_millis(50);
 /// How long a partition that was just assigned may take until it can be placed.
@@ -546,7 +551,7 @@ impl Source for KafkaSource {
     }
 
     fn poll(&mut self, timeout: Duration) -> Result<SourceEvent, SourceError> {
-        let deadline = Instant::now() + timeout;
+        let (deadline, patience) = (Instant::now() + timeout, Instant::now() + timeout.min(LINGER));
         loop {
             self.serve()?;
             let assigned = {
@@ -578,10 +583,12 @@ impl Source for KafkaSource {
             if came && !left.is_zero() {
                 continue;
             }
-            // Nothing more is there now, or the time is up: give what there is.
-            self.cutter.flush();
-            if let Some(batch) = self.take() {
-                return Ok(SourceEvent::Batch(batch));
+            // Nothing more came for a while, or the time is up: give what there is.
+            if Instant::now() >= patience {
+                self.cutter.flush();
+                if let Some(batch) = self.take() {
+                    return Ok(SourceEvent::Batch(batch));
+                }
             }
             if left.is_zero() {
                 return Ok(SourceEvent::Idle);

@@ -5,6 +5,8 @@
 
 pub mod dead;
 pub mod bounds;
+mod claims;
+pub mod formats;
 pub mod layout;
 pub mod parquet;
 pub mod partition;

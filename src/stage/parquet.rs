@@ -23,6 +23,16 @@ pub const MAX_OPEN_PARTITIONS: usize = 256;
 /// Rows of a row group at most.
 const ROW_GROUP_ROWS: usize = 1_000_000;
 
+/// What the rows of one epoch make is small, written once and compacted later: level 3 takes two to
+/// three times as long for them, and gains nothing where values differ.
+const DEFAULT_LEVEL: &str = "1";
+
+/// A dictionary above this is given up for plain values. Looking values up in one that outgrows the
+/// processor's caches costs more than compressing them plain, and saves next to nothing.
+const DICTIONARY_BYTES: usize = 64 << 10;
+/// The same for strings and binaries, whose values are longer.
+const TEXT_DICTIONARY_BYTES: usize = 256 << 10;
+
 /// Why rows cannot be staged.
 #[derive(Debug, thiserror::Error)]
 pub enum StageError {
@@ -299,7 +309,7 @@ fn writer_properties(table: &str, properties: &BTreeMap<String, String>, columns
     let compression = match codec.as_deref() {
         None | Some("zstd") => {
             let expected = "a zstd level from 1 to 22";
-            let level = properties.get(LEVEL).map_or("3", |v| v);
+            let level = properties.get(LEVEL).map_or(DEFAULT_LEVEL, |v| v);
             level.parse().ok().and_then(|l| zstd(l).ok()).ok_or_else(|| refused(LEVEL, level, expected))?
         }
         Some("snappy") => Compression::SNAPPY,
@@ -307,11 +317,15 @@ fn writer_properties(table: &str, properties: &BTreeMap<String, String>, columns
         Some("uncompressed" | "none") => Compression::UNCOMPRESSED,
         Some(other) => return Err(refused(CODEC, other, "zstd, snappy, lz4 or uncompressed")),
     };
-    let builder = WriterProperties::builder()
+    let mut builder = WriterProperties::builder()
         .set_compression(compression)
+        .set_dictionary_page_size_limit(DICTIONARY_BYTES)
         .set_max_row_group_row_count(Some(ROW_GROUP_ROWS))
         .set_created_by(format!("millpond {}", env!("CARGO_PKG_VERSION")))
         .set_coerce_types(true);
+    for column in columns.columns().iter().filter(|c| c.physical_type() == PhysicalType::BYTE_ARRAY) {
+        builder = builder.set_column_dictionary_page_size_limit(column.path().clone(), TEXT_DICTIONARY_BYTES);
+    }
     Ok(without_float_statistics(builder, columns).build())
 }
 

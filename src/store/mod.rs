@@ -4,6 +4,8 @@
 //! several racers wins ([`probe`] refuses a store that fails it), reads that see every finished
 //! write, and durable puts ([`local`] makes them so on local disk).
 
+#[cfg(test)]
+pub(crate) mod conformance;
 pub mod local;
 pub mod probe;
 pub mod iceberg_io;

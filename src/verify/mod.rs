@@ -13,6 +13,7 @@
 //!
 //! What cannot be proven is said, never passed over: [`Report::unprovable`].
 
+mod append_only;
 mod compare;
 mod deep;
 mod delta;

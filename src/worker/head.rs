@@ -9,6 +9,7 @@ use crate::observe::Metrics;
 use crate::partial::Run;
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use tokio::sync::{Mutex, mpsc};
 use uuid::Uuid;
 
@@ -19,7 +20,27 @@ pub struct Decided {
     /// What it does to the time of every windowed table.
     pub times: BTreeMap<String, Times>,
     /// Its runs, when this worker made them: they need not be read back.
-    pub runs: Option<Vec<Run>>,
+    pub runs: Option<HandedRuns>,
+}
+
+/// Runs on their way from half to half in memory.
+pub struct HandedRuns {
+    runs: Vec<Run>,
+    bytes: u64,
+    waiting: Arc<AtomicU64>,
+}
+
+impl HandedRuns {
+    /// The runs; they wait no more.
+    pub fn take(mut self) -> Vec<Run> {
+        std::mem::take(&mut self.runs)
+    }
+}
+
+impl Drop for HandedRuns {
+    fn drop(&mut self) {
+        self.waiting.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
 }
 
 /// What became of an entry that this worker proposed.
@@ -48,6 +69,9 @@ pub struct Head {
     state: Mutex<State>,
     metrics: Arc<Metrics>,
     keep_runs: bool,
+    /// Bytes of the runs that wait for the table half, and what they may be.
+    waiting: Arc<AtomicU64>,
+    most_waiting: u64,
 }
 
 struct State {
@@ -62,7 +86,25 @@ impl Head {
     /// as after a restart (tests do both).
     pub fn new(log: Log, writer: String, ledger: Ledger, out: mpsc::UnboundedSender<Decided>, metrics: Arc<Metrics>, keep_runs: bool) -> Self {
         let plan = ledger.plan_entry;
-        Self { log, writer, state: Mutex::new(State { ledger, out: Some(out), plan }), metrics, keep_runs }
+        let state = Mutex::new(State { ledger, out: Some(out), plan });
+        Self { log, writer, state, metrics, keep_runs, waiting: Arc::default(), most_waiting: u64::MAX }
+    }
+
+    /// Bounds the memory of runs that wait for the table half: those beyond it are read back when their turn comes.
+    pub fn with_run_memory(mut self, bytes: u64) -> Self {
+        self.most_waiting = bytes;
+        self
+    }
+
+    /// `None` where the runs are to be read back.
+    fn hand_over(&self, runs: Vec<Run>) -> Option<HandedRuns> {
+        let bytes = runs.iter().map(|r| r.batch.get_array_memory_size() as u64).sum();
+        let before = self.waiting.load(Ordering::Relaxed);
+        if !self.keep_runs || (before > 0 && before + bytes > self.most_waiting) {
+            return None;
+        }
+        self.waiting.fetch_add(bytes, Ordering::Relaxed);
+        Some(HandedRuns { runs, bytes, waiting: self.waiting.clone() })
     }
 
     /// The log as this worker knows it.
@@ -94,13 +136,13 @@ impl Head {
         for (seq, entry) in tail {
             self.take(state, seq, entry, None)?;
         }
-        if state.ledger.plan_entry != state.plan {
+        if state.ledger.plan_entry != state.plan && !mutant::on(Mutant::OldPlanFits) {
             return Err(HeadError::PlanReplaced { mine: state.plan, newest: state.ledger.plan_entry });
         }
         Ok(())
     }
 
-    fn take(&self, state: &mut State, seq: u64, entry: Entry, runs: Option<Vec<Run>>) -> Result<(), HeadError> {
+    fn take(&self, state: &mut State, seq: u64, entry: Entry, runs: Option<HandedRuns>) -> Result<(), HeadError> {
         let times = state.ledger.apply(&entry).map_err(LogError::from)?;
         // The table half is gone only when the worker stops: then nobody needs the entry here.
         if let Some(out) = &state.out {
@@ -138,7 +180,7 @@ impl Head {
                 Proposed::Decided(seq) => {
                     mutant::told(attempt, Some(seq));
                     let is_plan = matches!(entry.body, Body::Plan(_));
-                    self.take(&mut state, seq, entry, self.keep_runs.then_some(runs))?;
+                    self.take(&mut state, seq, entry, self.hand_over(runs))?;
                     if is_plan {
                         state.plan = seq;
                     }

@@ -24,6 +24,7 @@ use object_store::{ObjectStore, ObjectStoreExt};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::task::Poll;
 use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
@@ -36,6 +37,9 @@ const LAG_EVERY: Duration = Duration::from_secs(5);
 
 /// Files and runs put at the same time.
 const PARALLEL_PUTS: usize = 8;
+
+/// How long the flags that others set (stop, paused) may go unseen while no source has anything to say.
+const LOOK_UP: Duration = Duration::from_millis(20);
 
 pub struct Ingest {
     pub pipeline: Arc<Pipeline>,
@@ -55,6 +59,8 @@ pub struct Ingest {
     /// Ends to reach, then stop: `--until-end`.
     pub until: Option<ByPartition<i64>>,
     pub final_note: bool,
+    /// The source that is asked first for the next event.
+    pub turn: usize,
 }
 
 /// How one source stands, as this worker sees it.
@@ -123,7 +129,13 @@ impl Ingest {
             let full = |work: &Open, held: &[Arc<AtomicU64>]| held.iter().map(|h| h.load(Ordering::Relaxed)).sum::<u64>().max(work.raw_bytes / 2) >= epoch_bytes;
             // An epoch that is full and may not be decided takes nothing more: the sources wait.
             let blocked = full(work, &self.held) && self.pressure.behind.load(Ordering::Relaxed);
-            let got = if blocked { Gathered::Nothing } else { self.gather(&mut readings, work).await? };
+            let left = every.saturating_sub(since.elapsed());
+            let got = if blocked {
+                tokio::time::sleep(LOOK_UP).await;
+                Gathered::Nothing
+            } else {
+                self.gather(&mut readings, work, left.min(LOOK_UP)).await?
+            };
             if got == Gathered::Reassigned {
                 // What the open epoch had taken of other sources is read again.
                 let moved = work.moved;
@@ -137,9 +149,6 @@ impl Ingest {
             let all_ends = self.until.as_ref().is_some_and(|ends| would_reach(&readings, &self.sources, ends));
             let due = since.elapsed() >= every || full || (all_ends && work.moved);
             if !due {
-                if got == Gathered::Nothing {
-                    tokio::time::sleep(Duration::from_millis(if all_ends { 20 } else { 5 })).await;
-                }
                 if all_ends && !work.moved && since.elapsed() > Duration::from_millis(200) {
                     // Others read the rest: see how far they are.
                     self.head.refresh().await?;
@@ -196,35 +205,50 @@ impl Ingest {
         Ok(work)
     }
 
-    async fn gather(&mut self, readings: &mut [Reading], work: &mut Open) -> Result<Gathered, WorkerError> {
-        let mut got = Gathered::Nothing;
-        for nth in 0..self.sources.len() {
-            let Ok(event) = self.sources[nth].events.try_recv() else { continue };
-            match event {
-                Event::Batch { generation, batch } => {
-                    if generation != readings[nth].generation {
-                        continue;
-                    }
+    /// Takes in the next event of any source, or nothing where none comes in time.
+    async fn gather(&mut self, readings: &mut [Reading], work: &mut Open, patience: Duration) -> Result<Gathered, WorkerError> {
+        let Some((nth, event)) = self.next_event(patience).await else { return Ok(Gathered::Nothing) };
+        match event {
+            Event::Batch { generation, batch } => {
+                if generation == readings[nth].generation {
                     self.take(nth, batch, &mut readings[nth], work).await?;
-                    got = Gathered::Some;
                 }
-                Event::Assigned(partitions) => {
-                    readings[nth].own = partitions.into_iter().collect();
-                    self.start(nth, &mut readings[nth]).await?;
-                    return Ok(Gathered::Reassigned);
-                }
-                Event::Notice(why) => self.metrics.waiting(&format!("source {}", self.sources[nth].name), &why),
-                Event::Fine => self.metrics.waiting_over(&format!("source {}", self.sources[nth].name)),
-                Event::Failed(SourceError::Unavailable(why)) => {
-                    self.metrics.waiting(&format!("source {}", self.sources[nth].name), &why);
-                    tokio::time::sleep(Duration::from_millis(500)).await;
-                    self.start(nth, &mut readings[nth]).await?;
-                    return Ok(Gathered::Reassigned);
-                }
-                Event::Failed(SourceError::Refused(why)) => return Err(WorkerError::Refused(why)),
+                return Ok(Gathered::Some);
             }
+            Event::Assigned(partitions) => {
+                readings[nth].own = partitions.into_iter().collect();
+                self.start(nth, &mut readings[nth]).await?;
+                return Ok(Gathered::Reassigned);
+            }
+            Event::Notice(why) => self.metrics.waiting(&format!("source {}", self.sources[nth].name), &why),
+            Event::Fine => self.metrics.waiting_over(&format!("source {}", self.sources[nth].name)),
+            Event::Failed(SourceError::Unavailable(why)) => {
+                self.metrics.waiting(&format!("source {}", self.sources[nth].name), &why);
+                tokio::time::sleep(Duration::from_millis(500)).await;
+                self.start(nth, &mut readings[nth]).await?;
+                return Ok(Gathered::Reassigned);
+            }
+            Event::Failed(SourceError::Refused(why)) => return Err(WorkerError::Refused(why)),
         }
-        Ok(got)
+        Ok(Gathered::Nothing)
+    }
+
+    /// The sources take turns at being asked first, so that a busy one starves none.
+    async fn next_event(&mut self, patience: Duration) -> Option<(usize, Event)> {
+        let (first, sources) = (self.turn, &mut self.sources);
+        let count = sources.len();
+        let next = std::future::poll_fn(|context| {
+            for nth in (0..count).map(|i| (first + i) % count) {
+                // A thread that has ended has said why in its last event.
+                if let Poll::Ready(Some(event)) = sources[nth].events.poll_recv(context) {
+                    return Poll::Ready((nth, event));
+                }
+            }
+            Poll::Pending
+        });
+        let came = tokio::time::timeout(patience, next).await.ok();
+        self.turn = came.as_ref().map_or(first, |(nth, _)| (nth + 1) % count);
+        came
     }
 
     async fn take(&self, nth: usize, batch: RawBatch, reading: &mut Reading, work: &mut Open) -> Result<(), WorkerError> {

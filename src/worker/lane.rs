@@ -9,8 +9,7 @@ use crate::partial::Partials;
 use crate::pipeline::sql::TablePlan;
 use crate::pipeline::{SourceSpec, TableFormatKind};
 use crate::source::RawBatch;
-use crate::stage::parquet::ParquetStager;
-use crate::stage::data_folder;
+use crate::stage::formats::{FileNames, TableStager};
 use crate::stage::dead::DeadRows;
 use crate::partial::Run;
 use crate::stage::{DataFile, TableSpec};
@@ -86,7 +85,7 @@ struct SourceLane {
 
 enum TableLane {
     Windowed(Option<Partials>),
-    Plain { transform: Transform, stagers: Vec<ParquetStager> },
+    Plain { transform: Transform, stager: Option<TableStager> },
 }
 
 pub struct Lane {
@@ -145,19 +144,21 @@ impl Lane {
                         Ok(fresh) => *partials = Some(fresh),
                         Err(e) => self.failed = Some(lane_error(&layout.plan.table, e)),
                     },
-                    TableLane::Plain { stagers, .. } => stagers.clear(),
+                    TableLane::Plain { stager, .. } => *stager = None,
                 }
             }
         }
     }
 
-    fn stager(pipeline: &str, attempt: Uuid, nth: usize, spec: &Arc<TableSpec>, format: TableFormatKind) -> Result<ParquetStager, LaneError> {
-        let mut file = 0;
-        let name = move || {
-            file += 1;
-            format!("{attempt}-{nth}-{file}.parquet")
+    fn stager(pipeline: &str, attempt: Uuid, nth: usize, spec: &Arc<TableSpec>) -> Result<TableStager, LaneError> {
+        let names = || -> FileNames {
+            let mut file = 0;
+            Box::new(move || {
+                file += 1;
+                format!("{attempt}-{nth}-{file}.parquet")
+            })
         };
-        ParquetStager::new(spec.clone(), format, data_folder(pipeline, format, &spec.name), Box::new(name)).map_err(|e| lane_error(&spec.name, e))
+        TableStager::new(pipeline, spec, names).map_err(|e| lane_error(&spec.name, e))
     }
 
     fn take(&mut self, nth: usize, raw: &RawBatch) -> Result<(), LaneError> {
@@ -197,16 +198,15 @@ impl Lane {
                     let judge_at = self.terms.judge_at.get(&plan.table).copied().flatten();
                     cpu(&self.metrics.cpu.partial, || partials.add(&decoded, raw, name, judge_at)).map_err(|e| lane_error(&plan.table, e))?
                 }
-                TableLane::Plain { transform, stagers } => {
+                TableLane::Plain { transform, stager } => {
                     let batch = decoded.batch.project(columns).map_err(|e| lane_error(&plan.table, e))?;
                     let done = cpu(&self.metrics.cpu.partial, || transform.apply(&batch)).map_err(|e| lane_error(&plan.table, e))?;
                     if done.batch.num_rows() > 0 {
-                        if stagers.is_empty() {
-                            for format in &layout.spec.formats {
-                                stagers.push(Self::stager(&self.pipeline, self.terms.attempt, self.nth, &layout.spec, *format)?);
-                            }
-                        }
-                        cpu(&self.metrics.cpu.parquet, || stagers.iter_mut().try_for_each(|s| s.write(&done.batch))).map_err(|e| lane_error(&plan.table, e))?;
+                        let stager = match stager {
+                            Some(stager) => stager,
+                            None => stager.insert(Self::stager(&self.pipeline, self.terms.attempt, self.nth, &layout.spec)?),
+                        };
+                        cpu(&self.metrics.cpu.parquet, || stager.write(&done.batch)).map_err(|e| lane_error(&plan.table, e))?;
                     }
                     done.failed.into_iter().map(|(row, why)| (decoded.rows[row as usize], why)).collect()
                 }
@@ -223,7 +223,7 @@ impl Lane {
         let of = |t: &TableLane| match t {
             TableLane::Windowed(Some(p)) => p.bytes(),
             TableLane::Windowed(None) => 0,
-            TableLane::Plain { stagers, .. } => stagers.iter().map(|s| s.bytes()).sum(),
+            TableLane::Plain { stager, .. } => stager.as_ref().map_or(0, |s| s.bytes()),
         };
         self.sources.iter().map(|s| s.dead.bytes + s.tables.iter().map(of).sum::<usize>()).sum()
     }
@@ -239,21 +239,19 @@ impl Lane {
                             part.runs.extend(cpu(&self.metrics.cpu.run, || partials.finish()).map_err(|e| lane_error(&layout.plan.table, e))?);
                         }
                     }
-                    TableLane::Plain { stagers, .. } => {
-                        for (stager, format) in stagers.drain(..).zip(&layout.spec.formats) {
+                    TableLane::Plain { stager, .. } => {
+                        if let Some(stager) = stager.take() {
                             let files = cpu(&self.metrics.cpu.parquet, || stager.finish()).map_err(|e| lane_error(&layout.spec.name, e))?;
-                            part.files.extend(files.into_iter().map(|(f, b)| (layout.spec.name.clone(), *format, f, b)));
+                            part.files.extend(files.into_iter().map(|(format, f, b)| (layout.spec.name.clone(), format, f, b)));
                         }
                     }
                 }
             }
             if let Some(batch) = std::mem::take(&mut source.dead).finish().map_err(|e| lane_error(&layout.dead.name, e))? {
-                for format in &layout.dead.formats {
-                    let mut stager = Self::stager(&self.pipeline, self.terms.attempt, self.nth, &layout.dead, *format)?;
-                    stager.write(&batch).map_err(|e| lane_error(&layout.dead.name, e))?;
-                    let files = stager.finish().map_err(|e| lane_error(&layout.dead.name, e))?;
-                    part.files.extend(files.into_iter().map(|(f, b)| (layout.dead.name.clone(), *format, f, b)));
-                }
+                let mut stager = Self::stager(&self.pipeline, self.terms.attempt, self.nth, &layout.dead)?;
+                stager.write(&batch).map_err(|e| lane_error(&layout.dead.name, e))?;
+                let files = stager.finish().map_err(|e| lane_error(&layout.dead.name, e))?;
+                part.files.extend(files.into_iter().map(|(format, f, b)| (layout.dead.name.clone(), format, f, b)));
             }
         }
         Ok(part)
@@ -282,7 +280,7 @@ impl SourceLane {
         let decoder = JsonDecoder::new(&spec.columns, &used, time_column, spec.max_depth).map_err(|e| lane_error(&spec.name, e))?;
         let tables = layout.tables.iter().map(|t| match t.plan.window {
             Some(_) => TableLane::Windowed(None),
-            None => TableLane::Plain { transform: Transform::new(t.plan.clone()), stagers: vec![] },
+            None => TableLane::Plain { transform: Transform::new(t.plan.clone()), stager: None },
         });
         Ok(Self { decoder, time: time_column.map(place), projections, tables: tables.collect(), dead: DeadRows::default(), layout })
     }

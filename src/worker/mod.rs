@@ -2,8 +2,11 @@
 //!
 //! Stopping goes with the flow: the sources first, then the lanes and the log, the committer last.
 
+#[cfg(test)]
+mod faulty_store_tests;
 pub mod head;
 pub mod ingest;
+mod known;
 pub mod lane;
 mod merge;
 pub mod progress;
@@ -37,7 +40,7 @@ use object_store::path::Path;
 use scratch::Scratch;
 use sources::SourceThread;
 use surroundings::{Hosted, Surroundings, Task};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
@@ -139,8 +142,12 @@ impl Place {
         let root = &pipeline.lake.root;
         let local = DurableLocal::open(root).map_err(|e| WorkerError::Unavailable(format!("cannot open lake.root {}: {e}; check the path, its permissions and free space", root.display())))?;
         let root = local.root().to_path_buf();
-        let store: Arc<dyn ObjectStore> = Arc::new(local);
-        let url = url::Url::from_directory_path(&root).map_err(|()| WorkerError::Refused(format!("lake.root {} is no absolute path", root.display())))?;
+        Self::over(Arc::new(local), &root, pipeline, clock).await
+    }
+
+    /// The same over a store of this folder that is open already.
+    async fn over(store: Arc<dyn ObjectStore>, root: &std::path::Path, pipeline: &Pipeline, clock: &Arc<dyn Clock>) -> Result<Self, WorkerError> {
+        let url = url::Url::from_directory_path(root).map_err(|()| WorkerError::Refused(format!("lake.root {} is no absolute path", root.display())))?;
         let state_folder = format!("_millpond/{}", pipeline.name);
         let log = Log::new(store.clone(), Path::from(format!("{state_folder}/log")));
         let catalog = SqliteCatalog::open(&pipeline.lake.iceberg_catalog, &pipeline.lake.catalog_name)
@@ -246,7 +253,8 @@ async fn once(pipeline: &Arc<Pipeline>, plans: &[Arc<TablePlan>], options: RunOp
         let _ = sender.send(head::Decided { seq, entry: Arc::new(entry), times, runs: None });
     }
     let pressure = Arc::new(Pressure::default());
-    let head = Arc::new(Head::new(place.log.clone(), writer.clone(), reading.head, sender, metrics.clone(), !options.reread_runs));
+    let head = Head::new(place.log.clone(), writer.clone(), reading.head, sender, metrics.clone(), !options.reread_runs);
+    let head = Arc::new(head.with_run_memory(pipeline.memory_bytes / 8));
     let parts = Parts {
         pipeline: pipeline.clone(),
         store: place.store.clone(),
@@ -260,6 +268,7 @@ async fn once(pipeline: &Arc<Pipeline>, plans: &[Arc<TablePlan>], options: RunOp
         cadence: world.cadence(),
         pressure: pressure.clone(),
         entries,
+        ending: change.as_ref().map(|to| &lake_tables(&reading.start.plan) - &lake_tables(to)).unwrap_or_default(),
     };
     let mut tables = Tables::open(parts, reading.start).await?;
     // The stamps were read first: a stamp beyond this end of the log cannot come from it.
@@ -299,6 +308,7 @@ async fn once(pipeline: &Arc<Pipeline>, plans: &[Arc<TablePlan>], options: RunOp
         stop: stop.clone(),
         until,
         final_note: options.last,
+        turn: 0,
     };
     // Before it is asked whether the ends are reached: those of another topic say nothing.
     for (nth, spec) in pipeline.sources.iter().enumerate() {
@@ -344,6 +354,12 @@ async fn once(pipeline: &Arc<Pipeline>, plans: &[Arc<TablePlan>], options: RunOp
         lanes_hosted.into_iter().for_each(Hosted::end);
     });
     drained
+}
+
+/// Every table of the lake that a plan asks for.
+fn lake_tables(plan: &crate::epoch::entry::Plan) -> BTreeSet<String> {
+    let declared = plan.tables.values().flat_map(|t| [Some(&t.table), t.late.as_ref()]).flatten();
+    declared.chain(plan.sources.values().map(|s| &s.dead)).map(|t| t.name.clone()).collect()
 }
 
 /// Until stopping has been asked for and has taken as long as it may. Reaching the ends is no
@@ -486,6 +502,9 @@ async fn layouts(pipeline: &Pipeline, plans: &[Arc<TablePlan>], head: &Head, fac
     Ok(layouts)
 }
 
+/// Commands that wait for a lane: its batches fill memory, and one is enough to keep it busy.
+const LANE_QUEUE: usize = 2;
+
 type Lanes = (Vec<mpsc::Sender<lane::LaneCommand>>, Vec<Arc<AtomicU64>>, Vec<Hosted>);
 
 fn spawn_lanes(pipeline: &Pipeline, layouts: &[Arc<SourceLayout>], metrics: &Arc<Metrics>, world: &dyn Surroundings) -> Result<Lanes, WorkerError> {
@@ -494,7 +513,7 @@ fn spawn_lanes(pipeline: &Pipeline, layouts: &[Arc<SourceLayout>], metrics: &Arc
     for nth in 0..world.lanes() {
         let bytes = Arc::new(AtomicU64::new(0));
         let lane = Lane::new(pipeline.name.clone(), nth, layouts, metrics.clone(), bytes.clone()).map_err(|e| internal(&e))?;
-        let (sender, commands) = mpsc::channel(4);
+        let (sender, commands) = mpsc::channel(LANE_QUEUE);
         let started = world.hosting().start(format!("lane {nth}"), Box::pin(lane.run(commands))).map_err(|e| internal(&e))?;
         senders.push(sender);
         held.push(bytes);

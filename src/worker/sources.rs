@@ -9,7 +9,7 @@ use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 
 /// Batches that wait between a source's thread and the ingest half.
-const QUEUED: usize = 16;
+const QUEUED: usize = 4;
 
 /// How long a poll may find nothing.
 const POLL: Duration = Duration::from_millis(20);

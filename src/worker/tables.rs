@@ -1,13 +1,14 @@
 //! The table half: folds decided entries in order, and brings the tables up to them.
 
 use super::head::{Appended, Decided, Head};
+use super::known::Known;
 use super::progress::instant;
 use super::receipt::{Receipt, Receipts};
 use super::surroundings::Ids;
 use super::{Clock, Pressure, WorkerError};
 use crate::commit::advance::{Advance, Pending, Side, advance};
 use crate::commit::upsert::ChangeOp;
-use crate::commit::{CommitError, Stamp, TableFormat};
+use crate::commit::{ANOTHER_NAME, CommitError, Stamp, TableFormat};
 use crate::epoch::checkpoint::{self, Cadence, Checkpoint};
 use crate::epoch::entry::{Body, Entry, SpecRecord};
 use crate::epoch::history::{self, History};
@@ -77,6 +78,8 @@ pub struct Parts {
     pub cadence: Cadence,
     pub pressure: Arc<Pressure>,
     pub entries: mpsc::UnboundedReceiver<Decided>,
+    /// Tables that the plan which this worker is about to propose lets end.
+    pub ending: BTreeSet<String>,
 }
 
 fn refused(e: CommitError) -> WorkerError {
@@ -145,28 +148,14 @@ impl Tables {
             let birth = Stamp { log: self.at.log, entry: if known.is_empty() { born } else { self.at.next - 1 }, offsets: BTreeMap::new() };
             let mut sides = vec![];
             for format in record.formats.iter().filter(|f| !known.contains(f)) {
-                let Some(maker) = self.parts.formats.get(format) else { continue };
-                let evolved = newest.get(&record.name).filter(|(n, _)| *n != record).map(|(n, _)| n.shared()).transpose().map_err(WorkerError::Refused)?;
-                let existing = match evolved {
-                    Some(evolved) => maker.open(evolved).await,
-                    None if lives => Ok(None),
-                    None => maker.open(spec.clone()).await,
-                };
-                let mut table = match existing {
-                    Ok(Some(table)) => table,
-                    Ok(None) if lives => maker.open_or_create(spec.clone(), &birth).await.map_err(refused)?,
-                    Ok(None) => continue,
-                    Err(CommitError::Refused(why)) if !lives => {
+                match self.opened(*format, &record, &birth, newest.get(&record.name).map(|(n, _)| n), lives.then_some(born)).await {
+                    Ok(side) => sides.extend(side),
+                    // The user let it end: what is wrong with it holds up nothing.
+                    Err(WorkerError::Refused(why)) if !lives || self.parts.ending.contains(&record.name) => {
                         eprintln!("{format} table {} has ended and is left as it is: {why}", record.name);
-                        continue;
                     }
-                    Err(e) => return Err(refused(e)),
-                };
-                let base = table.load().await.map_err(refused)?;
-                // Versions of a table that was dropped and made anew say nothing about this one.
-                let folder = self.parts.scratch.join("index").join(format!("{}-{format}-{}", record.name, base.table_uuid));
-                let horizon = self.at.horizons.get(&record.name).copied().flatten();
-                sides.push(Side::new(*format, table, base, folder, horizon));
+                    Err(e) => return Err(e),
+                }
             }
             if let Some(known) = self.lake.get_mut(&record.name) {
                 known.sides.extend(sides);
@@ -176,6 +165,51 @@ impl Tables {
             self.lake.insert(record.name.clone(), LakeEntry { spec, windowed, sides, pending: VecDeque::new() });
         }
         Ok(())
+    }
+
+    /// Opens a table in one format, or creates it if it lives and was born at this entry. One that this log has
+    /// filled before must still be there, but for one that has ended: `None` then.
+    async fn opened(&self, format: TableFormatKind, record: &SpecRecord, birth: &Stamp, newest: Option<&SpecRecord>, lives: Option<u64>) -> Result<Option<Side>, WorkerError> {
+        let name = &record.name;
+        let Some(maker) = self.parts.formats.get(&format) else { return Ok(None) };
+        let damaged = |e: String| WorkerError::Refused(format!("table {name}: its record in the log is damaged: {e}"));
+        let spec = record.shared().map_err(damaged)?;
+        let known = Known::new(self.parts.store.clone(), &self.parts.state_folder, self.at.log);
+        let uuid = match lives {
+            Some(born) => known.uuid(name, format, born).await?,
+            None => None,
+        };
+        let evolved = newest.filter(|n| *n != record).map(SpecRecord::shared).transpose().map_err(damaged)?;
+        let existing = match evolved {
+            Some(evolved) => maker.open(evolved).await.map_err(refused)?,
+            None if lives.is_some() && uuid.is_none() => None,
+            None => maker.open(spec.clone()).await.map_err(refused)?,
+        };
+        let mut table = match (existing, &uuid) {
+            (Some(table), _) => table,
+            (None, Some(uuid)) => {
+                return Err(WorkerError::Refused(format!(
+                    "the {format} table {name} (uuid {uuid}) is gone: it was dropped, or its catalog was replaced; bring it back, or {ANOTHER_NAME}"
+                )));
+            }
+            (None, None) if lives.is_some() => maker.open_or_create(spec, birth).await.map_err(refused)?,
+            (None, None) => return Ok(None),
+        };
+        let base = table.load().await.map_err(refused)?;
+        match (uuid, lives) {
+            (None, Some(born)) => known.remember(name, format, born, &base.table_uuid).await?,
+            (Some(uuid), _) if uuid != base.table_uuid => {
+                return Err(WorkerError::Refused(format!(
+                    "the {format} table {name} has the uuid {}, and this pipeline filled {uuid}: it was dropped and made anew; bring the old one back, or {ANOTHER_NAME}",
+                    base.table_uuid
+                )));
+            }
+            _ => {}
+        }
+        // Versions of a table that was dropped and made anew say nothing about this one.
+        let folder = self.parts.scratch.join("index").join(format!("{name}-{format}-{}", base.table_uuid));
+        let horizon = self.at.horizons.get(name).copied().flatten();
+        Ok(Some(Side::new(format, table, base, folder, horizon)))
     }
 
     /// The lowest entry that all tables are stamped with or past; a stamp beyond the log is refused.
@@ -327,7 +361,7 @@ impl Tables {
                     self.pend(&file.table, seq, file.file.bytes, |p| p.files.push((file.format, file.file.clone())));
                 }
                 let runs = match (runs, &data.runs) {
-                    (Some(runs), _) => runs,
+                    (Some(runs), _) => runs.take(),
                     (None, None) => vec![],
                     (None, Some(object)) => {
                         let mut read = vec![];

@@ -2,11 +2,14 @@
 
 mod chaos;
 mod cli;
+mod damage;
 mod dead_letters;
 mod faults_kafka;
 mod faults_process;
 mod faults_time;
 mod flights_year;
+mod foreign_hands;
+mod fuzz;
 mod iceberg_readers;
 mod kills;
 mod resources;

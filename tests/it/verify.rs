@@ -825,3 +825,89 @@ fn a_topic_is_read_again_and_expired_records_are_said_to_be_unprovable() {
     assert!(report.is_right() && report.unprovable.iter().any(|u| u.contains("partition 0: offsets 0..20")), "{report:#?}");
     assert!(report.tables.iter().any(|t| t.table == "spend" && t.compared > Some(0)), "later windows are still compared: {report:#?}");
 }
+
+/// Types and aggregates of all kinds: what is computed by two ways must be one.
+#[test]
+fn every_type_and_aggregate_is_computed_alike() {
+    let pond = Pond::new("");
+    pond.rewrite(&format!(
+        r#"
+pipeline: proof
+sources:
+  events:
+    file: "{dir}/data/*.ndjson"
+    format: json
+    columns:
+      ID: int64
+      b: bool
+      i: int32
+      f: float32
+      d: float64
+      m: "decimal(38,4)"
+      s: string
+      x: binary
+      day: date
+      tod: time
+      at: timestamp
+      loc: timestamp_local
+      u: uuid
+      l: "list<int64>"
+      st: "struct<a: int64, b: string>"
+      mp: "map<string, int64>"
+      j: json
+    watermark: {{column: at, delay: 1m, idle_after: never}}
+tables:
+  all_columns:
+    sql: >
+      select id, b, i, f, d, m, s, x, day, tod, at, loc, u, l, st, mp, j, i + 1 as next, -id as minus, d / 3 as third, m * 2 as twice, s || '!' as loud,
+      case when d > 0.5 then 1.5 else d end as picked, cast(s as int) as number, date_trunc('hour', at) as hour, coalesce(st['a'], 7) as inner_a
+      from events where d < 1e300 and f <> 0.25
+  sums:
+    sql: >
+      select window_start, b, f, sum(id) as ids, sum(i) as eyes, sum(m) as money, avg(m) as mean_money, avg(id) as mean_id, avg(d) as mean_d,
+      sum(d) as ds, sum(f) as fs, stddev_pop(d) as spread, var(d) as variance, min(s) as low, max(s) as high, min(at) as first, max(day) as last_day,
+      min(x) as bytes, count(distinct f) as floats, count(distinct s) as texts, bool_and(b) as every, bool_or(b) as some, max(f) as most,
+      min(d) as least, count(i) filter (where i > 3) as large, sum(m) + 1 as more
+      from tumble(events, interval '1 day', 'Europe/Berlin') group by window_start, b, f
+    key: [window_start, b, f]
+    allowed_lateness: 30d
+  by_expression:
+    sql: >
+      select window_start, upper(s) as who, i % 3 as third, count(*) as n, max(loc) as latest, sum(m) filter (where b) as paid
+      from tumble(events, interval '90 minutes', interval '20 minutes') group by window_start, upper(s), i % 3 having count(*) < 4
+lake: {{root: ./lake}}
+epoch: {{every: 1s}}
+"#,
+        dir = pond.path().display()
+    ));
+    let row = |n: i64| {
+        let at = n as usize;
+        let (f, s, x) = ([0.5, 0.25, 1.5, -0.0, 0.0][at % 5], ["ann", "Bob", "7", "çé"][at % 4], ["AAE=", "//8=", ""][at % 3]);
+        let mut row = json!({
+            "ID": if n % 40 == 7 { json!(i64::MAX - n) } else { json!(n * 3 - 50) },
+            "b": n % 3 == 0, "i": n % 11, "f": f, "d": (n as f64 * 0.37).sin(), "m": format!("{}.{:04}", n * n * 1_000_003, n),
+            "s": s, "x": x, "day": format!("2026-01-{:02}", 1 + n % 28),
+            "tod": format!("{:02}:30:00.000{:03}", n % 24, n), "at": chrono::DateTime::from_timestamp_millis(TEN + n * 17 * MINUTE).unwrap().to_rfc3339(),
+            "loc": format!("2026-02-{:02}T01:02:03", 1 + n % 28), "u": format!("00000000-0000-4000-8000-{n:012}"), "l": [n, null, n + 1], "st": {"a": n, "b": "x"},
+            "mp": {"k": n}, "j": {"any": [n, "thing"]},
+        });
+        // Nulls everywhere but in the time.
+        let columns: Vec<String> = row.as_object().unwrap().keys().filter(|k| *k != "at").cloned().collect();
+        if n % 6 == 5 {
+            row[&columns[n as usize % columns.len()]] = Value::Null;
+        }
+        row.to_string()
+    };
+    for run in 0..3 {
+        append(&pond, 0, &(run * 80..run * 80 + 80).map(row).collect::<Vec<_>>());
+        append(&pond, 1, &(run * 80..run * 80 + 80).map(|n| row(n * 7 % 240)).collect::<Vec<_>>());
+        pond.until_end();
+    }
+    pond.run(&["--final"]);
+    let report = judge(&pond, deep());
+    assert_right(&report);
+    for table in ["all_columns", "sums", "by_expression", "events__dead"] {
+        assert!(report.tables.iter().any(|t| t.table == table && t.compared > Some(20)), "{table}: {report:#?}");
+    }
+    assert!(pond.number("select count(*) as n from sums where ids is null") > 0, "a sum that did not fit");
+}

@@ -4,7 +4,7 @@
 //! for byte, and only the way to the store decodes them.
 
 use super::vector::DeletionVector;
-use crate::commit::CommitError;
+use crate::commit::{ANOTHER_NAME, CommitError};
 use arrow::json::LineDelimitedWriter;
 use bytes::Bytes;
 use futures::TryStreamExt;
@@ -280,6 +280,7 @@ pub(super) async fn read(store: &dyn ObjectStore) -> Result<Option<State>, Commi
         let listing = list(store, None).await?;
         match read_listed(store, &listing).await {
             Err(Gone::Vanished) => continue,
+            Err(Gone::Damaged(why)) => return Err(CommitError::Refused(why)),
             Err(Gone::Failed(e)) => return Err(e),
             Ok(state) => return Ok(state),
         }
@@ -289,6 +290,8 @@ pub(super) async fn read(store: &dyn ObjectStore) -> Result<Option<State>, Commi
 
 enum Gone {
     Vanished,
+    /// A checkpoint that cannot be read.
+    Damaged(String),
     Failed(CommitError),
 }
 
@@ -300,14 +303,30 @@ async fn read_listed(store: &dyn ObjectStore, listing: &Listing) -> Result<Optio
         return Err(Gone::Failed(CommitError::Refused("the delta log holds only v2 checkpoints (table feature `v2Checkpoint`), which millpond does not read".into())));
     };
     let reaches = |from: u64| (from..=newest).all(|v| listing.commits.contains_key(&v));
-    let checkpoint = listing.checkpoints.keys().rev().copied().find(|c| reaches(c + 1));
-    if checkpoint.is_none() && !reaches(0) {
+    let mut starts: Vec<Option<u64>> = listing.checkpoints.keys().rev().copied().filter(|c| reaches(c + 1)).map(Some).collect();
+    if reaches(0) {
+        starts.push(None);
+    }
+    if starts.is_empty() {
         let missing = (0..=newest).rev().find(|v| !listing.commits.contains_key(v)).unwrap_or(0);
         return Err(Gone::Failed(CommitError::Refused(format!(
             "the delta log has a gap: commit {missing} is missing below version {newest} and no checkpoint covers it; restore the file from a copy, \
-             or move the table's folder away and let millpond replay into a new one"
+             or {ANOTHER_NAME}"
         ))));
     }
+    // A checkpoint only spares reading: where it is damaged, an older one or the commits say the same.
+    let mut damaged = None;
+    for checkpoint in starts {
+        match read_from(store, listing, newest, checkpoint).await {
+            Err(Gone::Damaged(why)) => damaged = damaged.or(Some(why)),
+            done => return done.map(Some),
+        }
+    }
+    Err(Gone::Failed(CommitError::Refused(damaged.unwrap_or_default())))
+}
+
+/// The newest state, read from this checkpoint on, or from version 0.
+async fn read_from(store: &dyn ObjectStore, listing: &Listing, newest: u64, checkpoint: Option<u64>) -> Result<State, Gone> {
     let mut state = State {
         version: checkpoint.unwrap_or(0),
         etag: None,
@@ -323,7 +342,7 @@ async fn read_listed(store: &dyn ObjectStore, listing: &Listing) -> Result<Optio
         for part in &listing.checkpoints[&version] {
             let (bytes, _) = get(store, &part.location).await?;
             let lines = checkpoint_lines(bytes).map_err(|e| {
-                Gone::Failed(CommitError::Refused(format!("checkpoint {} of the delta log is not readable: {e}; delete it if the commits below it still exist", part.location)))
+                Gone::Damaged(format!("checkpoint {} of the delta log is damaged ({e}), and the commits that it stands for are gone; restore it from a copy", part.location))
             })?;
             lines.into_iter().for_each(|l| state.apply(l));
         }
@@ -354,7 +373,7 @@ async fn read_listed(store: &dyn ObjectStore, listing: &Listing) -> Result<Optio
     if state.metadata.is_null() || state.protocol.is_null() {
         return Err(Gone::Failed(CommitError::Refused(format!("the delta log has no metadata or no protocol at version {newest}: the table is damaged"))));
     }
-    Ok(Some(state))
+    Ok(state)
 }
 
 async fn get(store: &dyn ObjectStore, path: &Path) -> Result<(Bytes, Option<String>), Gone> {

@@ -20,7 +20,7 @@ mod vector;
 pub use schema::file_schema;
 pub use table::DeltaTable;
 
-use super::{CommitError, LakeTable, Stamp, TableFormat};
+use super::{ANOTHER_NAME, CommitError, LakeTable, Stamp, TableFormat};
 use crate::pipeline::TableFormatKind;
 use crate::stage::TableSpec;
 use async_trait::async_trait;
@@ -87,6 +87,14 @@ impl DeltaFormat {
     }
 }
 
+/// The error of a log, with the table that it is of.
+fn named(url: &str, e: CommitError) -> CommitError {
+    match e {
+        CommitError::Refused(why) => CommitError::Refused(format!("{url}: {why}")),
+        CommitError::Unavailable(why) => CommitError::Unavailable(format!("{url}: {why}")),
+    }
+}
+
 /// `txn.appId` of this pipeline's tables, up to the log's uuid.
 fn app_prefix(pipeline: &str) -> String {
     format!("millpond/{pipeline}/")
@@ -102,12 +110,12 @@ fn stamped_by(state: &State, site: &Site) -> Result<Uuid, CommitError> {
             let others: Vec<&str> = state.txns.keys().map(String::as_str).collect();
             let writers = if others.is_empty() { "nobody's stamp".to_string() } else { format!("the stamps of {}", others.join(", ")) };
             Err(CommitError::Refused(format!(
-                "{} is a delta table at version {} that pipeline `{}` did not make (it has {writers}): name another table or lake, or move it away",
+                "{} is a delta table at version {} that pipeline `{}` did not make (it has {writers}): {ANOTHER_NAME}",
                 site.url, state.version, site.pipeline
             )))
         }
         _ => Err(CommitError::Refused(format!(
-            "{} carries the stamps of {} logs of pipeline `{}` ({}): move it away and let millpond replay into a new table",
+            "{} carries the stamps of {} logs of pipeline `{}` ({}): {ANOTHER_NAME}",
             site.url,
             logs.len(),
             site.pipeline,
@@ -175,7 +183,7 @@ impl TableFormat for DeltaFormat {
 
     async fn open_or_create(&self, spec: Arc<TableSpec>, birth: &Stamp) -> Result<Box<dyn LakeTable>, CommitError> {
         let site = self.site(&spec)?;
-        let mut state = log::read(site.store.as_ref()).await?;
+        let mut state = log::read(site.store.as_ref()).await.map_err(|e| named(&site.url, e))?;
         if state.is_none() {
             let attempt = (self.ids)();
             let actions = creation(&spec, birth, &site, attempt)?;
@@ -183,13 +191,13 @@ impl TableFormat for DeltaFormat {
                 return Err(CommitError::Unavailable(format!("{} could not be created: {why}", site.url)));
             }
             // Whoever made it: it is judged as it lies there.
-            state = log::read(site.store.as_ref()).await?;
+            state = log::read(site.store.as_ref()).await.map_err(|e| named(&site.url, e))?;
         }
         let state = state.ok_or_else(|| CommitError::Unavailable(format!("{} was created and is not there", site.url)))?;
         let log = stamped_by(&state, &site)?;
         if log != birth.log {
             return Err(CommitError::Refused(format!(
-                "{} was filled from log {log}, and this pipeline's log is {}: bring that log back, or move the table away and let millpond replay into a new one",
+                "{} was filled from log {log}, and this pipeline's log is {}: bring that log back, or {ANOTHER_NAME}",
                 site.url, birth.log
             )));
         }
@@ -198,7 +206,7 @@ impl TableFormat for DeltaFormat {
 
     async fn open(&self, spec: Arc<TableSpec>) -> Result<Option<Box<dyn LakeTable>>, CommitError> {
         let site = self.site(&spec)?;
-        let Some(state) = log::read(site.store.as_ref()).await? else { return Ok(None) };
+        let Some(state) = log::read(site.store.as_ref()).await.map_err(|e| named(&site.url, e))? else { return Ok(None) };
         let log = stamped_by(&state, &site)?;
         Ok(Some(Box::new(DeltaTable::new(site, spec, state, log)?)))
     }

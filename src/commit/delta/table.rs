@@ -3,7 +3,7 @@
 use super::log::{self, Add, Remove, State, Txn, encode_path, object_path, unavailable};
 use super::publish::{self, Verdict};
 use super::{ENGINE, INFO_ATTEMPT, INFO_ENTRY, INFO_LOG, INFO_OFFSETS, Site, lines, protocol, rewrite, schema, stats, upkeep};
-use crate::commit::{Base, CommitError, CommitReport, CommitRow, Committed, LakeTable, LiveFile, Rewritten, Stamp, TableChange};
+use crate::commit::{ANOTHER_NAME, Base, CommitError, CommitReport, CommitRow, Committed, LakeTable, LiveFile, Rewritten, Stamp, TableChange};
 use crate::pipeline::TableFormatKind;
 use crate::stage::{DataFile, Scalar, TableSpec};
 use async_trait::async_trait;
@@ -61,7 +61,7 @@ impl DeltaTable {
         let state = &self.state;
         if state.table_uuid() != self.uuid {
             return Err(self.refuse(format!(
-                "the table was recreated: its id is {} and was {}; move it away and let millpond replay into a new one, or bring the old one back",
+                "the table was recreated: its id is {} and was {}; bring the old one back, or {ANOTHER_NAME}",
                 state.table_uuid(),
                 self.uuid
             )));
@@ -69,7 +69,7 @@ impl DeltaTable {
         if let Some(feature) = protocol::refusal(&state.protocol, &state.metadata) {
             return Err(self.refuse(format!("it has {feature}: millpond does not write to it until that is taken off")));
         }
-        let choices = "restore it forward to where it was, or move it away and let millpond replay into a new one (accepting the loss: not in this version)";
+        let choices = format!("restore it forward to where it was, or {ANOTHER_NAME} (accepting the loss: not in this version)");
         let log = super::stamped_by(state, &self.site)?;
         let entry = state.txns.get(&self.app_id()).copied();
         let Some(entry) = entry.filter(|_| log == self.log) else {
@@ -84,7 +84,7 @@ impl DeltaTable {
             _ => {
                 return Err(self.refuse(format!(
                     "unproven: the commit that stamped entry {entry} is no longer in the delta log, so nobody can tell whether a RESTORE went below it; \
-                     restore its commit file from a copy, or move the table away and let millpond replay into a new one"
+                     restore its commit file from a copy, or {ANOTHER_NAME}"
                 )));
             }
         }
@@ -122,8 +122,8 @@ impl DeltaTable {
             return Ok(());
         }
         self.suspect = true;
-        let state = log::read(self.site.store.as_ref()).await?;
-        self.state = state.ok_or_else(|| self.refuse("its delta log has vanished; bring the folder back, or reset the pipeline to replay into a new one"))?;
+        let state = log::read(self.site.store.as_ref()).await.map_err(|e| super::named(&self.site.url, e))?;
+        self.state = state.ok_or_else(|| self.refuse(format!("its delta log has vanished; bring the folder back, or {ANOTHER_NAME}")))?;
         if self.state.version < self.known && self.state.table_uuid() == self.uuid {
             return Err(self.refuse(format!("its log ends at version {} and reached {} before: commits were deleted; restore them from a copy", self.state.version, self.known)));
         }
@@ -155,7 +155,7 @@ impl DeltaTable {
             };
             let etag = answer.meta.e_tag.clone();
             let bytes = answer.bytes().await.map_err(read)?;
-            self.state.apply_commit(version, &bytes, etag)?;
+            self.state.apply_commit(version, &bytes, etag).map_err(|e| super::named(&self.site.url, e))?;
             if self.state.origins.last().is_some_and(|o| o.ours.is_none()) {
                 self.foreign += 1;
             }

@@ -108,6 +108,11 @@ impl ObjectStore for Faulty {
     }
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_faulty_store_is_a_store_until_it_is_told_to_fail() {
+    crate::store::conformance::holds(lake_on(Arc::new(InMemory::new()), "memory:///").store).await;
+}
+
 /// A lake with one pipeline, `pipe`; the clock is set by hand.
 struct Lake {
     store: Arc<Faulty>,

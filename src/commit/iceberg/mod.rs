@@ -16,9 +16,9 @@ use crate::stage::TableSpec;
 use crate::store::iceberg_io::{LakeRoot, file_io};
 use async_trait::async_trait;
 use catalog::CatalogError;
-use iceberg::TableCreation;
 use iceberg::io::FileIO;
-use iceberg::spec::{FormatVersion, TableMetadata, TableMetadataBuilder};
+use iceberg::spec::{FormatVersion, Manifest, ManifestFile, TableMetadata, TableMetadataBuilder};
+use iceberg::{ErrorKind, TableCreation};
 use object_store::ObjectStore;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex};
@@ -206,6 +206,25 @@ impl Lake {
         Ok(built.metadata)
     }
 
+    async fn read_metadata(&self, location: &str) -> Result<TableMetadata, CommitError> {
+        TableMetadata::read_from(&self.io, location).await.map_err(|e| damaged("metadata file", location, e))
+    }
+
+    /// A manifest, whole: an Avro file that was cut between two blocks still parses.
+    async fn read_manifest(&self, file: &ManifestFile) -> Result<Manifest, CommitError> {
+        let path = &file.manifest_path;
+        let manifest = file.load_manifest(&self.io).await.map_err(|e| damaged("manifest", path, e))?;
+        let counts = [file.added_files_count, file.existing_files_count, file.deleted_files_count];
+        let listed = counts.into_iter().sum::<Option<u32>>().map(|n| n as usize);
+        match listed {
+            Some(listed) if listed != manifest.entries().len() => {
+                let found = manifest.entries().len();
+                Err(CommitError::Refused(format!("the Iceberg manifest {path} is damaged: expected {listed} entries, found {found}; restore it from a copy")))
+            }
+            _ => Ok(manifest),
+        }
+    }
+
     async fn write_metadata(&self, metadata: &TableMetadata, location: &str) -> Result<u64, CommitError> {
         let json = serde_json::to_vec(metadata).map_err(|e| CommitError::Refused(format!("the table's metadata is no JSON: {e}")))?;
         let bytes = json.len() as u64;
@@ -232,6 +251,14 @@ fn asked_for(spec: &TableSpec) -> impl Iterator<Item = (String, String)> {
 
 fn unavailable(e: CatalogError) -> CommitError {
     CommitError::Unavailable(e.to_string())
+}
+
+/// An error of a read: the store's, or one of what was read.
+fn damaged(what: &str, location: &str, e: iceberg::Error) -> CommitError {
+    match e.kind() {
+        ErrorKind::DataInvalid => CommitError::Refused(format!("the Iceberg {what} {location} is damaged: {e}; restore it from a copy")),
+        _ => storage(e),
+    }
 }
 
 fn storage(e: iceberg::Error) -> CommitError {

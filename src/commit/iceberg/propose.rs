@@ -94,7 +94,7 @@ impl IcebergTable {
             foreign_commits: 0,
         };
         self.spec = change.spec;
-        self.loaded = Some(Loaded { metadata: proposal.metadata, location: proposal.location, found, base });
+        self.loaded = Some(Loaded { metadata: proposal.metadata, location: proposal.location, found, base, expired: BTreeMap::new() });
         Ok(Committed::Done(report))
     }
 
@@ -136,6 +136,8 @@ impl IcebergTable {
 
         let mut bytes = 0;
         let mut properties = stamp::pairs(&change.stamp, change.attempt);
+        // Somebody may have taken it off.
+        properties.insert(stamp::TABLE_UUID.into(), metadata.uuid().to_string());
         properties.extend(super::asked_for(&change.spec).filter(|(k, v)| metadata.properties().get(k) != Some(v)));
         let mut expired = Vec::new();
         let snapshot = if change.add.is_empty() && change.delete.is_empty() {
@@ -240,7 +242,7 @@ impl IcebergTable {
             old = kept;
             let mut writer = open(content, written)?;
             for manifest in &merged {
-                for entry in manifest.load_manifest(&lake.io).await.map_err(storage)?.entries().iter().filter(|e| e.is_alive()) {
+                for entry in lake.read_manifest(manifest).await?.entries().iter().filter(|e| e.is_alive()) {
                     // What a file inherited so far is written out: the merged manifest is younger.
                     let (Some(snapshot), Some(sequence)) = (entry.snapshot_id(), entry.sequence_number()) else {
                         return Err(CommitError::Refused(format!("the manifest {} names {} without a sequence number", manifest.manifest_path, entry.file_path())));
@@ -343,7 +345,7 @@ impl IcebergTable {
             let files = match self.cache.files.get(&manifest.manifest_path) {
                 Some(files) => files.clone(),
                 None => {
-                    let loaded = manifest.load_manifest(&self.lake.io).await.map_err(storage)?;
+                    let loaded = self.lake.read_manifest(manifest).await?;
                     let alive = loaded.entries().iter().filter(|e| e.is_alive());
                     let files: Arc<FilePartitions> = Arc::new(
                         alive

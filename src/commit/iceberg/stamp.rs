@@ -2,7 +2,7 @@
 
 use crate::commit::Stamp;
 use iceberg::spec::{Snapshot, TableMetadata};
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use uuid::Uuid;
 
 pub const LOG: &str = "millpond.log";
@@ -52,6 +52,37 @@ pub fn pairs(stamp: &Stamp, attempt: Uuid) -> HashMap<String, String> {
     ])
 }
 
+/// What somebody took off a table that we stamped, and how to put it back; `None` while nothing is
+/// missing, or nothing says that a stamp was ever there.
+///
+/// Each of our snapshots bears the stamp too. A stamp put back from the newest of them is not above
+/// the lost one, and lower only by commits that held no rows.
+pub fn lost(metadata: &TableMetadata) -> Option<String> {
+    let properties = metadata.properties();
+    let has = |key: &str| properties.contains_key(key);
+    let of_log = |s: &&Snapshot| s.summary().additional_properties.get(LOG).is_some_and(|l| properties.get(LOG).is_none_or(|log| l == log));
+    let newest = ancestry(metadata).into_iter().find(of_log);
+    let mut wanted: Vec<(&str, String)> = Vec::new();
+    if let Some(snapshot) = newest {
+        let said = |key: &str| snapshot.summary().additional_properties.get(key).cloned().unwrap_or_default();
+        wanted.extend([(LOG, said(LOG)), (ENTRY, said(ENTRY))]);
+        wanted.extend([(SNAPSHOT_ID, snapshot.snapshot_id().to_string()), (SEQUENCE_NUMBER, snapshot.sequence_number().to_string())]);
+        wanted.retain(|(key, _)| !has(key));
+        if wanted.is_empty() {
+            return None;
+        }
+        let keys: Vec<&str> = wanted.iter().map(|(key, _)| *key).collect();
+        let set: Vec<String> = wanted.iter().map(|(key, value)| format!("{key} = {value}")).collect();
+        return Some(format!(
+            "somebody removed the properties {} that hold its stamp; set {} again, as our newest snapshot says, and it goes on",
+            keys.join(", "),
+            set.join(", ")
+        ));
+    }
+    let rest = [ATTEMPT, OFFSETS, SNAPSHOT_ID, TABLE_UUID].into_iter().find(|key| has(key) && !(has(LOG) && has(ENTRY)))?;
+    Some(format!("somebody removed the properties that hold its stamp ({rest} is still there), and no snapshot of ours is left that tells it"))
+}
+
 /// Whether a table holds the stamped snapshot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Soundness {
@@ -80,7 +111,25 @@ pub fn ancestry(metadata: &TableMetadata) -> Vec<&Snapshot> {
     chain
 }
 
-/// Judges a branch (newest first) by the stamp's snapshot. The parent of the oldest retained
+/// The main branch with what is known of snapshots that were expired (id to parent and sequence
+/// number): some engines take the parent's id off a snapshot when they expire the parent.
+pub fn links(metadata: &TableMetadata, expired: &BTreeMap<i64, Link>) -> Vec<Link> {
+    let mut links: Vec<Link> = ancestry(metadata).iter().map(|s| (s.snapshot_id(), s.parent_snapshot_id(), s.sequence_number())).collect();
+    while let Some(last) = links.last_mut() {
+        if last.1.is_none() {
+            last.1 = expired.get(&last.0).and_then(|known| known.1);
+        }
+        let Some(parent) = last.1.and_then(|id| expired.get(&id)) else { break };
+        // Ids are unique and sequence numbers fall from child to parent: this ends.
+        if parent.2 >= last.2 {
+            break;
+        }
+        links.push(*parent);
+    }
+    links
+}
+
+/// Judges a branch (newest first) by the stamp's snapshot. The parent of the oldest known
 /// snapshot counts: it outlives expiry as an id.
 pub fn judge(chain: &[Link], stamped: Option<(i64, i64)>) -> Soundness {
     let Some((id, sequence)) = stamped else { return Soundness::Sound { foreign: chain.len() as u64 } };
@@ -114,6 +163,32 @@ mod tests {
         properties.insert(ENTRY.into(), "x".into());
         assert!(find(&properties).is_err());
         assert_eq!(find(&HashMap::new()).unwrap(), None);
+    }
+
+    #[test]
+    fn expired_snapshots_are_linked_by_what_older_metadata_says() {
+        let schema = iceberg::spec::Schema::builder().build().unwrap();
+        let creation = iceberg::TableCreation::builder().name("t".into()).location("file:///t".into()).schema(schema).build();
+        let fresh = iceberg::spec::TableMetadataBuilder::from_table_creation(creation).unwrap().build().unwrap().metadata;
+        let at = fresh.last_updated_ms() + 1;
+        let snapshot = Snapshot::builder()
+            .with_snapshot_id(40)
+            .with_sequence_number(4)
+            .with_timestamp_ms(at)
+            .with_manifest_list("x")
+            .with_summary(iceberg::spec::Summary { operation: iceberg::spec::Operation::Append, additional_properties: Default::default() })
+            .with_schema_id(0)
+            .build();
+        let metadata = fresh.into_builder(None).set_branch_snapshot(snapshot, "main").unwrap().build().unwrap().metadata;
+        let known = BTreeMap::from([(40, (40, Some(30), 4)), (30, (30, Some(20), 3)), (99, (99, Some(30), 9))]);
+        assert_eq!(links(&metadata, &BTreeMap::new()), [(40, None, 4)]);
+        assert_eq!(links(&metadata, &known), [(40, Some(30), 4), (30, Some(20), 3)]);
+        assert_eq!(judge(&links(&metadata, &known), Some((20, 2))), Soundness::Sound { foreign: 2 });
+        // Knowledge of other branches proves nothing.
+        assert_eq!(judge(&links(&metadata, &known), Some((99, 9))), Soundness::RolledBack);
+        // A loop in damaged metadata ends.
+        let looped = BTreeMap::from([(40, (40, Some(30), 4)), (30, (30, Some(40), 3))]);
+        assert_eq!(links(&metadata, &looped).len(), 2);
     }
 
     #[test]

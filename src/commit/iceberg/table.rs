@@ -1,9 +1,9 @@
 //! One Iceberg table: loading and judging it, its live files, its history.
 
 use super::propose::ManifestCache;
-use super::stamp::{self, Found, Soundness};
+use super::stamp::{self, Found, Link, Soundness};
 use super::{Lake, schema, storage, unavailable};
-use crate::commit::{Base, CommitError, CommitRow, Committed, LakeTable, LiveFile, TableChange};
+use crate::commit::{ANOTHER_NAME, Base, CommitError, CommitRow, Committed, LakeTable, LiveFile, TableChange};
 use crate::pipeline::TableFormatKind;
 use crate::stage::TableSpec;
 use async_trait::async_trait;
@@ -11,6 +11,9 @@ use iceberg::spec::{DataContentType, DataFileFormat, FormatVersion, ManifestFile
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use uuid::Uuid;
+
+/// Older metadata files that are read to prove that a table still holds our newest commit.
+const OLDER_METADATA: usize = 100;
 
 /// [`LakeTable`] for Iceberg.
 pub struct IcebergTable {
@@ -28,6 +31,8 @@ pub(super) struct Loaded {
     pub location: String,
     pub found: Found,
     pub base: Base,
+    /// Snapshots that the metadata does not tell any more, as far as its judgement needs them.
+    pub expired: BTreeMap<i64, Link>,
 }
 
 impl IcebergTable {
@@ -49,19 +54,22 @@ impl IcebergTable {
     }
 
     /// Everything that must hold before we touch a table. Pure but for what it was given.
-    fn judge(&self, metadata: &TableMetadata, location: &str) -> Result<(Found, Base), CommitError> {
+    fn judge(&self, metadata: &TableMetadata, location: &str, expired: &BTreeMap<i64, Link>) -> Result<(Found, Base), CommitError> {
         let name = self.name();
         let refused = |text: String| Err(CommitError::Refused(text));
+        if let Some(how) = stamp::lost(metadata) {
+            return refused(format!("the Iceberg table {name} cannot be continued: {how}; or {ANOTHER_NAME}"));
+        }
         let Some(found) = stamp::find(metadata.properties()).map_err(|e| CommitError::Refused(format!("the Iceberg table {name}: {e}")))? else {
             return refused(format!(
-                "the Iceberg table {name} exists and is not ours: it has no stamp; {}; give our table another name, or drop that one",
+                "the Iceberg table {name} exists and is not ours: it has no stamp; {}; {ANOTHER_NAME}",
                 describe(metadata)
             ));
         };
         let uuid = metadata.uuid().to_string();
         if let Some(expected) = self.uuid.as_ref().filter(|e| **e != uuid) {
             return refused(format!(
-                "the Iceberg table {name} has the uuid {uuid}, but we wrote to {expected}: it was dropped and made anew; drop it and restore the old one, or give the table a new name"
+                "the Iceberg table {name} has the uuid {uuid}, but we wrote to {expected}: it was dropped and made anew; drop it and restore the old one, or {ANOTHER_NAME}"
             ));
         }
         if let Some(own) = metadata.properties().get(stamp::TABLE_UUID).filter(|own| **own != uuid) {
@@ -69,7 +77,7 @@ impl IcebergTable {
         }
         if let Some(log) = self.log.filter(|log| *log != found.stamp.log) {
             return refused(format!(
-                "the Iceberg table {name} is stamped by the log {}, and this pipeline's log is {log}; drop the table, restore its log, or give the table a new name",
+                "the Iceberg table {name} is stamped by the log {}, and this pipeline's log is {log}; restore its log, or {ANOTHER_NAME}",
                 found.stamp.log
             ));
         }
@@ -83,24 +91,25 @@ impl IcebergTable {
         let mut differences = schema::schema_differences(metadata.current_schema(), &ours);
         differences.extend(schema::partition_difference(metadata.default_partition_spec(), &schema::partition_spec(&self.spec, &ours)?));
         if !differences.is_empty() {
-            return refused(format!("the Iceberg table {name} does not fit: {}; change the pipeline's SQL to fit, or give the table a new name", differences.join("; ")));
+            return refused(format!("the Iceberg table {name} does not fit: {}; change the pipeline's SQL to fit, or {ANOTHER_NAME}", differences.join("; ")));
         }
-        let links: Vec<stamp::Link> =
-            stamp::ancestry(metadata).iter().map(|s| (s.snapshot_id(), s.parent_snapshot_id(), s.sequence_number())).collect();
+        let links = stamp::links(metadata, expired);
         let head = links.first().map_or("no snapshot".to_string(), |l| format!("snapshot {} (sequence number {})", l.0, l.2));
         let stamped = found.snapshot.map_or(String::new(), |(id, n)| format!("snapshot {id} (sequence number {n})"));
         let foreign = match stamp::judge(&links, found.snapshot) {
             Soundness::Sound { foreign } => foreign,
             Soundness::RolledBack => {
                 return refused(format!(
-                    "the Iceberg table {name} was rolled back: our newest commit is {stamped} with the log's entry {}, and the table is at {head} without it; roll it forward to {stamped}, or drop it and have it written again from the log's source",
+                    "the Iceberg table {name} was rolled back: our newest commit is {stamped} with the log's entry {}, and the table is at {head} without it; set the branch forward to {stamped} again, or {ANOTHER_NAME}",
                     found.stamp.entry
                 ));
             }
             Soundness::Unproven => {
                 return refused(format!(
-                    "nothing proves that the Iceberg table {name} still holds our newest commit, {stamped} with the log's entry {}: the table is at {head}, and the snapshots between were expired; compare it with the source, then drop it and have it written again, or give the table a new name",
-                    found.stamp.entry
+                    "nothing proves that the Iceberg table {name} still holds our newest commit, {stamped} with the log's entry {}: the table is at {head}, and the snapshots between were expired; compare it with the source, and if it holds everything, set its properties {} and {} to those of the snapshot it is at; otherwise {ANOTHER_NAME}",
+                    found.stamp.entry,
+                    stamp::SNAPSHOT_ID,
+                    stamp::SEQUENCE_NUMBER
                 ));
             }
         };
@@ -108,12 +117,35 @@ impl IcebergTable {
         Ok((found, base))
     }
 
+    /// Where the branch alone proves nothing: what the older metadata files that are still there say
+    /// of snapshots that were expired. They are immutable, so that what each says was so.
+    async fn expired_links(&self, metadata: &TableMetadata) -> BTreeMap<i64, Link> {
+        let mut known = BTreeMap::new();
+        let Ok(Some(found)) = stamp::find(metadata.properties()) else { return known };
+        let judged = |known: &BTreeMap<i64, Link>| stamp::judge(&stamp::links(metadata, known), found.snapshot);
+        for older in metadata.metadata_log().iter().rev().take(OLDER_METADATA) {
+            if judged(&known) != Soundness::Unproven {
+                break;
+            }
+            let Ok(older) = self.lake.read_metadata(&older.metadata_file).await else { continue };
+            if older.uuid() != metadata.uuid() {
+                continue;
+            }
+            for snapshot in older.snapshots() {
+                let link = (snapshot.snapshot_id(), snapshot.parent_snapshot_id(), snapshot.sequence_number());
+                let told = known.entry(link.0).or_insert(link);
+                told.1 = told.1.or(link.1);
+            }
+        }
+        known
+    }
+
     /// The manifests of a snapshot, as its list has them.
     pub(super) async fn manifests(&self, snapshot: &Snapshot) -> Result<Vec<ManifestFile>, CommitError> {
         let input = self.lake.io.new_input(snapshot.manifest_list()).map_err(storage)?;
         let bytes = input.read().await.map_err(storage)?;
         let list = ManifestList::parse_with_version(&bytes, FormatVersion::V2)
-            .map_err(|e| CommitError::Refused(format!("the manifest list {} of {} cannot be read: {e}", snapshot.manifest_list(), self.name())))?;
+            .map_err(|e| super::damaged("manifest list", snapshot.manifest_list(), e))?;
         Ok(list.consume_entries().into_iter().collect())
     }
 
@@ -144,14 +176,15 @@ impl LakeTable for IcebergTable {
         };
         // A metadata location is never used twice: the same one is the same state.
         if let Some(same) = self.loaded.as_ref().filter(|l| l.location == location) {
-            let (_, base) = self.judge(&same.metadata, &location)?;
+            let (_, base) = self.judge(&same.metadata, &location, &same.expired)?;
             return Ok(base);
         }
         self.loaded = None;
-        let metadata = TableMetadata::read_from(&self.lake.io, &location).await.map_err(storage)?;
-        let (found, base) = self.judge(&metadata, &location)?;
+        let metadata = self.lake.read_metadata(&location).await?;
+        let expired = self.expired_links(&metadata).await;
+        let (found, base) = self.judge(&metadata, &location, &expired)?;
         self.uuid = Some(base.table_uuid.clone());
-        self.loaded = Some(Loaded { metadata, location, found, base: base.clone() });
+        self.loaded = Some(Loaded { metadata, location, found, base: base.clone(), expired });
         Ok(base)
     }
 
@@ -164,7 +197,7 @@ impl LakeTable for IcebergTable {
         let mut live: BTreeMap<String, (i64, LiveFile)> = BTreeMap::new();
         let mut delete_files = Vec::new();
         for manifest in self.manifests(&snapshot).await? {
-            for entry in manifest.load_manifest(&self.lake.io).await.map_err(storage)?.entries().iter().filter(|e| e.is_alive()) {
+            for entry in self.lake.read_manifest(&manifest).await?.entries().iter().filter(|e| e.is_alive()) {
                 let file = entry.data_file();
                 let sequence = entry.sequence_number().unwrap_or(0);
                 match (file.content_type(), file.file_format()) {
@@ -228,7 +261,7 @@ impl LakeTable for IcebergTable {
 
 pub(super) fn gone(lake: &Lake, table: &str, uuid: &str) -> CommitError {
     CommitError::Refused(format!(
-        "the Iceberg table {} (uuid {uuid}) is no longer in the catalog {} of {}: it was dropped, or the catalog was replaced; restore it, or give the table a new name",
+        "the Iceberg table {} (uuid {uuid}) is no longer in the catalog {} of {}: it was dropped, or the catalog was replaced; restore it, or {ANOTHER_NAME}",
         lake.identifier(table),
         lake.catalog.name(),
         lake.catalog.place()

@@ -177,7 +177,7 @@ impl Values {
         };
         match &mut self.store {
             Store::Judged => {
-                if self.ty == ColumnType::String && !token.is_text() {
+                if matches!(self.ty, ColumnType::String) && !token.is_text() {
                     return Err(KIND);
                 }
             }
@@ -186,7 +186,7 @@ impl Values {
                 Kind::False => v.append(false),
                 _ => return Err(KIND),
             },
-            Store::Int32(v) if self.ty == ColumnType::Date => v.push(time::date(string(text, token, &mut scratch.bytes)?.as_bytes())?),
+            Store::Int32(v) if matches!(self.ty, ColumnType::Date) => v.push(time::date(string(text, token, &mut scratch.bytes)?.as_bytes())?),
             Store::Int32(v) => v.push(int32(number()?)?),
             Store::Int64(v) => v.push(match &self.ty {
                 ColumnType::Timestamp(unit) | ColumnType::TimestampLocal(unit) if !token.is_text() => epoch(number()?, *unit)?,

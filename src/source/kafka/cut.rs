@@ -76,10 +76,10 @@ impl Cutter {
             start..batch.bytes.len() as u32
         };
         let key = record.key.filter(|k| k.len() <= self.max_record_bytes).map(&mut put);
-        let (value, headers) = if oversized {
-            (None, Vec::new())
-        } else {
-            (record.value.map(&mut put), record.headers.iter().map(|(n, v)| (put(n), v.map(&mut put))).collect())
+        let (value, headers) = match record.headers {
+            _ if oversized => (None, Vec::new()),
+            [] => (record.value.map(&mut put), Vec::new()),
+            headers => (record.value.map(&mut put), headers.iter().map(|(n, v)| (put(n), v.map(&mut put))).collect()),
         };
         batch.records.push(RawRecord {
             offset: record.offset,
@@ -90,6 +90,7 @@ impl Cutter {
             oversized: oversized.then_some(size as u64),
         });
         batch.to = record.offset + 1;
+        batch.at_end = false;
         batch.leader_epoch = record.leader_epoch;
         self.filling_bytes += kept;
         if batch.records.len() >= BATCH_RECORDS || batch.bytes.len() >= BATCH_BYTES {
@@ -110,7 +111,8 @@ impl Cutter {
             batch.leader_epoch = -1;
         }
         batch.at_end = batch.to == offset;
-        if batch.at_end {
+        // With records in it the batch may wait for more: a live partition ends behind nearly each of them.
+        if batch.at_end && batch.from == batch.to {
             self.cut(partition);
         }
     }
@@ -168,6 +170,7 @@ mod tests {
         cutter.flush();
         cutter.push(0, &record(10, b"c"));
         cutter.end(0, 14);
+        cutter.flush();
         let none = BTreeSet::new();
         let cut: Vec<_> = std::iter::from_fn(|| cutter.take(&none)).map(|b| (b.partition, b.from, b.to, b.records.len(), b.at_end, b.leader_epoch)).collect();
         assert_eq!(cut, [(0, 5, 8, 1, false, 3), (1, 0, 1, 1, false, 3), (0, 8, 14, 1, true, -1)]);
@@ -180,6 +183,15 @@ mod tests {
         let batch = cutter.take(&BTreeSet::new()).unwrap();
         assert!(batch.at_end && batch.records.is_empty());
         assert_eq!((batch.from, batch.to, batch.leader_epoch), (5, 5, 2));
+        // What came since is not at the end, until that is seen again.
+        cutter.push(0, &record(5, b"a"));
+        cutter.end(0, 6);
+        cutter.push(0, &record(6, b"b"));
+        assert!(cutter.take(&BTreeSet::new()).is_none());
+        cutter.flush();
+        assert!(!cutter.take(&BTreeSet::new()).unwrap().at_end);
+        cutter.end(0, 7);
+        assert!(cutter.take(&BTreeSet::new()).unwrap().at_end);
         // An end that lies behind us was true of an earlier reading.
         cutter.end(0, 3);
         assert!(cutter.take(&BTreeSet::new()).is_none());

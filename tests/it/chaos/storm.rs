@@ -15,6 +15,9 @@ use crate::support::process::{Pipeline, Running, until};
 
 const PATIENCE: Duration = Duration::from_secs(120);
 
+/// Time that a worker gets to come to the point at which it kills itself.
+const LEFT_TO_ITSELF: Duration = Duration::from_secs(6);
+
 /// Numbers that look like chance and are the same for one seed (SplitMix64).
 pub struct Chance(u64);
 
@@ -66,11 +69,13 @@ pub struct Storm<'a> {
     pub workers: [Option<Running>; 2],
     /// When the disk was last full.
     filled_at: Option<Instant>,
+    /// Since when a worker has been about to kill itself.
+    armed: [Option<Instant>; 2],
 }
 
 impl<'a> Storm<'a> {
     pub fn new(pipeline: &'a Pipeline, name: &'a str, broker: &'a Broker, topic: &'a str, writer: &'a Writer<'a>, disk: Option<PathBuf>, seed: u64) -> Self {
-        Self { pipeline, name, broker, topic, writer, disk, chance: Chance::new(seed), tally: Tally::default(), workers: [None, None], filled_at: None }
+        Self { pipeline, name, broker, topic, writer, disk, chance: Chance::new(seed), tally: Tally::default(), workers: [None, None], filled_at: None, armed: [None, None] }
     }
 
     fn newest(&self) -> u64 {
@@ -104,7 +109,10 @@ impl<'a> Storm<'a> {
                 done += 1;
             }
             self.tend();
-            let victim = self.chance.below(2) as usize;
+            let mut victim = self.chance.below(2) as usize;
+            if self.armed[victim].is_some_and(|at| at.elapsed() < LEFT_TO_ITSELF) {
+                victim = 1 - victim;
+            }
             match self.chance.below(10) {
                 0 => self.pause(victim),
                 1 => self.end(victim),
@@ -154,6 +162,7 @@ impl<'a> Storm<'a> {
     }
 
     fn kill(&mut self, nth: usize) {
+        self.armed[nth] = None;
         if let Some(mut worker) = self.workers[nth].take() {
             worker.signal(libc::SIGKILL);
             worker.wait(PATIENCE);
@@ -165,7 +174,8 @@ impl<'a> Storm<'a> {
     fn arm(&mut self, nth: usize) {
         self.kill(nth);
         let point = failpoint::ALL[self.chance.below(failpoint::ALL.len() as u64) as usize];
-        let point = format!("{point}:{}", 1 + self.chance.below(12));
+        let point = format!("{point}:{}", 1 + self.chance.below(8));
+        self.armed[nth] = Some(Instant::now());
         self.workers[nth] = Some(self.pipeline.start(&["--deadline", "10"], Some(&point)));
     }
 
@@ -175,8 +185,9 @@ impl<'a> Storm<'a> {
         if let Some(mut worker) = self.workers[nth].take() {
             worker.signal(libc::SIGTERM);
             let status = worker.wait(PATIENCE);
-            let killed = std::os::unix::process::ExitStatusExt::signal(&status) == Some(libc::SIGKILL);
-            assert!(status.success() || killed, "stopped with {status}: {}", worker.told());
+            // It may have been armed, or so young that it did not listen to signals yet.
+            let signal = std::os::unix::process::ExitStatusExt::signal(&status);
+            assert!(status.success() || matches!(signal, Some(libc::SIGKILL | libc::SIGTERM)), "stopped with {status}: {}", worker.told());
         }
     }
 

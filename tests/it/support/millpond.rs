@@ -84,6 +84,13 @@ impl Pond {
         ended.stdout.lines().map(|l| serde_json::from_str(l).unwrap()).collect()
     }
 
+    /// The rows of a query that reads the tables in this format.
+    pub fn query_in(&self, format: &str, sql: &str) -> Vec<Value> {
+        let ended = self.millpond(&["query", "pipeline.yaml", sql, "--json", "--format", format]);
+        assert_eq!(ended.code, 0, "{sql}: {ended:?}");
+        ended.stdout.lines().map(|l| serde_json::from_str(l).unwrap()).collect()
+    }
+
     /// A query whose answer is one number.
     pub fn number(&self, sql: &str) -> i64 {
         let rows = self.query(sql);
@@ -153,8 +160,8 @@ impl Drop for Running {
     }
 }
 
-/// Rows as `tests/it/readers/read.py` prints them.
-pub fn reader(args: &[&str]) -> Vec<Value> {
+/// A script of `tests/it/readers/`, in the environment of the readers: what it prints, a value a line.
+fn script(name: &str, args: &[&str]) -> Vec<Value> {
     static PYTHON: OnceLock<String> = OnceLock::new();
     let here = Path::new(env!("CARGO_MANIFEST_DIR"));
     let python = PYTHON.get_or_init(|| {
@@ -162,9 +169,20 @@ pub fn reader(args: &[&str]) -> Vec<Value> {
         assert!(python.status.success(), "infra/readers: {}", String::from_utf8_lossy(&python.stderr));
         String::from_utf8(python.stdout).unwrap().trim().to_string()
     });
-    let out = Command::new(python).arg(here.join("tests/it/readers/read.py")).args(args).output().unwrap();
-    assert!(out.status.success(), "read.py {args:?}: {}", String::from_utf8_lossy(&out.stderr));
+    let out = Command::new(python).arg(here.join("tests/it/readers").join(name)).args(args).output().unwrap();
+    assert!(out.status.success(), "{name} {args:?}: {}", String::from_utf8_lossy(&out.stderr));
     String::from_utf8(out.stdout).unwrap().lines().map(|l| serde_json::from_str(l).unwrap()).collect()
+}
+
+/// Rows as `tests/it/readers/read.py` prints them.
+pub fn reader(args: &[&str]) -> Vec<Value> {
+    script("read.py", args)
+}
+
+/// What others do to a pipeline's tables, step by step as `tests/it/readers/act.py` knows them; their answers.
+pub fn act(lake: &Path, pipeline: &str, steps: &[Value]) -> Vec<Value> {
+    let steps = serde_json::to_string(steps).unwrap();
+    script("act.py", &[lake.to_str().unwrap(), pipeline, &steps])
 }
 
 /// Says which row differs: whole tables would fill the screen.

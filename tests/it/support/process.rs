@@ -57,6 +57,13 @@ impl Pipeline {
         Ok(text.lines().map(|l| serde_json::from_str(l).expect("a row of JSON")).collect())
     }
 
+    /// The exit code of `millpond verify` with these options, and what it said.
+    pub fn verify(&self, options: &[&str]) -> (Option<i32>, String) {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_millpond"));
+        let out = command.arg("verify").arg("pipeline.yaml").args(options).env_remove("MILLPOND_FAILPOINT").current_dir(&self.dir).output().expect("millpond runs");
+        (out.status.code(), format!("{}{}", String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr)))
+    }
+
     /// The numbers of the log's objects, ascending.
     pub fn log(&self, pipeline: &str) -> Vec<u64> {
         let folder = self.dir.join("lake/_millpond").join(pipeline).join("log");

@@ -1,0 +1,283 @@
+//! A whole worker on real files, under a store that fails at each write in turn: nothing is lost,
+//! nothing doubled, and what it says names the object and the reason.
+
+use super::surroundings::{Hosting, Ids, Surroundings};
+use super::*;
+use crate::cli::SystemClock;
+use crate::epoch::tests::loaded;
+use crate::read::LakeTableProvider;
+use arrow::util::display::{ArrayFormatter, FormatOptions};
+use async_trait::async_trait;
+use futures::StreamExt;
+use futures::stream::BoxStream;
+use object_store::*;
+use std::sync::Mutex;
+
+const EVENTS: usize = 120;
+
+fn file(dir: &std::path::Path) -> String {
+    format!(
+        "pipeline: faulty
+sources:
+  events:
+    file: {0}/events.ndjson
+    columns: {{id: int64, k: string, at: timestamp, v: int64}}
+    watermark: {{column: at}}
+tables:
+  sums:
+    sql: select window_start, k, sum(v) as s, count(*) as n from tumble(events, interval '5 minutes') group by window_start, k
+    key: [window_start, k]
+    allowed_lateness: 1h
+  plain: {{sql: \"select id, k from events\"}}
+lake: {{root: {0}/lake, iceberg: {{catalog: sql, uri: \"sqlite://{0}/lake/catalog.db\"}}}}
+epoch: {{every: 50ms}}
+commit: {{every: 50ms}}
+",
+        dir.display()
+    )
+}
+
+/// What a write does instead of what it should.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Fault {
+    /// No space, three times over; then somebody made room.
+    Full,
+    /// Written, and the answer lost.
+    AnswerLost,
+    /// Nothing written, and told that the name is taken.
+    EmptyConflict,
+    /// The service asks to come back later, three times over.
+    SlowDown,
+}
+
+/// A store that fails at the `nth` write of a kind, and remembers what was written.
+#[derive(Debug)]
+struct Faulty {
+    inner: Arc<dyn ObjectStore>,
+    at: Option<(String, usize, Fault)>,
+    seen: Mutex<Vec<String>>,
+    left: Mutex<usize>,
+}
+
+impl std::fmt::Display for Faulty {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("faulty")
+    }
+}
+
+/// A path without what differs from run to run.
+fn kind(path: &Path) -> String {
+    let plain: String = path.as_ref().chars().map(|c| if c.is_ascii_hexdigit() && !c.is_ascii_lowercase() { '0' } else { c }).collect();
+    let parts: Vec<&str> = plain.split('/').collect();
+    let name = parts.last().copied().unwrap_or_default();
+    let ending = name.split_once('.').map_or("", |(_, ending)| ending);
+    let start = name.split(['-', '.']).next().filter(|s| s.chars().all(|c| c.is_ascii_lowercase()) && ["emit", "rewrite", "snap", "probe"].contains(s)).unwrap_or("");
+    format!("{}/{start}*.{ending}", parts[..parts.len() - 1].join("/"))
+}
+
+impl Faulty {
+    fn new(inner: Arc<dyn ObjectStore>, at: Option<(String, usize, Fault)>) -> Self {
+        Self { inner, at, seen: Mutex::default(), left: Mutex::new(0) }
+    }
+
+    /// What becomes of this write.
+    fn fate(&self, path: &Path) -> Option<Fault> {
+        let kind = kind(path);
+        let mut seen = self.seen.lock().unwrap();
+        seen.push(kind.clone());
+        let (at, nth, fault) = self.at.as_ref()?;
+        let mut left = self.left.lock().unwrap();
+        if *at == kind && seen.iter().filter(|k| **k == kind).count() == nth + 1 {
+            *left = if matches!(fault, Fault::Full | Fault::SlowDown) { 3 } else { 1 };
+        }
+        // A full disk takes nothing, whatever it is.
+        let hit = *left > 0 && (*fault == Fault::Full || *at == kind);
+        *left -= usize::from(hit);
+        hit.then_some(*fault)
+    }
+}
+
+fn said(what: &str) -> Error {
+    Error::Generic { store: "faulty", source: what.to_string().into() }
+}
+
+#[async_trait]
+impl ObjectStore for Faulty {
+    async fn put_opts(&self, at: &Path, payload: PutPayload, options: PutOptions) -> Result<PutResult> {
+        match self.fate(at) {
+            None => self.inner.put_opts(at, payload, options).await,
+            Some(Fault::Full) => Err(said(&format!("cannot write {at}: No space left on device (os error 28)"))),
+            Some(Fault::SlowDown) => Err(said(&format!("cannot write {at}: 503 Slow Down"))),
+            Some(Fault::AnswerLost) => self.inner.put_opts(at, payload, options).await.and(Err(said("connection reset"))),
+            Some(Fault::EmptyConflict) if options.mode == PutMode::Create => Err(Error::AlreadyExists { path: at.to_string(), source: "409".into() }),
+            Some(Fault::EmptyConflict) => Err(said("409 conflict")),
+        }
+    }
+    async fn put_multipart_opts(&self, at: &Path, options: PutMultipartOptions) -> Result<Box<dyn MultipartUpload>> {
+        self.inner.put_multipart_opts(at, options).await
+    }
+    async fn get_opts(&self, at: &Path, options: GetOptions) -> Result<GetResult> {
+        self.inner.get_opts(at, options).await
+    }
+    fn delete_stream(&self, paths: BoxStream<'static, Result<Path>>) -> BoxStream<'static, Result<Path>> {
+        self.inner.delete_stream(paths)
+    }
+    fn list(&self, prefix: Option<&Path>) -> BoxStream<'static, Result<ObjectMeta>> {
+        self.inner.list(prefix)
+    }
+    async fn list_with_delimiter(&self, prefix: Option<&Path>) -> Result<ListResult> {
+        self.inner.list_with_delimiter(prefix).await
+    }
+    async fn copy_opts(&self, from: &Path, to: &Path, options: CopyOptions) -> Result<()> {
+        self.inner.copy_opts(from, to, options).await
+    }
+}
+
+struct Around {
+    store: Arc<Faulty>,
+    root: std::path::PathBuf,
+}
+
+#[async_trait]
+impl Surroundings for Around {
+    fn clock(&self) -> Arc<dyn Clock> {
+        Arc::new(SystemClock)
+    }
+    fn ids(&self) -> Ids {
+        Arc::new(Uuid::now_v7)
+    }
+    async fn open_place(&self, pipeline: &Pipeline) -> std::result::Result<Place, WorkerError> {
+        Place::over(self.store.clone(), &self.root, pipeline, &self.clock()).await
+    }
+    fn open_source(&self, spec: &SourceSpec, pipeline: &str, worker: &str) -> std::result::Result<Box<dyn Source>, SourceError> {
+        open_source(spec, pipeline, worker)
+    }
+    fn hosting(&self) -> Hosting {
+        Hosting::Threads
+    }
+    fn lanes(&self) -> usize {
+        1
+    }
+}
+
+struct Lake {
+    dir: tempfile::TempDir,
+    pipeline: Arc<Pipeline>,
+    plans: Vec<Arc<TablePlan>>,
+}
+
+impl Lake {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let rows: String = (0..EVENTS)
+            .map(|i| format!("{{\"id\":{i},\"k\":\"{}\",\"at\":\"2026-01-31T1{}:{:02}:00Z\",\"v\":{}}}\n", ["a", "b", "c"][i % 3], i / 60, i % 60, i % 7))
+            .collect();
+        std::fs::write(dir.path().join("events.ndjson"), rows).unwrap();
+        let (pipeline, plans) = loaded(&file(dir.path()));
+        Self { dir, pipeline: Arc::new(pipeline), plans }
+    }
+
+    fn root(&self) -> std::path::PathBuf {
+        self.dir.path().join("lake")
+    }
+
+    fn store(&self) -> Arc<dyn ObjectStore> {
+        Arc::new(DurableLocal::open(&self.root()).unwrap())
+    }
+
+    /// Runs a worker to the end; what it waited for meanwhile, and how it ended.
+    async fn run(&self, store: Arc<Faulty>) -> std::result::Result<(), WorkerError> {
+        let options = RunOptions { until_end: true, last: true, deadline: Duration::from_secs(5), ..Default::default() };
+        let around = Arc::new(Around { store, root: self.root().canonicalize().unwrap() });
+        super::run(self.pipeline.clone(), self.plans.clone(), options, Arc::new(Metrics::default()), around, Arc::default()).await
+    }
+
+    /// The rows of both tables in both formats, as text.
+    async fn content(&self) -> Vec<String> {
+        let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+        let place = Place::open(&self.pipeline, &clock).await.unwrap();
+        let ledger = place.log.open().await.unwrap().unwrap().head;
+        let mut content = vec![];
+        for (spec, _) in ledger.specs() {
+            let spec = spec.shared().unwrap();
+            for (kind, format) in &place.formats {
+                let mut table = format.open(spec.clone()).await.unwrap().unwrap();
+                table.load().await.unwrap();
+                let provider = LakeTableProvider::new(place.store.clone(), spec.schema.clone(), table.live_files().await.unwrap());
+                let context = datafusion::prelude::SessionContext::new();
+                context.register_table("t", Arc::new(provider)).unwrap();
+                for batch in context.sql("select * from t").await.unwrap().collect().await.unwrap() {
+                    let options = FormatOptions::default();
+                    let columns: Vec<_> = batch.columns().iter().map(|c| ArrayFormatter::try_new(c.as_ref(), &options).unwrap()).collect();
+                    content.extend((0..batch.num_rows()).map(|row| format!("{kind} {}: {}", spec.name, columns.iter().map(|c| c.value(row).to_string()).collect::<Vec<_>>().join(" "))));
+                }
+            }
+        }
+        content.sort();
+        content
+    }
+}
+
+async fn case(kind: String, nth: usize, fault: Fault, expected: Arc<Vec<String>>) {
+    let lake = Lake::new();
+    let store = Arc::new(Faulty::new(lake.store(), Some((kind.clone(), nth, fault))));
+    let what = format!("{fault:?} at write {nth} of {kind}");
+    // Before it ever ran a worker ends and says why; later it waits.
+    let mut ended = lake.run(store.clone()).await;
+    for _ in 0..4 {
+        let Err(why) = ended else { break };
+        assert!(matches!(why, WorkerError::Unavailable(_) | WorkerError::Refused(_)), "{what}: {why}");
+        let why = why.to_string();
+        let reason = ["No space", "503", "connection reset", "409", "not there", "succeeded", "answer"].iter().any(|r| why.contains(r));
+        let object = ["_millpond", "iceberg/", "delta/", "catalog", "commit "].iter().any(|o| why.contains(o));
+        assert!(reason && object, "{what}: it does not say what and why: {why}");
+        ended = lake.run(store.clone()).await;
+    }
+    ended.unwrap_or_else(|e| panic!("{what}: {e}"));
+    assert!(*store.left.lock().unwrap() == 0 && store.seen.lock().unwrap().iter().filter(|k| **k == kind).count() > nth, "{what}: never came to that");
+    let content = lake.content().await;
+    let surplus: Vec<_> = content.iter().filter(|r| !expected.contains(r)).take(3).collect();
+    let missing: Vec<_> = expected.iter().filter(|r| !content.contains(r)).take(3).collect();
+    assert!(content == *expected, "{what}: {} rows, expected {}; not expected: {surplus:?}; missing: {missing:?}", content.len(), expected.len());
+}
+
+/// FAULTS 11, 12, 13, 22, 64: at the first and the last write of each kind.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_disk_full_a_lost_answer_a_false_conflict_and_a_slow_service_at_every_write() {
+    let calm = Lake::new();
+    let store = Arc::new(Faulty::new(calm.store(), None));
+    calm.run(store.clone()).await.unwrap();
+    let expected = Arc::new(calm.content().await);
+    assert!(expected.iter().filter(|r| r.contains("plain")).count() == 2 * EVENTS && expected.iter().any(|r| r.contains("sums")), "{expected:?}");
+    let mut writes: BTreeMap<String, usize> = BTreeMap::new();
+    for kind in store.seen.lock().unwrap().iter() {
+        *writes.entry(kind.clone()).or_default() += 1;
+    }
+    let kinds: Vec<&str> = ["/log/*.json", "runs", "data/*.parquet", "data/emit*.parquet", ".avro", "metadata.json", "_delta_log/*.json", "metadata/*.text", "probe*", "tables/*"].to_vec();
+    for wanted in kinds {
+        assert!(writes.keys().any(|k| k.contains(wanted)), "no write of {wanted}: {writes:?}");
+    }
+    let mut cases = vec![];
+    for (kind, times) in writes {
+        // A table is made and then committed to at least once; how often, the timing decides.
+        let made_first = ["metadata.json", "_delta_log", ".text"].iter().any(|k| kind.contains(k));
+        let last = if kind.contains("/log/*.json") { 2 } else { usize::from(made_first).min(times - 1) };
+        let mut planned = vec![(0, Fault::Full), (last, Fault::AnswerLost)];
+        // The other two where somebody else could be the cause: the names that are created.
+        if kind.contains("/log/*.json") {
+            planned.extend([(last, Fault::EmptyConflict), (0, Fault::SlowDown), (last, Fault::Full)]);
+        }
+        cases.extend(planned.into_iter().map(|(nth, fault)| (kind.clone(), nth, fault)));
+    }
+    let done = futures::stream::iter(cases).map(|(kind, nth, fault)| tokio::spawn(case(kind, nth, fault, expected.clone()))).buffer_unordered(12);
+    let failures: Vec<String> = done
+        .filter_map(|c| async { c.err().map(|e| e.into_panic().downcast_ref::<String>().cloned().unwrap_or_default()) })
+        .collect()
+        .await;
+    assert!(failures.is_empty(), "{failures:#?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_faulty_store_is_a_store_until_it_fails() {
+    crate::store::conformance::holds(Arc::new(Faulty::new(Arc::new(memory::InMemory::new()), None))).await;
+}

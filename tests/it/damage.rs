@@ -1,0 +1,207 @@
+//! Files of a lake that cannot be read, by every worker's real files: a clear error that names the
+//! object, nothing lost once it is restored. And a worker that lacks what its host must give it.
+
+use serde_json::{Value, json};
+use std::fs;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use crate::support::millpond::{Pond, assert_same};
+
+const PIPELINE: &str = "
+pipeline: hurt
+sources:
+  events:
+    file: events.ndjson
+    format: json
+    columns: {id: int64, k: string, at: timestamp}
+    watermark: {column: at}
+tables:
+  counts:
+    sql: select window_start, k, count(*) as n from tumble(events, interval '1 minute') group by window_start, k
+    key: [window_start, k]
+    allowed_lateness: 1d
+  plain:
+    sql: select id, k from events
+lake: {root: ./lake}
+epoch: {every: 50ms}
+commit: {every: 50ms}
+";
+
+/// Ten minutes of events, one in ten seconds; the first of each round corrects the first window.
+fn arrive(dir: &Path, round: i64) {
+    let mut text = fs::read_to_string(dir.join("events.ndjson")).unwrap_or_default();
+    for id in round * 60..(round + 1) * 60 {
+        let at = if id % 60 == 0 { 0 } else { id * 10 };
+        text += &format!("{{\"id\":{id},\"k\":\"k{}\",\"at\":\"2026-01-31T{:02}:{:02}:{:02}Z\"}}\n", id % 2, at / 3600, at / 60 % 60, at % 60);
+    }
+    fs::write(dir.join("events.ndjson"), text).unwrap();
+}
+
+fn assert_holds(pond: &Pond, rounds: i64, when: &str) {
+    let last = rounds * 600 - 10;
+    let mut counts = std::collections::BTreeMap::new();
+    for id in 0..rounds * 60 {
+        let at = if id % 60 == 0 { 0 } else { id * 10 };
+        if at / 60 * 60 + 60 <= last {
+            *counts.entry((at / 60, format!("k{}", id % 2))).or_insert(0) += 1;
+        }
+    }
+    let expected: Vec<Value> = counts.iter().map(|((m, k), n)| json!({"m": m, "k": k, "n": n})).collect();
+    for format in ["iceberg", "delta"] {
+        let sql = "select (cast(window_start as bigint) / 1000000 - 1769817600) / 60 as m, k, n from counts order by 1, 2";
+        assert_same(&pond.query_in(format, sql), &expected, &format!("{when}: {format} counts"));
+        let ids: Vec<Value> = (0..rounds * 60).map(|id| json!({"id": id})).collect();
+        assert_same(&pond.query_in(format, "select id from plain order by id"), &ids, &format!("{when}: {format} plain"));
+    }
+}
+
+/// The newest file below a folder whose path holds all of these.
+fn newest(below: &Path, holds: &[&str]) -> PathBuf {
+    fn walk(dir: &Path, found: &mut Vec<PathBuf>) {
+        for entry in fs::read_dir(dir).unwrap().map(|e| e.unwrap().path()) {
+            if entry.is_dir() { walk(&entry, found) } else { found.push(entry) }
+        }
+    }
+    let mut found = vec![];
+    walk(below, &mut found);
+    found.retain(|p| holds.iter().all(|h| p.to_str().unwrap().contains(h)));
+    found.sort_by_key(|p| (fs::metadata(p).unwrap().modified().unwrap(), p.clone()));
+    found.pop().unwrap_or_else(|| panic!("no file with {holds:?} below {}", below.display()))
+}
+
+/// FAULTS 16: of what only spares reading, an older one does.
+#[test]
+fn a_damaged_delta_checkpoint_is_passed_over_while_the_commits_are_there() {
+    let pond = Pond::new(PIPELINE);
+    let dir = pond.path().canonicalize().unwrap();
+    arrive(&dir, 0);
+    pond.until_end();
+    let lake = dir.join("lake");
+    crate::support::millpond::act(&lake, "hurt", &[json!({"in": "delta", "do": "checkpoint", "table": "counts"})]);
+    let checkpoint = newest(&lake, &["delta/hurt/counts/_delta_log/", ".checkpoint.parquet"]);
+    let whole = fs::read(&checkpoint).unwrap();
+    fs::write(&checkpoint, &whole[..whole.len() / 2]).unwrap();
+    arrive(&dir, 1);
+    pond.until_end();
+    assert_holds(&pond, 2, "past a checkpoint that is cut short");
+    // Without the commits that it stands for there is no way past it.
+    let birth = lake.join("delta/hurt/counts/_delta_log/00000000000000000000.json");
+    let kept = fs::read(&birth).unwrap();
+    fs::remove_file(&birth).unwrap();
+    arrive(&dir, 2);
+    let ended = pond.millpond(&["run", "pipeline.yaml", "--until-end", "--json"]);
+    assert!(ended.code == 75 && ended.stdout.contains(checkpoint.file_name().unwrap().to_str().unwrap()), "{ended:?}");
+    fs::write(&birth, kept).unwrap();
+    pond.until_end();
+    assert_holds(&pond, 3, "after the commit came back");
+}
+
+/// FAULTS 18: a reader or a writer that holds the catalog: waited for, and told.
+#[test]
+fn a_catalog_that_others_lock_is_waited_for() {
+    let pond = Pond::new(PIPELINE);
+    let dir = pond.path().canonicalize().unwrap();
+    arrive(&dir, 0);
+    pond.until_end();
+    arrive(&dir, 1);
+    let others = rusqlite::Connection::open(dir.join("lake/catalog.db")).unwrap();
+    // A reader in the middle of its transaction holds up nobody.
+    others.execute_batch("BEGIN; SELECT count(*) FROM iceberg_tables;").unwrap();
+    let rows: i64 = others.query_row("SELECT count(*) FROM iceberg_tables", [], |r| r.get(0)).unwrap();
+    assert_eq!(rows, 4);
+    pond.until_end();
+    others.execute_batch("COMMIT").unwrap();
+    // A writer does: the worker waits, and goes on when it is done.
+    arrive(&dir, 2);
+    others.execute_batch("BEGIN IMMEDIATE").unwrap();
+    let running = pond.start(&["run", "pipeline.yaml", "--until-end", "--json"]);
+    std::thread::sleep(Duration::from_secs(3));
+    others.execute_batch("ROLLBACK").unwrap();
+    let ended = running.wait();
+    assert_eq!(ended.code, 0, "{ended:?}");
+    assert_holds(&pond, 3, "after the catalog was locked");
+}
+
+/// File descriptors that run out: told, and nothing is lost.
+#[test]
+fn a_host_without_file_descriptors_is_told() {
+    let pond = Pond::new(PIPELINE);
+    let dir = pond.path().canonicalize().unwrap();
+    arrive(&dir, 0);
+    pond.until_end();
+    arrive(&dir, 1);
+    let mut told = 0;
+    for limit in [8, 11, 13, 15, 18, 22, 30] {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_millpond"));
+        command.args(["run", "pipeline.yaml", "--until-end", "--json", "--deadline", "1"]).current_dir(&dir).stdin(Stdio::null());
+        // SAFETY: only one system call, between fork and exec.
+        unsafe {
+            command.pre_exec(move || {
+                let rlimit = libc::rlimit { rlim_cur: limit, rlim_max: limit };
+                if libc::setrlimit(libc::RLIMIT_NOFILE, &rlimit) == 0 { Ok(()) } else { Err(std::io::Error::last_os_error()) }
+            });
+        }
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let start = std::time::Instant::now();
+        // One that has begun waits for descriptors: stopped, it ends.
+        while child.try_wait().unwrap().is_none() && start.elapsed() < Duration::from_secs(60) {
+            if start.elapsed() > Duration::from_secs(5) {
+                // SAFETY: the child is not reaped yet: the id is its own.
+                unsafe { libc::kill(child.id() as i32, libc::SIGTERM) };
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        let out = child.wait_with_output().unwrap();
+        let said = format!("{}{}", String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));
+        if !out.status.success() {
+            assert!(!said.contains("panicked"), "with {limit} descriptors: {said}");
+            let reason = ["Too many open files", "os error 24", "unable to open database file", "cannot start"].iter().any(|r| said.contains(r));
+            assert!(reason, "with {limit} descriptors: {said}");
+            told += 1;
+        }
+    }
+    assert!(told > 0, "no limit was low enough");
+    pond.until_end();
+    assert_holds(&pond, 2, "after there were descriptors again");
+}
+
+/// FAULTS 69: who has the name has the log. A second pipeline of the name is refused, in the same
+/// lake or with another source.
+#[test]
+fn two_pipelines_with_one_name_are_told_apart() {
+    let pond = Pond::new(PIPELINE);
+    let dir = pond.path().canonicalize().unwrap();
+    arrive(&dir, 0);
+    pond.until_end();
+    // Another pipeline that somebody gave the same name: other data, another meaning.
+    fs::write(dir.join("orders.ndjson"), "{\"id\":1,\"customer\":\"x\",\"at\":\"2026-01-31T00:00:00Z\"}\n").unwrap();
+    let other = PIPELINE
+        .replace("events:", "orders:")
+        .replace("events.ndjson", "orders.ndjson")
+        .replace("{id: int64, k: string, at: timestamp}", "{id: int64, customer: string, at: timestamp}")
+        .replace("window_start, k, count(*)", "window_start, customer, count(*)")
+        .replace("group by window_start, k", "group by window_start, customer")
+        .replace("[window_start, k]", "[window_start, customer]")
+        .replace("tumble(events", "tumble(orders")
+        .replace("select id, k from events", "select id, customer from orders");
+    pond.rewrite(&other);
+    let ended = pond.millpond(&["run", "pipeline.yaml", "--until-end", "--json"]);
+    assert!([75, 78].contains(&ended.code) && ended.stdout.contains("hurt") | ended.stdout.contains("counts"), "{ended:?}");
+    // The first one goes on.
+    pond.rewrite(PIPELINE);
+    arrive(&dir, 1);
+    pond.until_end();
+    assert_holds(&pond, 2, "after a stranger of the same name");
+    // The log of the name lost, and begun anew: the tables still bear the stamp of the old one.
+    fs::rename(dir.join("lake/_millpond"), dir.join("kept")).unwrap();
+    let ended = pond.millpond(&["run", "pipeline.yaml", "--until-end", "--json"]);
+    assert!(ended.code == 75 && ended.stdout.contains("log"), "{ended:?}");
+    fs::remove_dir_all(dir.join("lake/_millpond")).unwrap();
+    fs::rename(dir.join("kept"), dir.join("lake/_millpond")).unwrap();
+    arrive(&dir, 2);
+    pond.until_end();
+    assert_holds(&pond, 3, "after the log came back");
+}
