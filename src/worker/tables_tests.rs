@@ -146,7 +146,8 @@ impl World {
             let times = at.apply(&entry).unwrap();
             assert!(sender.send(Decided { seq, entry: Arc::new(entry), times, runs: None }).is_ok());
         }
-        let head = Arc::new(Head::new(log, name.into(), reading.head, sender, metrics.clone(), keep_runs));
+        // So little that runs are read back too when several entries wait.
+        let head = Arc::new(Head::new(log, name.into(), reading.head, sender, metrics.clone(), keep_runs).with_run_memory(4096));
         // A key index of its own for each life: it is rebuilt from the table.
         let life = self.ids.fetch_add(1, Ordering::Relaxed);
         let scratch = self.dir.path().join(if life % 2 == 0 { name.to_string() } else { format!("{name}-{life}") });
