@@ -45,6 +45,8 @@ pub mod read;
 
 pub mod commit;
 
+pub mod maintain;
+
 pub mod verify;
 
 pub mod worker;

@@ -102,7 +102,7 @@ async fn status(pipeline: &Arc<Pipeline>) -> Result<Value, WorkerError> {
     Ok(json!({
         "pipeline": pipeline.name, "log": head.log, "next_entry": head.next, "plan_entry": head.plan_entry,
         "checkpoint": head.checkpoint.map(|c| json!({ "entry": c.entry, "upto": c.upto })),
-        "entries_read": reading.tail.len(), "sources": sources, "tables": tables,
+        "entries_read": reading.tail.len(), "attempts_condemned": head.condemned.len(), "sources": sources, "tables": tables,
     }))
 }
 

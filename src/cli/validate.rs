@@ -92,7 +92,7 @@ async fn connected(pipeline: &Arc<Pipeline>, plans: &[Arc<crate::pipeline::sql::
             failures.extend(check_declared(&place, pipeline, plans).err());
             let folder = Path::from(format!("{}/probe", place.state_folder));
             if let Err(e) = probe::create_if_absent(&place.store, &folder, Uuid::new_v4()).await {
-                failures.push(WorkerError::Refused(e));
+                failures.push(e.into());
             }
             match place.log.open().await {
                 Err(e) => failures.push(e.into()),

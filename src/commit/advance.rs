@@ -10,11 +10,12 @@ use crate::mutant::{self, Mutant};
 use crate::observe::{Metrics, cpu, thread_cpu_ns};
 use crate::pipeline::TableFormatKind;
 use crate::pipeline::sql::Tumble;
+use crate::read::ReadError;
 use crate::runtime::in_place;
 use crate::stage::parquet::ParquetStager;
 use crate::stage::partition::PartitionSplitter;
 use crate::stage::rows::RowBatches;
-use crate::stage::{DataFile, Scalar, TableSpec};
+use crate::stage::{DataFile, Scalar, TableSpec, names};
 use arrow::array::AsArray;
 use arrow::datatypes::TimestampMicrosecondType;
 use arrow::record_batch::RecordBatch;
@@ -95,8 +96,13 @@ pub struct Advance<'a> {
     pub metrics: &'a Metrics,
 }
 
+/// What the disk says may pass; a data file that is not what the table says stays so until someone restores it.
 fn index_error(e: KeyIndexError) -> CommitError {
-    CommitError::Unavailable(format!("key index: {e}"))
+    match e {
+        KeyIndexError::Read(ReadError::Store { .. }) => CommitError::Unavailable(e.to_string()),
+        KeyIndexError::Read(e) => CommitError::Refused(format!("{e}; restore the file from a copy")),
+        e => CommitError::Unavailable(format!("key index: {e}")),
+    }
 }
 
 /// Advances the side to `what.stamp`, if it is not there yet.
@@ -290,7 +296,7 @@ async fn commit(side: &mut Side, todo: &[&Pending], what: &Advance<'_>) -> Resul
         let mut nth = 0;
         let name = move || {
             nth += 1;
-            format!("emit-{stamp:020}-{attempt}-{nth}.parquet")
+            names::emitted(stamp, attempt, nth)
         };
         let folder = crate::stage::data_folder(what.pipeline, side.kind, &spec.name);
         let refuse = |e: String| CommitError::Refused(format!("table {}: {e}", spec.name));

@@ -16,7 +16,7 @@ use crate::stage::{DataFile, TableSpec};
 use async_trait::async_trait;
 use roaring::RoaringTreemap;
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use uuid::Uuid;
 
@@ -118,6 +118,15 @@ pub trait LakeTable: Send + Sync {
 
     /// All data files that readers of the loaded base see.
     async fn live_files(&mut self) -> Result<Vec<LiveFile>, CommitError>;
+
+    /// Takes out of `names` every file that this table needs or may come to need, and returns what may go, with
+    /// the newest base, by which this was judged. `names` are names of files in the table's folder (without
+    /// folders: those and schemes are spelled in many ways), listed before the call.
+    ///
+    /// Needed is what any retained snapshot or unexpired Remove names. May come to be needed: what a commit
+    /// under way has written, that is, what names the table's stamp or a later one. A file of an attempt may
+    /// go only when the log has condemned the attempt.
+    async fn unneeded(&mut self, names: BTreeSet<String>) -> Result<(Base, BTreeSet<String>), CommitError>;
 
     /// The newest commits, newest first: (snapshot or version, time in ms, stamp's entry if ours, operation, summary).
     async fn history(&mut self, most: usize) -> Result<Vec<CommitRow>, CommitError>;

@@ -113,7 +113,7 @@ pub fn fits(ledger: &Ledger, entry: &Entry) -> Result<(), Unfit> {
     if let Some(upto) = upto.filter(|&upto| entry.began <= upto && !mutant::on(Mutant::OldWorkFits)) {
         return Err(Unfit::BeganBelowCheckpoint { began: entry.began, upto });
     }
-    if ledger.condemned.contains(&entry.attempt) && !mutant::on(Mutant::CondemnedProposed) {
+    if ledger.condemned.contains_key(&entry.attempt) && !mutant::on(Mutant::CondemnedProposed) {
         return Err(Unfit::Condemned(entry.attempt));
     }
     match &entry.body {

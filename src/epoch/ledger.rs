@@ -28,8 +28,10 @@ pub struct Ledger {
     /// Attempts that are in the log above the newest checkpoint's M, by their entry.
     #[serde(default)]
     pub attempts: BTreeMap<u64, Uuid>,
-    #[serde(default)]
-    pub condemned: BTreeSet<Uuid>,
+    /// Condemned attempts, by the entry of the note. Once a checkpoint holds that entry, work that is as old as
+    /// the attempt is stale by itself, and the name can be forgotten.
+    #[serde(default, rename = "condemned_at", skip_serializing_if = "BTreeMap::is_empty")]
+    pub condemned: BTreeMap<Uuid, u64>,
     /// The newest end-of-input note: all windows that held a row then were emitted.
     #[serde(default)]
     pub ended_at: Option<u64>,
@@ -135,7 +137,7 @@ impl Ledger {
             runs_as_of: 0,
             checkpoint: None,
             attempts: BTreeMap::new(),
-            condemned: BTreeSet::new(),
+            condemned: BTreeMap::new(),
             ended_at: None,
             rows_at: 0,
             ended: BTreeSet::new(),
@@ -168,10 +170,11 @@ impl Ledger {
             Body::Checkpoint(checkpoint) => {
                 self.checkpoint = Some(CheckpointRef { entry: self.next, upto: checkpoint.upto });
                 self.attempts = self.attempts.split_off(&(checkpoint.upto + 1));
+                self.condemned.retain(|_, note| *note > checkpoint.upto);
                 self.take_over_runs(checkpoint);
             }
             Body::Note(Note::EndOfInput { .. }) => self.end_input(),
-            Body::Note(Note::Condemned { attempts }) => self.condemned.extend(attempts),
+            Body::Note(Note::Condemned { attempts }) => self.condemned.extend(attempts.iter().map(|a| (*a, self.next))),
         }
         self.attempts.insert(self.next, entry.attempt);
         self.next += 1;

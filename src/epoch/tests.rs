@@ -209,6 +209,31 @@ fn work_that_began_at_or_below_the_newest_m_is_stale_whatever_its_kind() {
     }
 }
 
+/// A condemned attempt is remembered until a checkpoint holds the note: whatever is as old is stale by itself then.
+#[test]
+fn condemned_attempts_are_forgotten_when_m_reaches_their_note() {
+    let mut l = ledger();
+    apply(&mut l, 10, Body::Data(data(&[(0, 0, 1, None)], None)));
+    let began = l.next;
+    apply(&mut l, 11, Body::Note(Note::Condemned { attempts: vec![Uuid::from_u128(50)] }));
+    let note = l.next - 1;
+    apply(&mut l, 12, Body::Data(data(&[(0, 1, 2, None)], None)));
+    let as_of = |upto: u64| {
+        let mut state = ledger();
+        (state.next, state.plan_entry) = (upto + 1, 0);
+        Body::Checkpoint(Checkpoint { upto, ledger: Box::new(state) })
+    };
+    let late = |l: &Ledger| fits(l, &entry(50, 0, began, Body::Data(data(&[(0, 2, 3, None)], None))));
+    apply(&mut l, 13, as_of(note - 1));
+    assert_eq!(l.condemned, [(Uuid::from_u128(50), note)].into());
+    assert_eq!(late(&l), Err(Unfit::Condemned(Uuid::from_u128(50))));
+    let text = serde_json::to_string(&l).unwrap();
+    assert_eq!(serde_json::from_str::<Ledger>(&text).unwrap(), l, "a checkpoint carries it");
+    apply(&mut l, 14, as_of(note));
+    assert!(l.condemned.is_empty());
+    assert_eq!(late(&l), Err(Unfit::BeganBelowCheckpoint { began, upto: note }), "its search began before the note, and so did its work");
+}
+
 #[test]
 fn a_reader_from_a_checkpoint_ends_where_one_from_the_start_does() {
     let mut whole = ledger();

@@ -173,9 +173,12 @@ impl Ledgers {
             (Without::BeganData, Kind::Checkpoint { upto, .. }) => {
                 let kept = log[upto as usize + 1..].iter().filter_map(|e| if let Kind::Condemned { attempts } = e.kind { Some(attempts) } else { None });
                 let kept: Attempts = kept.fold(0, |all, a| all | a);
-                ledger.condemned.retain(|a| ids(kept).any(|k| k == *a));
+                ledger.condemned.retain(|a, _| ids(kept).any(|k| k == *a));
             }
-            (Without::CondemnsUndecided, Kind::Condemned { attempts }) => ledger.condemned.extend(ids(attempts)),
+            (Without::CondemnsUndecided, Kind::Condemned { attempts }) => {
+                let note = ledger.next - 1;
+                ledger.condemned.extend(ids(attempts).map(|a| (a, note)));
+            }
             _ => {}
         }
         Ok(())

@@ -25,7 +25,8 @@ pub async fn serve(at: SocketAddr, metrics: Arc<Metrics>) -> std::io::Result<Soc
                 match (ready.ready.load(Ordering::Relaxed), ready.is_waiting()) {
                     (true, None) => (StatusCode::OK, "ready\n".to_string()),
                     (true, Some((what, why))) => (StatusCode::SERVICE_UNAVAILABLE, format!("waiting for {what}: {why}\n")),
-                    (false, _) => (StatusCode::SERVICE_UNAVAILABLE, "starting\n".to_string()),
+                    (false, None) => (StatusCode::SERVICE_UNAVAILABLE, "starting\n".to_string()),
+                    (false, Some((what, why))) => (StatusCode::SERVICE_UNAVAILABLE, format!("starting; waiting for {what}: {why}\n")),
                 }
             }),
         );

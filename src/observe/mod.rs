@@ -58,6 +58,11 @@ pub struct Metrics {
     pub pauses: AtomicU64,
     pub open_windows: AtomicU64,
     pub backlog_bytes: AtomicU64,
+    /// Files that belong to nobody and are still there after the last pass of the cleaner.
+    pub orphans: AtomicU64,
+    pub orphans_deleted: AtomicU64,
+    pub orphan_bytes_deleted: AtomicU64,
+    pub attempts_condemned: AtomicU64,
     pub ready: AtomicBool,
     pub cpu: StageCpu,
     waiting: Mutex<BTreeMap<String, String>>,
@@ -131,7 +136,7 @@ impl Metrics {
     /// Prometheus text format, version 0.0.4.
     pub fn prometheus(&self) -> String {
         let mut text = String::new();
-        let counters: [(&str, &str, &AtomicU64); 15] = [
+        let counters: &[(&str, &str, &AtomicU64)] = &[
             ("millpond_records_total", "records read and decided by this worker", &self.records),
             ("millpond_bytes_total", "bytes of keys, values and headers read", &self.bytes),
             ("millpond_dead_letters_total", "records that became dead letters", &self.dead),
@@ -147,6 +152,10 @@ impl Metrics {
             ("millpond_partition_pauses_total", "partitions paused because they were ahead of others under memory pressure", &self.pauses),
             ("millpond_open_windows", "windows that hold rows and are not dropped yet", &self.open_windows),
             ("millpond_backlog_bytes", "staged bytes that are decided and not yet in every table", &self.backlog_bytes),
+            ("millpond_orphans", "files that belong to nobody, left by the cleaner's last pass", &self.orphans),
+            ("millpond_orphans_deleted_total", "files that belonged to nobody and were deleted", &self.orphans_deleted),
+            ("millpond_orphan_bytes_deleted_total", "their bytes", &self.orphan_bytes_deleted),
+            ("millpond_attempts_condemned_total", "attempts that the log was made to refuse, so that their files could go", &self.attempts_condemned),
         ];
         for (name, help, value) in counters {
             let kind = if name.ends_with("_total") { "counter" } else { "gauge" };

@@ -14,11 +14,11 @@ use std::path::Path;
 
 use fields::Fields;
 
-use super::keys::{BACKLOG, COMMIT, EPOCH, OBSERVE, SOURCE, TABLE, TOP};
+use super::keys::{BACKLOG, CLEAN, COMMIT, EPOCH, OBSERVE, SOURCE, TABLE, TOP};
 use super::problem::{Problem, SourceText, Span};
 use super::raw::{Key, Node, Scalar};
 use super::types::Misfit;
-use super::{Backlog, Pipeline, SourceSpec, TableDecl};
+use super::{Backlog, Clean, Pipeline, SourceSpec, TableDecl};
 
 /// Below this a worker cannot hold one batch of each stage.
 const MIN_MEMORY_BYTES: u64 = 16 << 20;
@@ -103,6 +103,10 @@ impl Build<'_> {
             let (bytes, hours) = (self.bytes(&f, "bytes"), self.integer(&f, "hours"));
             Some(Backlog { bytes: bytes?, hours: hours? })
         });
+        let clean = self.section(&top, "clean", &CLEAN).and_then(|f| {
+            let (after, every) = (self.duration_us(&f, "after"), self.duration_us(&f, "every"));
+            Some(Clean { after_ms: after? as u64 / 1_000, every_ms: every? as u64 / 1_000 })
+        });
         let listen = match self.section(&top, "observe", &OBSERVE).and_then(|f| f.get("listen")) {
             Some(node) => self.address(node).map(Some),
             None => Some(None),
@@ -124,6 +128,7 @@ impl Build<'_> {
             commit_every_ms: commit? as u64 / 1_000,
             memory_bytes: memory?,
             backlog: backlog?,
+            clean: clean?,
             listen: listen?,
         })
     }

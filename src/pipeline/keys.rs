@@ -105,6 +105,7 @@ pub static TOP: Section = Section {
         optional("commit", Kind::Section(&COMMIT), "How often the tables advance."),
         with_default("memory", Kind::Bytes, "512MiB", "What the worker may hold in memory."),
         optional("backlog", Kind::Section(&BACKLOG), "How far reading may run ahead of the tables before it pauses."),
+        optional("clean", Kind::Section(&CLEAN), "Files that belong to nobody: what kills and lost races leave behind."),
         optional("observe", Kind::Section(&OBSERVE), "Metrics and health."),
     ],
 };
@@ -243,6 +244,15 @@ pub static BACKLOG: Section = Section {
     ],
 };
 
+pub static CLEAN: Section = Section {
+    title: "`clean`",
+    path: "clean",
+    keys: &[
+        with_default("after", Kind::Duration, "1h", "Files younger than this are left alone. It is safe at any value: too short a time only makes slow workers do their work again."),
+        with_default("every", Kind::Duration, "1h", "How often they are looked for. A run with --until-end looks once, at its end."),
+    ],
+};
+
 pub static OBSERVE: Section = Section {
     title: "`observe`",
     path: "observe",
@@ -250,8 +260,8 @@ pub static OBSERVE: Section = Section {
 };
 
 /// Every section, from the top down.
-pub static SECTIONS: [&Section; 13] =
-    [&TOP, &SOURCE, &KAFKA, &START, &FILE, &COLUMN, &WATERMARK, &TABLE, &LAKE, &ICEBERG, &EPOCH, &COMMIT, &BACKLOG];
+pub static SECTIONS: [&Section; 14] =
+    [&TOP, &SOURCE, &KAFKA, &START, &FILE, &COLUMN, &WATERMARK, &TABLE, &LAKE, &ICEBERG, &EPOCH, &COMMIT, &BACKLOG, &CLEAN];
 
 /// The word that was perhaps meant: the nearest by edits, when it is near enough to be no guess.
 pub fn nearest<'a>(found: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {

@@ -92,6 +92,7 @@ pub struct Pipeline {
     /// What the worker may hold in memory, in bytes.
     pub memory_bytes: u64,
     pub backlog: Backlog,
+    pub clean: Clean,
     /// Where metrics and health are served; loopback unless the user says otherwise.
     pub listen: Option<std::net::SocketAddr>,
 }
@@ -101,6 +102,14 @@ pub struct Pipeline {
 pub struct Backlog {
     pub bytes: u64,
     pub hours: u64,
+}
+
+/// When files that belong to nobody are deleted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Clean {
+    /// Younger ones are left alone.
+    pub after_ms: u64,
+    pub every_ms: u64,
 }
 
 #[derive(Debug, Clone)]

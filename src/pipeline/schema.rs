@@ -138,6 +138,7 @@ mod tests {
             "epoch",
             "commit",
             "backlog",
+            "clean",
         ]) {
             for key in section.keys.iter().filter(|k| !k.later) {
                 let found = at(&schema, &format!("{path}.{}", key.name));

@@ -63,7 +63,7 @@ fn defaults_are_as_documented() {
     assert_eq!(p.lake.iceberg_catalog, PathBuf::from("/work-dir/lake/catalog.db"));
     assert_eq!((p.lake.catalog_name.as_str(), p.lake.namespace.as_str()), ("millpond", "spend"));
     assert_eq!((p.epoch_every_ms, p.commit_every_ms, p.memory_bytes), (5_000, 30_000, 512 << 20));
-    assert_eq!((p.backlog, p.listen), (Backlog { bytes: 10 << 30, hours: 24 }, None));
+    assert_eq!((p.backlog, p.clean, p.listen), (Backlog { bytes: 10 << 30, hours: 24 }, Clean { after_ms: 3_600_000, every_ms: 3_600_000 }, None));
 }
 
 #[test]
@@ -111,6 +111,7 @@ epoch: {every: 100ms}
 commit: {every: 1s}
 memory: 256MiB
 backlog: {bytes: 1GB, hours: 2}
+clean: {after: 0s, every: 10m}
 observe: {listen: "localhost:9090"}
 "#,
     )
@@ -143,6 +144,7 @@ observe: {listen: "localhost:9090"}
     assert_eq!((p.lake.root.as_path(), p.lake.iceberg_catalog.as_path()), (Path::new("/abs/lake"), Path::new("/abs/c.db")));
     assert_eq!((p.lake.namespace.as_str(), p.lake.catalog_name.as_str()), ("ns", "cat"));
     assert_eq!((p.epoch_every_ms, p.commit_every_ms, p.memory_bytes, p.backlog), (100, 1_000, 256 << 20, Backlog { bytes: 1_000_000_000, hours: 2 }));
+    assert_eq!(p.clean, Clean { after_ms: 0, every_ms: 600_000 });
     assert_eq!(p.listen, Some("127.0.0.1:9090".parse().unwrap()));
 }
 
@@ -345,7 +347,7 @@ p.yaml:1:1: error: the file is empty
 p.yaml:1:1: error: unknown key `foo` in the pipeline file
  1 | foo: bar
    | ^^^
-   expected: one of pipeline, sources, tables, lake, epoch, commit, memory, backlog, observe
+   expected: one of pipeline, sources, tables, lake, epoch, commit, memory, backlog, clean, observe
 
 p.yaml:1:1: error: the pipeline file needs `pipeline`
  1 | foo: bar
@@ -377,13 +379,13 @@ p.yaml:1:1: error: the pipeline file needs `lake`
 p.yaml:1:1: error: the pipeline file must be a map, not a list
  1 | - a
    | ^^^
-   expected: keys: pipeline, sources, tables, lake, epoch, commit, memory, backlog, observe
+   expected: keys: pipeline, sources, tables, lake, epoch, commit, memory, backlog, clean, observe
 "#),
         ("everything at once", "pipline: Spend\nsources:\n  events:\n    kafka: {broker: localhost, topic: events, start: erliest}\n    columns:\n      a: strin\n      A: int64\n      b: list<double>\n      _op: string\n    watermark: {column: c, delay: 5 minutes}\n    max_record_bytes: 8MB8\ntables:\n  t__late:\n    sql:\n    allowed_latenes: 10\n    emit: on_closed\nlake: {root: ./lake, iceberg: {uri: ./c.db}}\nepoch: 5s\n".into(), r#"
 p.yaml:1:1: error: unknown key `pipline` in the pipeline file
  1 | pipline: Spend
    | ^^^^^^^
-   expected: one of pipeline, sources, tables, lake, epoch, commit, memory, backlog, observe
+   expected: one of pipeline, sources, tables, lake, epoch, commit, memory, backlog, clean, observe
    did you mean `pipeline`?
 
 p.yaml:1:10: error: `Spend` cannot name a pipeline

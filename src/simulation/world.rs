@@ -430,7 +430,7 @@ impl Surroundings for Life {
         let mut formats: BTreeMap<TableFormatKind, Arc<dyn TableFormat>> = BTreeMap::new();
         formats.insert(TableFormatKind::Iceberg, Arc::new(IcebergFormat::new(store.clone(), &url, catalog, PIPELINE, PIPELINE, ambient)));
         formats.insert(TableFormatKind::Delta, Arc::new(DeltaFormat::new(store.clone(), url, PIPELINE, now, ids)));
-        Ok(Place { store, log, state_folder, formats })
+        Ok(Place { store, log, state_folder, formats, local: None })
     }
 
     fn open_source(&self, _: &SourceSpec, _: &str, _: &str) -> Result<Box<dyn Source>, SourceError> {

@@ -8,6 +8,7 @@ pub mod bounds;
 mod claims;
 pub mod formats;
 pub mod layout;
+pub mod names;
 pub mod parquet;
 pub mod partition;
 pub mod rows;

@@ -17,6 +17,7 @@ use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path as FsPath, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::UNIX_EPOCH;
 
 /// A folder as an object store with durable puts.
 #[derive(Debug)]
@@ -44,6 +45,56 @@ impl DurableLocal {
     pub fn root(&self) -> &FsPath {
         &self.root
     }
+
+    /// Does the object lie below the folder on the disk too, or does a link lead out of it?
+    pub fn lies_inside(&self, object: &Path, folder: &Path) -> bool {
+        let real = |path: &Path| self.inner.path_to_filesystem(path).and_then(|p| p.canonicalize().map_err(|e| Error::Generic { store: "local", source: e.into() }));
+        let parent: Path = object.parts().take(object.parts_count().saturating_sub(1)).collect();
+        matches!((real(&parent), real(folder)), (Ok(parent), Ok(folder)) if parent.starts_with(&folder))
+    }
+
+    /// Deletes what puts below this folder left half-written when their process was killed, if it is not younger
+    /// than `before_ms` (since 1970, by the file's modification time). Links are not followed. Files and bytes.
+    pub fn sweep_cut_short(&self, folder: &Path, before_ms: i64) -> io::Result<(u64, u64)> {
+        let start = self.inner.path_to_filesystem(folder).map_err(io::Error::other)?;
+        let (mut files, mut bytes) = (0, 0);
+        let mut folders = vec![start];
+        while let Some(dir) = folders.pop() {
+            let entries = match fs::read_dir(&dir) {
+                Ok(entries) => entries,
+                Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
+                Err(e) => return Err(io::Error::new(e.kind(), format!("cannot list {}: {e}", dir.display()))),
+            };
+            for entry in entries {
+                let entry = entry?;
+                // What goes away meanwhile is gone.
+                let Ok(meta) = entry.metadata() else { continue };
+                if meta.is_dir() {
+                    folders.push(entry.path());
+                    continue;
+                }
+                let old = meta.modified().ok().and_then(|t| t.duration_since(UNIX_EPOCH).ok()).is_some_and(|t| t.as_millis() as i64 <= before_ms);
+                if old && meta.is_file() && entry.file_name().to_str().is_some_and(is_temporary) {
+                    match fs::remove_file(entry.path()) {
+                        Ok(()) => (files, bytes) = (files + 1, bytes + meta.len()),
+                        Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+                        Err(e) => return Err(io::Error::new(e.kind(), format!("cannot delete {}: {e}", entry.path().display()))),
+                    }
+                }
+            }
+        }
+        Ok((files, bytes))
+    }
+}
+
+/// `#` and digits: the form that the inner store leaves out of its listings.
+fn temporary_name(target: &str, process: u32, nth: u64) -> String {
+    format!("{target}#{process}{nth:08}")
+}
+
+/// A name that [`temporary_name`] gives. The inner store's own, of other programs too, have fewer digits.
+fn is_temporary(name: &str) -> bool {
+    name.rsplit_once('#').is_some_and(|(target, digits)| !target.is_empty() && digits.len() > 8 && digits.bytes().all(|b| b.is_ascii_digit()))
 }
 
 /// Makes a folder and syncs every folder that got a new name in it.
@@ -88,9 +139,8 @@ impl ObjectStore for DurableLocal {
             PutMode::Update(_) => return self.inner.put_opts(location, payload, opts).await,
         };
         let target = self.inner.path_to_filesystem(location)?;
-        // `#` and digits: the form that the inner store leaves out of its listings.
         let nth = self.puts.fetch_add(1, Ordering::Relaxed);
-        let temporary = PathBuf::from(format!("{}#{}{nth:08}", target.display(), std::process::id()));
+        let temporary = PathBuf::from(temporary_name(&target.display().to_string(), std::process::id(), nth));
         let path = location.to_string();
         tokio::task::spawn_blocking(move || {
             put_durably(&target, &temporary, &payload, create).map_err(|e| match e.kind() {

@@ -133,7 +133,7 @@ impl State {
             sources: ledger.sources.iter().map(|(n, s)| (n.clone(), of(s))).collect(),
             horizons: ledger.horizons.clone(),
             upto: ledger.checkpoint.map(|c| c.upto),
-            condemned: ledger.condemned.clone(),
+            condemned: ledger.condemned.keys().copied().collect(),
         }
     }
 

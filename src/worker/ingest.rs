@@ -16,6 +16,7 @@ use crate::observe::{Metrics, cpu};
 use crate::pipeline::Pipeline;
 use crate::source::{Position, RawBatch, SourceError, SourceFacts};
 use crate::partial::{Run, RunKind};
+use crate::stage::names;
 use crate::stage::runs::write_runs;
 use crate::time;
 use futures::{StreamExt, TryStreamExt, stream};
@@ -544,7 +545,7 @@ impl Ingest {
         }
         if !part.runs.is_empty() {
             let (bytes, refs) = cpu(&self.metrics.cpu.run, || write_runs(&part.runs)).map_err(|e| WorkerError::Internal(e.to_string()))?;
-            let path = format!("{}/runs/{}.run", self.state_folder, work.attempt);
+            let path = format!("{}/runs/{}", self.state_folder, names::epoch_runs(work.attempt));
             let ledger_plan = self.head.with(|l| l.plan.clone()).await;
             let runs = refs.into_iter().zip(&part.runs).map(|(run, made)| {
                 let window = ledger_plan.tables.get(&made.table).and_then(|t| t.window.clone());

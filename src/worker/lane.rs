@@ -9,6 +9,7 @@ use crate::partial::Partials;
 use crate::pipeline::sql::TablePlan;
 use crate::pipeline::{SourceSpec, TableFormatKind};
 use crate::source::RawBatch;
+use crate::stage::names;
 use crate::stage::formats::{FileNames, TableStager};
 use crate::stage::dead::DeadRows;
 use crate::partial::Run;
@@ -151,14 +152,14 @@ impl Lane {
     }
 
     fn stager(pipeline: &str, attempt: Uuid, nth: usize, spec: &Arc<TableSpec>) -> Result<TableStager, LaneError> {
-        let names = || -> FileNames {
+        let file_names = || -> FileNames {
             let mut file = 0;
             Box::new(move || {
                 file += 1;
-                format!("{attempt}-{nth}-{file}.parquet")
+                names::epoch_file(attempt, nth, file)
             })
         };
-        TableStager::new(pipeline, spec, names).map_err(|e| lane_error(&spec.name, e))
+        TableStager::new(pipeline, spec, file_names).map_err(|e| lane_error(&spec.name, e))
     }
 
     fn take(&mut self, nth: usize, raw: &RawBatch) -> Result<(), LaneError> {

@@ -2,6 +2,7 @@
 //!
 //! Stopping goes with the flow: the sources first, then the lanes and the log, the committer last.
 
+mod clean;
 #[cfg(test)]
 mod faulty_store_tests;
 pub mod head;
@@ -22,6 +23,7 @@ use crate::commit::iceberg::{Ambient, IcebergFormat, SqliteCatalog};
 use crate::epoch::entry::{Body, ByPartition, Entry, Plan, SpecRecord, VERSION};
 use crate::epoch::log::{Log, LogError, Reading};
 use crate::epoch::plan::{self, Fit, PlanError};
+use crate::maintain::orphans::Cleaner;
 use crate::observe::Metrics;
 use crate::pipeline::sql::TablePlan;
 use crate::runtime::in_place;
@@ -30,7 +32,8 @@ use crate::source::file::FileSource;
 use crate::source::kafka::KafkaSource;
 use crate::source::{Source, SourceError, SourceFacts};
 use crate::store::local::DurableLocal;
-use crate::store::probe;
+use crate::store::probe::{self, ProbeError};
+use clean::Cleaning;
 use head::{Head, HeadError};
 use ingest::Ingest;
 use lane::{Lane, SourceLayout, TableLayout};
@@ -106,6 +109,15 @@ impl From<SourceError> for WorkerError {
     }
 }
 
+impl From<ProbeError> for WorkerError {
+    fn from(e: ProbeError) -> Self {
+        match e {
+            ProbeError::Unavailable(why) => Self::Unavailable(why),
+            ProbeError::Broken(why) => Self::Refused(why),
+        }
+    }
+}
+
 impl From<PlanError> for WorkerError {
     fn from(e: PlanError) -> Self {
         Self::Refused(e.to_string())
@@ -134,6 +146,8 @@ pub struct Place {
     /// `_millpond/<pipeline>`, relative to the lake's root.
     pub state_folder: String,
     pub formats: BTreeMap<TableFormatKind, Arc<dyn TableFormat>>,
+    /// The store, where it is a local disk.
+    pub local: Option<Arc<DurableLocal>>,
 }
 
 impl Place {
@@ -142,7 +156,9 @@ impl Place {
         let root = &pipeline.lake.root;
         let local = DurableLocal::open(root).map_err(|e| WorkerError::Unavailable(format!("cannot open lake.root {}: {e}; check the path, its permissions and free space", root.display())))?;
         let root = local.root().to_path_buf();
-        Self::over(Arc::new(local), &root, pipeline, clock).await
+        let local = Arc::new(local);
+        let place = Self::over(local.clone(), &root, pipeline, clock).await?;
+        Ok(Self { local: Some(local), ..place })
     }
 
     /// The same over a store of this folder that is open already.
@@ -164,7 +180,7 @@ impl Place {
         let mut formats: BTreeMap<TableFormatKind, Arc<dyn TableFormat>> = BTreeMap::new();
         formats.insert(TableFormatKind::Iceberg, Arc::new(iceberg));
         formats.insert(TableFormatKind::Delta, Arc::new(delta));
-        Ok(Self { store, log, state_folder, formats })
+        Ok(Self { store, log, state_folder, formats, local: None })
     }
 }
 
@@ -207,20 +223,38 @@ pub async fn run(pipeline: Arc<Pipeline>, plans: Vec<Arc<TablePlan>>, options: R
                 tokio::time::sleep(Duration::from_millis(200)).await;
             }
             Err(WorkerError::Stopped) => return Ok(()),
-            // It ran before: what is away now comes back, and the log knows where to go on.
-            Err(WorkerError::Unavailable(why)) if metrics.ready.load(Ordering::Relaxed) && !stop.load(Ordering::Relaxed) => {
+            // It ran before: what is away now comes back, and the log knows where to go on. At a start a wrong path
+            // stays wrong; a full disk does not.
+            Err(WorkerError::Unavailable(why)) if metrics.ready.load(Ordering::Relaxed) || is_full(&pipeline.lake.root) => {
                 metrics.waiting("lake", &why);
-                tokio::time::sleep(Duration::from_secs(2)).await;
+                for _ in 0..20 {
+                    if stop.load(Ordering::Relaxed) {
+                        return Ok(());
+                    }
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                }
             }
             other => return other,
         }
     }
 }
 
+/// Less than a start needs.
+const SPACE_BYTES: usize = 1 << 20;
+
+/// Is there no space below this folder, or no quota left? Found out by writing: file systems count in many ways.
+fn is_full(root: &std::path::Path) -> bool {
+    let Some(folder) = root.ancestors().find(|f| f.is_dir()) else { return false };
+    let path = folder.join(".millpond-space");
+    let written = std::fs::write(&path, vec![0x5a; SPACE_BYTES]);
+    let _ = std::fs::remove_file(&path);
+    written.is_err_and(|e| matches!(e.kind(), std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded))
+}
+
 async fn once(pipeline: &Arc<Pipeline>, plans: &[Arc<TablePlan>], options: RunOptions, metrics: &Arc<Metrics>, world: &Arc<dyn Surroundings>, stop: &Arc<AtomicBool>, settled: &mut bool) -> Result<(), WorkerError> {
     let (clock, ids, hosting) = (world.clock(), world.ids(), world.hosting());
     let place = world.open_place(pipeline).await?;
-    probe::create_if_absent(&place.store, &Path::from(format!("{}/probe", place.state_folder)), ids()).await.map_err(WorkerError::Refused)?;
+    probe::create_if_absent(&place.store, &Path::from(format!("{}/probe", place.state_folder)), ids()).await?;
     let scratch = Scratch::claim(&pipeline.lake.root.join(&place.state_folder).join("scratch")).map_err(|e| WorkerError::Unavailable(format!("cannot use the local state folder: {e}")))?;
     let writer = format!("w{}", ids().simple());
 
@@ -292,6 +326,8 @@ async fn once(pipeline: &Arc<Pipeline>, plans: &[Arc<TablePlan>], options: RunOp
     for (source, spec) in sources.into_iter().zip(&pipeline.sources) {
         source_threads.push(SourceThread::spawn(spec.name.clone(), source, metrics.clone(), hosting).map_err(|e| WorkerError::Internal(e.to_string()))?);
     }
+    let cleaner = Cleaner::new(&pipeline.name, &place.state_folder, place.store.clone(), place.local.clone(), place.log.clone(), place.formats.clone(), pipeline.clean.after_ms as i64);
+    let mut cleaning = Cleaning::new(cleaner, head.clone(), metrics.clone(), clock.clone(), ids.clone(), scratch.path().to_path_buf());
     let receipts = Receipts::to(source_threads.iter().map(SourceThread::receipts).collect());
     let ingest = Ingest {
         pipeline: pipeline.clone(),
@@ -316,6 +352,16 @@ async fn once(pipeline: &Arc<Pipeline>, plans: &[Arc<TablePlan>], options: RunOp
     }
     let mut tables = Task(tokio::spawn(tables.run(receipts)));
     let mut ingest = Task(tokio::spawn(ingest.run()));
+    let cleaner_stop = Arc::new(AtomicBool::new(false));
+    let mut cleaner = Task(tokio::spawn({
+        let cleaner_stop = cleaner_stop.clone();
+        let first = Duration::from_millis(2 * pipeline.commit_every_ms.max(pipeline.epoch_every_ms));
+        let every = Duration::from_millis(pipeline.clean.every_ms);
+        async move {
+            cleaning.run(first, every, &cleaner_stop).await;
+            cleaning
+        }
+    }));
     // To give up half way is what a kill does: the next start goes on from the log.
     let overdue = overdue(stop, options.deadline);
     tokio::pin!(overdue);
@@ -349,6 +395,20 @@ async fn once(pipeline: &Arc<Pipeline>, plans: &[Arc<TablePlan>], options: RunOp
         done = caught_up => flatten(done),
         () = &mut overdue => return Err(WorkerError::Stopped),
     };
+    // A run to the end may be over before its first turn comes: then all that ever cleans is this.
+    cleaner_stop.store(true, Ordering::Relaxed);
+    if options.until_end && drained.is_ok() && !stop.load(Ordering::Relaxed) {
+        let last = async {
+            if let Some(mut cleaning) = (&mut cleaner.0).await.ok().filter(|c| c.passes == 0) {
+                cleaning.pass().await;
+            }
+        };
+        tokio::select! {
+            biased;
+            () = last => {}
+            () = &mut overdue => {}
+        }
+    }
     in_place(|| {
         drop(sources);
         lanes_hosted.into_iter().for_each(Hosted::end);

@@ -90,7 +90,7 @@ fn refused(e: CommitError) -> WorkerError {
 }
 
 /// A disk that is full while panes spill fills again: the panes are restored from the log then.
-fn folding(table: &str, e: FoldError) -> WorkerError {
+pub(super) fn folding(table: &str, e: FoldError) -> WorkerError {
     match e {
         FoldError::Spill { .. } => WorkerError::Unavailable(format!("table {table}: {e}")),
         other => WorkerError::Internal(format!("table {table}: {other}")),
@@ -235,7 +235,7 @@ impl Tables {
         let windowed = self.at.plan.tables.values().filter(|t| t.window.is_some()).count().max(1) as u64;
         let emit = if planned.emit_on_update { Emit::OnUpdate } else { Emit::OnClose };
         let config = FoldConfig { memory_bytes: (self.parts.pipeline.memory_bytes / 4 / windowed) as usize, spill_dir: self.parts.scratch.join("spill").join(table) };
-        let mut fold = TableFold::new(self.plans[table].clone(), emit, config).map_err(|e| WorkerError::Internal(e.to_string()))?;
+        let mut fold = TableFold::new(self.plans[table].clone(), emit, config).map_err(|e| folding(table, e))?;
         let live: Vec<LiveRun> = self.at.runs.get(table).cloned().unwrap_or_default();
         let mut at = 0;
         while at < live.len() {
@@ -248,7 +248,7 @@ impl Tables {
             }
             let emitted = self.at.ended_at.is_some_and(|e| entry < e);
             let at = EntryTimes { horizon_before, emit_all: emitted, ..Default::default() };
-            fold.restore_entry(&at, runs).map_err(|e| WorkerError::Internal(e.to_string()))?;
+            fold.restore_entry(&at, runs).map_err(|e| folding(table, e))?;
         }
         let source = self.at.sources.get(&planned.source);
         fold.resume(source.and_then(|s| s.watermark), self.at.horizons.get(table).copied().flatten());
@@ -609,12 +609,12 @@ impl Tables {
         if trail.next != upto + 1 {
             return Ok(());
         }
-        self.merge_runs(&mut trail).await?;
+        let (attempt, began) = ((self.parts.ids)(), self.at.next);
+        self.merge_runs(&mut trail, attempt).await?;
         trail.runs_as_of = upto;
         let live = objects(&trail);
         let body = Body::Checkpoint(Checkpoint { upto, ledger: Box::new(trail) });
-        let began = self.at.next;
-        match self.parts.head.append((self.parts.ids)(), began, body, vec![], self.parts.clock.now_ms()).await? {
+        match self.parts.head.append(attempt, began, body, vec![], self.parts.clock.now_ms()).await? {
             Appended::Stale(_) => return Ok(()),
             Appended::Decided(_) => failpoint::hit("checkpoint-decided"),
         }

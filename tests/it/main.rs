@@ -1,6 +1,7 @@
 //! Every integration test, in one binary: each further binary would link DataFusion once more.
 
 mod chaos;
+mod cleaning;
 mod cli;
 mod damage;
 mod dead_letters;

@@ -236,8 +236,10 @@ impl Filed {
         }
     }
 
+    /// By our own reader, which starts faster than four others.
     fn spend(&self) -> Vec<String> {
-        texts(&self.pond.rows("changing", "spend"), &["window_start", "user_id", "amount"])
+        let rows = self.pond.query("select to_char(window_start, '%H:%M') as at, user_id, amount from spend");
+        texts(&rows, &["at", "user_id", "amount"])
     }
 
     /// `run` ends with 75, and says all of this.
@@ -342,10 +344,11 @@ fn a_table_taken_out_comes_again_only_anew() {
     filed.sends(&[("B", "10:03"), ("Z", "10:17")]);
     filed.pond.until_end();
     assert_eq!(filed.spend(), ["10:00 B 1"], "rows since it began anew");
-    assert_eq!(filed.pond.rows("changing", "plain").len(), 5, "the other table went on");
+    assert_eq!(filed.pond.number("select count(*) from plain"), 5, "the other table went on");
     filed.sends(&[("B", "10:04"), ("Z", "10:33")]);
     filed.pond.until_end();
-    assert_eq!(filed.spend(), ["10:00 B 1", "10:15 Z 1"]);
+    let rows = filed.pond.rows("changing", "spend");
+    assert_eq!(texts(&rows, &["window_start", "user_id", "amount"]), ["10:00 B 1", "10:15 Z 1"]);
     filed.pond.assert_proven();
 }
 

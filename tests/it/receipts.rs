@@ -58,10 +58,9 @@ fn the_groups_offsets_follow_the_tables_and_are_never_read() {
     assert_eq!(committed(), [Some(12), Some(11), Some(11)]);
     assert_eq!(pond.number("select count(distinct id) from rows"), 34);
     assert_eq!(pond.number("select count(*) from rows"), 34);
-    // A run that finds nothing new tells it again.
+    // A run that finds nothing new reads nothing for them.
     broker.set_committed(group, topic, &[(0, 0)]);
     assert_eq!(pond.until_end()["records"], 0);
-    assert_eq!(committed()[0], Some(12));
 
     // They follow while a worker runs, too.
     let running = pond.start(&["run", "pipeline.yaml"]);

@@ -104,6 +104,61 @@ fn a_full_disk_is_waited_for() {
 }
 
 /// FAULTS 28: it waits, says why, stops within its deadline meanwhile, and goes on.
+/// A start needs space before there is anything to fall back on: it says so, is not ready, and goes on.
+#[test]
+fn a_disk_that_is_full_at_the_start_is_waited_for() {
+    let dir = tempfile::Builder::new().prefix("millpond-full-start-").tempdir().unwrap();
+    let lake = dir.path().join("lake");
+    let Some(_mounted) = Mounted::tmpfs(&lake, 8) else {
+        println!("SKIPPED: a file system of limited size cannot be mounted here (needs root)");
+        return;
+    };
+    fs::write(dir.path().join("rows.ndjson"), "{\"k\":1}\n{\"k\":2}\n").unwrap();
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let yaml = format!(
+        "pipeline: started\nsources:\n  rows: {{file: rows.ndjson, columns: {{k: int64}}}}\ntables:\n  copied: {{sql: select k from rows}}\nlake: {{root: ./lake}}\nobserve: {{listen: \"127.0.0.1:{port}\"}}\n"
+    );
+    let full = Pipeline::new(dir.path().to_path_buf(), &yaml);
+    let ballast = lake.join("ballast");
+    let fill = || {
+        let mut filling = File::create(&ballast).unwrap();
+        let block = vec![7u8; 4096];
+        while filling.write_all(&block).is_ok() {}
+    };
+    let ready = || {
+        let mut stream = std::net::TcpStream::connect(("127.0.0.1", port)).ok()?;
+        stream.write_all(b"GET /readyz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").ok()?;
+        let mut answer = String::new();
+        std::io::Read::read_to_string(&mut stream, &mut answer).ok()?;
+        answer.split(' ').nth(1)?.parse::<u16>().ok()
+    };
+    fill();
+    // Told to stop it stops, and owes nobody anything.
+    let mut run = full.start(&["--until-end"], None);
+    run.wait_to_be_told("waiting for lake", PATIENCE);
+    let told = run.told().to_lowercase();
+    assert!(told.contains("no space") || told.contains("full"), "it does not say why: {told}");
+    run.signal(libc::SIGTERM);
+    let status = run.wait(Duration::from_secs(10));
+    assert!(status.success(), "stopped with {status}: {}", run.told());
+
+    let mut run = full.start(&["--until-end"], None);
+    run.wait_to_be_told("waiting for lake", PATIENCE);
+    std::thread::sleep(Duration::from_secs(3));
+    assert!(run.ended().is_none(), "it did not wait: {}", run.told());
+    assert_eq!(ready(), Some(503));
+    fs::remove_file(&ballast).unwrap();
+    let status = run.wait(PATIENCE);
+    assert!(status.success(), "ended with {status}: {}", run.told());
+    for format in ["iceberg", "delta"] {
+        assert_eq!(full.query(format, "select count(*) as n from copied").unwrap()[0]["n"].as_u64(), Some(2), "{format}");
+    }
+    // Another trouble at the start is not waited for.
+    fs::write(dir.path().join("pipeline.yaml"), yaml.replace("./lake", "./rows.ndjson")).unwrap();
+    let mut run = full.start(&["--until-end"], None);
+    assert_eq!(run.wait(Duration::from_secs(20)).code(), Some(69), "{}", run.told());
+}
+
 #[test]
 fn a_broker_that_goes_away_is_waited_for() {
     let broker = Broker::own();

@@ -341,7 +341,7 @@ async fn read_from(store: &dyn ObjectStore, listing: &Listing, newest: u64, chec
     if let Some(version) = checkpoint {
         for part in &listing.checkpoints[&version] {
             let (bytes, _) = get(store, &part.location).await?;
-            let lines = checkpoint_lines(bytes).map_err(|e| {
+            let lines = checkpoint_lines(bytes, &STATE).map_err(|e| {
                 Gone::Damaged(format!("checkpoint {} of the delta log is damaged ({e}), and the commits that it stands for are gone; restore it from a copy", part.location))
             })?;
             lines.into_iter().for_each(|l| state.apply(l));
@@ -386,10 +386,36 @@ async fn get(store: &dyn ObjectStore, path: &Path) -> Result<(Bytes, Option<Stri
     Ok((answer.bytes().await.map_err(failed)?, etag))
 }
 
-/// The rows of a checkpoint that a writer needs, as lines: the same reader serves both.
-fn checkpoint_lines(bytes: Bytes) -> Result<Vec<Line>, String> {
+/// Every remove that the log still tells of, up to this version: those that the newest checkpoint at or below it
+/// has kept, and those of the commits after that.
+pub(super) async fn removes(store: &dyn ObjectStore, version: u64, mut each: impl FnMut(Remove)) -> Result<(), CommitError> {
+    let vanished = || CommitError::Unavailable("a file of the delta log went away while its removes were read".into());
+    let failed = |gone: Gone| match gone {
+        Gone::Vanished => vanished(),
+        Gone::Failed(e) => e,
+        Gone::Damaged(why) => CommitError::Refused(why),
+    };
+    let listing = list(store, None).await?;
+    let checkpoint = listing.checkpoints.range(..=version).next_back();
+    for part in checkpoint.into_iter().flat_map(|(_, parts)| parts) {
+        let (bytes, _) = get(store, &part.location).await.map_err(failed)?;
+        let lines = checkpoint_lines(bytes, &["remove"]).map_err(|e| CommitError::Refused(format!("checkpoint {} of the delta log is not readable: {e}", part.location)))?;
+        lines.into_iter().filter_map(|l| l.remove).for_each(&mut each);
+    }
+    for at in checkpoint.map_or(0, |(v, _)| v + 1)..=version {
+        let meta = listing.commits.get(&at).ok_or_else(vanished)?;
+        let (bytes, _) = get(store, &meta.location).await.map_err(failed)?;
+        parse(at, &bytes)?.into_iter().filter_map(|l| l.remove).for_each(&mut each);
+    }
+    Ok(())
+}
+
+/// What a writer needs of a checkpoint.
+const STATE: [&str; 4] = ["add", "txn", "metaData", "protocol"];
+
+/// The rows of a checkpoint that hold one of these actions, as lines: the same reader serves both.
+fn checkpoint_lines(bytes: Bytes, wanted: &[&str]) -> Result<Vec<Line>, String> {
     let builder = ParquetRecordBatchReaderBuilder::try_new(bytes).map_err(|e| e.to_string())?;
-    let wanted = ["add", "txn", "metaData", "protocol"];
     let roots = builder.parquet_schema().root_schema().get_fields();
     let roots: Vec<usize> = roots.iter().enumerate().filter(|(_, f)| wanted.contains(&f.name())).map(|(i, _)| i).collect();
     let mask = ProjectionMask::roots(builder.parquet_schema(), roots);

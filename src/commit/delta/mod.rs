@@ -8,6 +8,7 @@
 pub(crate) mod log;
 mod protocol;
 mod publish;
+mod references;
 mod rewrite;
 mod schema;
 mod stats;

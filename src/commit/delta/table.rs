@@ -2,15 +2,15 @@
 
 use super::log::{self, Add, Remove, State, Txn, encode_path, object_path, unavailable};
 use super::publish::{self, Verdict};
-use super::{ENGINE, INFO_ATTEMPT, INFO_ENTRY, INFO_LOG, INFO_OFFSETS, Site, lines, protocol, rewrite, schema, stats, upkeep};
+use super::{ENGINE, INFO_ATTEMPT, INFO_ENTRY, INFO_LOG, INFO_OFFSETS, Site, lines, protocol, references, rewrite, schema, stats, upkeep};
 use crate::commit::{ANOTHER_NAME, Base, CommitError, CommitReport, CommitRow, Committed, LakeTable, LiveFile, Rewritten, Stamp, TableChange};
 use crate::pipeline::TableFormatKind;
-use crate::stage::{DataFile, Scalar, TableSpec};
+use crate::stage::{DataFile, Scalar, TableSpec, names};
 use async_trait::async_trait;
 use object_store::{ObjectStoreExt, path::Path};
 use roaring::RoaringTreemap;
 use serde_json::{Value, json};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use uuid::Uuid;
 
@@ -217,7 +217,7 @@ impl DeltaTable {
         let rest = rest.map_err(|e| self.refuse(format!("data file {path} could not be rewritten: {e}")))?;
         let Some(file) = rest.file else { return Ok(Some(Rewritten { old: path.to_string(), new: None, dropped })) };
         // The name says from which stamp it was made: once the table has passed it, an unreferenced one may go.
-        let name = format!("rewrite-{:020}-{}.parquet", self.entry.max(0), (self.site.ids)());
+        let name = names::rewritten(self.entry.max(0) as u64, (self.site.ids)());
         let mut parts: Vec<String> = at.parts().map(|p| p.as_ref().to_string()).collect();
         parts.pop();
         parts.push(name);
@@ -445,6 +445,12 @@ impl LakeTable for DeltaTable {
             files.push(LiveFile { path: format!("{}/{path}", self.site.folder), bytes: add.size as u64, records, deleted, partition_values, columns });
         }
         Ok(files)
+    }
+
+    async fn unneeded(&mut self, names: BTreeSet<String>) -> Result<(Base, BTreeSet<String>), CommitError> {
+        let base = self.load().await?;
+        let left = references::unneeded(self.site.store.as_ref(), &self.state, &base, names, (self.site.clock)()).await?;
+        Ok((base, left))
     }
 
     async fn history(&mut self, most: usize) -> Result<Vec<CommitRow>, CommitError> {

@@ -626,3 +626,64 @@ async fn every_type_goes_in() {
     assert_eq!(live.iter().map(|f| f.records).sum::<u64>(), 50 + 100 + 10);
     assert_eq!(live.iter().filter(|f| f.partition_values["part"].is_none()).count(), 1);
 }
+
+/// What the cleaner may take, and what the log still needs: removes included, those that only a checkpoint knows too.
+#[tokio::test]
+async fn only_files_that_no_version_needs_are_unneeded() {
+    use crate::stage::names;
+    use std::collections::BTreeSet;
+    let lake = lake();
+    // Checkpoints drop removes that are old by the system's clock.
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
+    lake.now.store(now.as_millis() as i64, Ordering::SeqCst);
+    let mut spec = ids_spec().as_ref().clone();
+    spec.properties.insert("delta.checkpointInterval".into(), "4".into());
+    let spec = Arc::new(spec);
+    let mut table = lake.table(&spec).await;
+    let named = async |name: &str, ids: &[i64]| {
+        let mut file = lake.file(&spec, &rows(&spec, ids), vec![]).await;
+        let path = format!("delta/pipe/t/{name}");
+        lake.store.inner.copy(&Path::from(file.path.as_str()), &Path::from(path.as_str())).await.unwrap();
+        file.path = path;
+        file
+    };
+    let id = Uuid::from_u128;
+    let (replaced, kept, waiting) = (names::epoch_file(id(1), 0, 1), names::emitted(1, id(2), 1), names::epoch_file(id(3), 0, 1));
+    done(table.commit(lake.change(&spec, 2, vec![named(&replaced, &[1, 2]).await, named(&kept, &[3]).await])).await.unwrap());
+    let mut change = lake.change(&spec, 3, vec![]);
+    change.delete.insert(format!("delta/pipe/t/{replaced}"), [0u64].into_iter().collect());
+    let report = done(table.commit(change).await.unwrap());
+    let rewritten = names::file_name(&report.rewritten[0].new.as_ref().unwrap().path).to_string();
+    assert_eq!(names::owner(&rewritten), Some(names::Owner::Stamp(2)));
+
+    let (lost, under_way) = (names::rewritten(2, id(4)), names::emitted(3, id(5), 1));
+    let foreign = "part-00000-00000000-0000-0000-0000-000000000001-c000.snappy.parquet".to_string();
+    let listed: BTreeSet<String> = [&replaced, &kept, &waiting, &rewritten, &lost, &under_way, &foreign, &names::metadata(0, id(6))].into_iter().cloned().collect();
+    let unneeded = async |listed: &BTreeSet<String>| {
+        // As the cleaner does: a table that was opened for it.
+        let mut fresh = lake.format.open(spec.clone()).await.unwrap().unwrap();
+        fresh.unneeded(listed.clone()).await.unwrap()
+    };
+    let (base, found) = unneeded(&listed).await;
+    assert_eq!(base.stamp.entry, 3);
+    assert_eq!(found, [waiting.clone(), lost.clone()].into(), "the removed file is kept for those who read version 1");
+
+    for entry in 4..8 {
+        done(append(&lake, &mut table, entry, &[entry as i64 * 10]).await);
+    }
+    assert!(list(&deltalake_core::logstore::object_store::prefix::PrefixStore::new(lake.store.clone(), "delta/pipe/t"), None).await.unwrap().checkpoints.keys().any(|v| *v > 2));
+    let (_, found) = unneeded(&listed).await;
+    assert_eq!(found, [waiting.clone(), lost.clone(), under_way.clone()].into(), "the checkpoint still knows the remove, and the stamp has passed");
+    lake.now.fetch_add(8 * 86_400_000, Ordering::SeqCst);
+    let (_, found) = unneeded(&listed).await;
+    assert_eq!(found, [waiting, lost, under_way, replaced].into(), "a week later nobody reads version 1");
+
+    lake.foreign("t", 7, "{\"commitInfo\":{\"operation\":\"RESTORE\",\"operationParameters\":{\"version\":0}}}\n").await;
+    let mut fresh = lake.format.open(spec.clone()).await;
+    let answer = match &mut fresh {
+        Ok(Some(table)) => table.unneeded(listed).await.map(|_| ()),
+        Ok(None) => panic!("it exists"),
+        Err(e) => Err(CommitError::Refused(e.to_string())),
+    };
+    assert!(refusal(answer).contains("rolled back"), "nothing goes from a table that was rolled back");
+}

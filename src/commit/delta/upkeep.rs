@@ -14,7 +14,7 @@ use url::Url;
 
 pub(super) const CHECKPOINT_INTERVAL: &str = "delta.checkpointInterval";
 pub(super) const LOG_RETENTION: &str = "delta.logRetentionDuration";
-const DAY_MS: i64 = 86_400_000;
+pub(super) const DAY_MS: i64 = 86_400_000;
 
 /// Commits between checkpoints.
 pub(super) fn checkpoint_interval(state: &State) -> u64 {
@@ -65,7 +65,7 @@ pub(super) async fn clean(store: &dyn ObjectStore, state: &State, now_ms: i64) -
 }
 
 /// `interval 1 hours`, `interval 2 days 3 hours`, with or without the first word.
-fn interval_ms(text: &str) -> Option<i64> {
+pub(super) fn interval_ms(text: &str) -> Option<i64> {
     let lower = text.trim().to_lowercase();
     let words: Vec<&str> = lower.strip_prefix("interval").unwrap_or(&lower).split_whitespace().collect();
     if words.is_empty() || words.len() % 2 != 0 {

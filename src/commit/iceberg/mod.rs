@@ -4,6 +4,7 @@
 pub mod catalog;
 mod deletes;
 mod propose;
+mod references;
 mod schema;
 pub(crate) mod stamp;
 mod table;
@@ -12,7 +13,7 @@ pub use catalog::{Catalog, SqliteCatalog};
 pub use table::IcebergTable;
 
 use crate::commit::{CommitError, LakeTable, Stamp, TableFormat};
-use crate::stage::TableSpec;
+use crate::stage::{TableSpec, names};
 use crate::store::iceberg_io::{LakeRoot, file_io};
 use async_trait::async_trait;
 use catalog::CatalogError;
@@ -105,7 +106,7 @@ impl TableFormat for IcebergFormat {
     fn check(&self, spec: &TableSpec) -> Result<(), CommitError> {
         Lake::check_properties(spec)?;
         let nobody = Stamp { log: Uuid::nil(), entry: 0, offsets: BTreeMap::new() };
-        self.lake.fresh_metadata(spec, &nobody).map(|_| ())
+        self.lake.fresh_metadata(spec, &nobody, Uuid::nil()).map(|_| ())
     }
 
     async fn open_or_create(&self, spec: Arc<TableSpec>, birth: &Stamp) -> Result<Box<dyn LakeTable>, CommitError> {
@@ -149,8 +150,9 @@ impl Lake {
 
     async fn create(&self, spec: &TableSpec, birth: &Stamp) -> Result<(), CommitError> {
         Self::check_properties(spec)?;
-        let metadata = self.fresh_metadata(spec, birth)?;
-        let location = format!("{}/metadata/00000-{}.metadata.json", metadata.location(), (self.ambient.new_id)());
+        let file_id = (self.ambient.new_id)();
+        let metadata = self.fresh_metadata(spec, birth, file_id)?;
+        let location = format!("{}/metadata/{}", metadata.location(), names::metadata(0, file_id));
         if location.len() > 1000 {
             return Err(CommitError::Refused(format!("table `{}` would lie at {location}, but a SQL catalog holds locations of at most 1000 characters; shorten `lake.root`", spec.name)));
         }
@@ -168,7 +170,7 @@ impl Lake {
         Ok(())
     }
 
-    fn fresh_metadata(&self, spec: &TableSpec, birth: &Stamp) -> Result<TableMetadata, CommitError> {
+    fn fresh_metadata(&self, spec: &TableSpec, birth: &Stamp, file_id: Uuid) -> Result<TableMetadata, CommitError> {
         let refused = |e: iceberg::Error| CommitError::Refused(format!("table `{}` cannot be made in Iceberg: {e}", spec.name));
         let schema = schema::iceberg_schema(spec)?;
         let partitioning = schema::partition_spec(spec, &schema)?;
@@ -177,6 +179,7 @@ impl Lake {
         properties.entry("write.parquet.compression-codec".into()).or_insert_with(|| "zstd".into());
         properties.entry("write.metadata.previous-versions-max".into()).or_insert_with(|| "100".into());
         properties.insert(stamp::TABLE_UUID.into(), uuid.to_string());
+        properties.insert(stamp::METADATA_ID.into(), file_id.to_string());
         properties.extend(stamp::pairs(birth, (self.ambient.new_id)()));
         let location = self.root.location(&table_folder(&self.pipeline, &spec.name));
         let create = |schema, partitioning| {

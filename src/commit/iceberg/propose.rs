@@ -4,6 +4,7 @@ use super::table::{IcebergTable, Loaded};
 use super::{KEEP_SNAPSHOTS, deletes, schema, stamp, storage};
 use crate::commit::{Base, CommitError, CommitReport, Committed, TableChange};
 use crate::commit::iceberg::catalog::CatalogError;
+use crate::stage::names;
 use iceberg::TableUpdate;
 use iceberg::spec::{
     DataFile, MAIN_BRANCH, ManifestContentType, ManifestFile, ManifestListWriter, ManifestWriter, ManifestWriterBuilder, Operation, SchemaRef, Snapshot,
@@ -165,13 +166,13 @@ impl IcebergTable {
             }
             Some(snapshot)
         };
+        let file_id = (self.lake.ambient.new_id)();
+        properties.insert(stamp::METADATA_ID.into(), file_id.to_string());
         builder = apply(builder, TableUpdate::SetProperties { updates: properties })?;
         let built = builder.build().map_err(refused)?;
 
-        let file = from.rsplit('/').next().unwrap_or(&from);
-        let digits: String = file.trim_start_matches('v').chars().take_while(char::is_ascii_digit).collect();
-        let version = digits.parse::<u64>().unwrap_or(0) + 1;
-        let location = format!("{}/metadata/{version:05}-{}.metadata.json", metadata.location(), (self.lake.ambient.new_id)());
+        let version = metadata_version(&from) + 1;
+        let location = format!("{}/metadata/{}", metadata.location(), names::metadata(version, file_id));
         written.push(location.clone());
         bytes += self.lake.write_metadata(&built.metadata, &location).await?;
         Ok(Proposal {
@@ -194,6 +195,7 @@ impl IcebergTable {
         written: &mut Vec<String>,
     ) -> Result<(Snapshot, u64), CommitError> {
         let lake = self.lake.clone();
+        let base = self.loaded()?.base.stamp.entry;
         let id = snapshot_id(metadata, || (lake.ambient.new_id)());
         let attempt = (lake.ambient.new_id)();
         let spec = metadata.default_partition_spec().as_ref().clone();
@@ -213,7 +215,7 @@ impl IcebergTable {
 
         let mut manifests = 0;
         let mut open = |content: ManifestContentType, written: &mut Vec<String>| -> Result<ManifestWriter, CommitError> {
-            let location = format!("{}/metadata/{attempt}-m{manifests}.avro", metadata.location());
+            let location = format!("{}/metadata/{}", metadata.location(), names::manifest(base, attempt, manifests));
             manifests += 1;
             let output = lake.io.new_output(&location).map_err(storage)?;
             written.push(location);
@@ -259,7 +261,7 @@ impl IcebergTable {
         bytes += delete_files.iter().map(|f| f.file_size_in_bytes()).sum::<u64>();
 
         let sequence = metadata.next_sequence_number();
-        let location = format!("{}/metadata/snap-{id}-0-{attempt}.avro", metadata.location());
+        let location = format!("{}/metadata/{}", metadata.location(), names::manifest_list(id, base, attempt));
         written.push(location.clone());
         let paths: Vec<String> = list.iter().map(|m| m.manifest_path.clone()).collect();
         let output = lake.io.new_output(&location).map_err(storage)?.writer().await.map_err(storage)?;
@@ -300,6 +302,7 @@ impl IcebergTable {
         written: &mut Vec<String>,
     ) -> Result<Vec<DataFile>, CommitError> {
         let lake = self.lake.clone();
+        let base = self.loaded()?.base.stamp.entry;
         let wanted: Vec<(&str, &RoaringTreemap)> = change.delete.iter().filter(|(_, d)| !d.is_empty()).map(|(p, d)| (p.as_str(), d)).collect();
         if wanted.is_empty() {
             return Ok(Vec::new());
@@ -323,7 +326,7 @@ impl IcebergTable {
         let mut files = Vec::with_capacity(by_partition.len());
         for (partition, positions) in by_partition {
             let bytes = deletes::encode(&positions).map_err(|e| CommitError::Refused(format!("position deletes of {}: {e}", self.name())))?;
-            let location = format!("{}/data/{}-deletes.parquet", metadata.location(), (lake.ambient.new_id)());
+            let location = format!("{}/data/{}", metadata.location(), names::deletes(base, (lake.ambient.new_id)()));
             let size = bytes.len() as u64;
             written.push(location.clone());
             lake.io.new_output(&location).map_err(storage)?.write(bytes).await.map_err(storage)?;
@@ -411,6 +414,13 @@ impl IcebergTable {
         self.cache.lists.insert(snapshot.manifest_list().to_string(), paths.clone());
         Ok(paths)
     }
+}
+
+/// The number in a metadata file's name; other writers leave zeros out or put a `v` before it.
+pub(super) fn metadata_version(location: &str) -> u64 {
+    let name = names::file_name(location);
+    let digits: String = name.trim_start_matches('v').chars().take_while(char::is_ascii_digit).collect();
+    digits.parse().unwrap_or(0)
 }
 
 /// A positive id that the table does not have.

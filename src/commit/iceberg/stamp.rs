@@ -15,6 +15,10 @@ pub const SEQUENCE_NUMBER: &str = "millpond.sequence-number";
 /// The table's own uuid: a copy that took the properties along is told by it.
 pub const TABLE_UUID: &str = "millpond.table-uuid";
 
+/// The id in the name of the metadata file that we wrote: another writer's file takes the property over and has
+/// another name.
+pub const METADATA_ID: &str = "millpond.metadata-id";
+
 /// A stamp as found in the properties of a table.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Found {

@@ -8,7 +8,7 @@ use crate::pipeline::TableFormatKind;
 use crate::stage::TableSpec;
 use async_trait::async_trait;
 use iceberg::spec::{DataContentType, DataFileFormat, FormatVersion, ManifestFile, ManifestList, Snapshot, TableMetadata};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use uuid::Uuid;
 
@@ -237,6 +237,10 @@ impl LakeTable for IcebergTable {
             }
         }
         Ok(live.into_values().map(|(_, file)| file).collect())
+    }
+
+    async fn unneeded(&mut self, names: BTreeSet<String>) -> Result<(Base, BTreeSet<String>), CommitError> {
+        self.unneeded_of(names).await
     }
 
     async fn history(&mut self, most: usize) -> Result<Vec<CommitRow>, CommitError> {

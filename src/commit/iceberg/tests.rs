@@ -415,7 +415,7 @@ async fn a_deleted_row_set_is_exact_across_files_of_one_commit() {
     let (pa, pb) = (a[0].path.clone(), b[0].path.clone());
     done(&mut table, change(&t, 1, a.into_iter().chain(b).collect(), &[])).await;
     done(&mut table, change(&t, 2, vec![], &[(&pa, &[1]), (&pb, &[0])])).await;
-    assert_eq!(world.objects("-deletes.parquet").await.len(), 1);
+    assert_eq!(world.objects(".parquet").await.iter().filter(|p| p.contains("/deletes-")).count(), 1);
     let live = table.live_files().await.unwrap();
     assert_eq!(live.iter().map(|f| f.deleted.clone()).collect::<Vec<_>>(), [RoaringTreemap::from_iter([1]), RoaringTreemap::from_iter([0])]);
 }
@@ -428,4 +428,78 @@ async fn properties_that_are_not_honoured_are_refused() {
         t.properties.insert(key.into(), value.into());
         assert!(refusal(world.format().open_or_create(Arc::new(t), &stamp_at(0)).await).contains(key));
     }
+}
+
+/// What the cleaner may take of a table, and what its snapshots and commits under way need.
+#[tokio::test]
+async fn only_files_that_no_snapshot_and_no_commit_under_way_needs_are_unneeded() {
+    use crate::stage::names::{self, Owner, file_name};
+    use std::collections::BTreeSet;
+    let world = World::new().await;
+    let mut t = spec(vec![]).as_ref().clone();
+    t.properties.insert("millpond.keep-snapshots".into(), "3".into());
+    t.properties.insert("write.metadata.previous-versions-max".into(), "4".into());
+    let t = Arc::new(t);
+    let mut table = world.format().open_or_create(t.clone(), &stamp_at(0)).await.unwrap();
+    let ours = async |name: &str| {
+        let mut file = world.stage(&t, &rows(&t, &[(1, "a", 0), (2, "b", 0)])).await.remove(0);
+        let path = format!("iceberg/pond/t/data/{name}");
+        world.store.rename(&Path::from(file.path.as_str()), &Path::from(path.as_str())).await.unwrap();
+        file.path = path;
+        file
+    };
+    let id = Uuid::from_u128;
+    let first = ours(&names::epoch_file(id(1), 0, 1)).await;
+    done(&mut table, change(&t, 1, vec![first.clone()], &[])).await;
+    done(&mut table, change(&t, 2, vec![ours(&names::emitted(1, id(2), 1)).await], &[(&first.path, &[1])])).await;
+    // Killed before the swap: everything but the swap was written, on top of what the table was at stamps 2 and 4.
+    let proposed = async |table: &mut Box<dyn LakeTable>, entry: u64| {
+        let before: BTreeSet<String> = world.objects("").await.into_iter().collect();
+        let base = table.load().await.unwrap();
+        world.catalog.lose_next_answer();
+        assert!(matches!(table.commit(change(&t, entry, vec![], &[(&first.path, &[0])])).await.unwrap(), Committed::Unknown(_)));
+        let now = world.catalog.metadata_location("pond", "t").await.unwrap().unwrap();
+        assert!(world.catalog.swap("pond", "t", &now, &base.version).await.unwrap(), "as if the swap had not been");
+        table.load().await.unwrap();
+        let after: BTreeSet<String> = world.objects("").await.into_iter().collect();
+        after.difference(&before).map(|p| file_name(p).to_string()).filter(|n| names::owner(n).is_some()).collect::<BTreeSet<String>>()
+    };
+    let lost = proposed(&mut table, 3).await;
+    assert_eq!(lost.len(), 4, "deletes, manifest, manifest list, metadata: {lost:?}");
+    for entry in 3..5 {
+        done(&mut table, change(&t, entry, vec![ours(&names::emitted(entry - 1, id(100 + entry as u128), 1)).await], &[])).await;
+    }
+    let under_way = proposed(&mut table, 5).await;
+    let waiting = names::epoch_file(id(9), 0, 1);
+    ours(&waiting).await;
+    // Another program's state of the table, of a version that is long past.
+    let location = world.catalog.metadata_location("pond", "t").await.unwrap().unwrap();
+    let io = file_io(world.store.clone(), LakeRoot::new(&world.root));
+    let copied = io.new_input(&location).unwrap().read().await.unwrap();
+    io.new_output(format!("file:///lake/iceberg/pond/t/metadata/{}", names::metadata(2, id(77)))).unwrap().write(copied).await.unwrap();
+
+    let unneeded = async || {
+        let listed: BTreeSet<String> = world.objects("").await.iter().map(|p| file_name(p).to_string()).collect();
+        let mut fresh = world.format().open(t.clone()).await.unwrap().unwrap();
+        fresh.unneeded(listed).await.unwrap()
+    };
+    let (base, found) = unneeded().await;
+    assert_eq!(base.stamp, stamp_at(4));
+    assert_eq!(found, lost.iter().cloned().chain([waiting.clone()]).collect(), "of 5 commits and 2 that never were");
+    // The table passes the stamp of what was under way: now it never can come in.
+    for entry in 5..8 {
+        done(&mut table, change(&t, entry, vec![ours(&names::emitted(entry - 1, id(100 + entry as u128), 1)).await], &[])).await;
+    }
+    let (_, found) = unneeded().await;
+    let expected: BTreeSet<String> = lost.iter().chain(&under_way).cloned().chain([waiting]).collect();
+    assert_eq!(found, expected);
+    // With all of it gone the table reads as before.
+    let before = table.live_files().await.unwrap();
+    for path in world.objects("").await.iter().filter(|p| found.contains(file_name(p))) {
+        world.store.delete(&Path::from(path.as_str())).await.unwrap();
+    }
+    let mut fresh = world.format().open(t.clone()).await.unwrap().unwrap();
+    fresh.load().await.unwrap();
+    assert_eq!(fresh.live_files().await.unwrap().len(), before.len());
+    assert!(found.iter().any(|n| matches!(names::owner(n), Some(Owner::Metadata(_)))));
 }

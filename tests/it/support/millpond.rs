@@ -132,8 +132,24 @@ impl Running {
         assert_eq!(unsafe { libc::kill(self.child.id() as i32, signal) }, 0);
     }
 
+    /// The same, unless it has ended meanwhile.
+    pub fn signal_if_alive(&mut self, signal: i32) {
+        if self.child.try_wait().unwrap().is_none() {
+            self.signal(signal);
+        }
+    }
+
     pub fn stderr(&self) -> String {
         std::fs::read_to_string(&self.stderr).unwrap_or_default()
+    }
+
+    /// Until it has said this on stderr, or has ended.
+    pub fn until_told(&mut self, text: &str) {
+        let start = Instant::now();
+        while !self.stderr().contains(text) && self.child.try_wait().unwrap().is_none() {
+            assert!(start.elapsed() < PATIENCE, "it has not said `{text}`: {}", self.stderr());
+            std::thread::sleep(Duration::from_millis(10));
+        }
     }
 
     pub fn wait(mut self) -> Ended {
