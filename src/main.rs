@@ -17,5 +17,10 @@ fn main() {
         // SAFETY: sets a number before there is a second thread.
         unsafe { mi_option_set(PURGE_DELAY, 10_000) };
     }
-    std::process::exit(millpond::cli::main());
+    let code = millpond::cli::main();
+    let _ = std::io::Write::flush(&mut std::io::stdout());
+    // Not `exit`: it runs the C libraries' own endings (OpenSSL's frees its tables) while threads of
+    // librdkafka may still use them. Whatever must last is on disk by now.
+    // SAFETY: takes a number and does not return.
+    unsafe { libc::_exit(code) }
 }

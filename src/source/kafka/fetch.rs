@@ -25,8 +25,6 @@ pub(super) struct FetchQueue {
     slots: Vec<*mut rd::rd_kafka_message_t>,
     /// Bytes of a record, on average, as last seen: bounds how much one read takes.
     record_bytes: usize,
-    /// The librdkafka at hand is the one that [`surely_no_headers`] knows.
-    known_layout: bool,
 }
 
 // SAFETY: librdkafka's queues may be used from any thread; `slots` holds pointers only during `read`.
@@ -45,9 +43,7 @@ impl FetchQueue {
     pub fn new(client: *mut rd::rd_kafka_t) -> Self {
         // SAFETY: the client is alive; the call does not fail.
         let queue = unsafe { rd::rd_kafka_queue_new(client) };
-        // SAFETY: takes nothing and returns a number.
-        let version = unsafe { rd::rd_kafka_version() };
-        Self { queue, slots: vec![ptr::null_mut(); BATCH_RECORDS], record_bytes: 256, known_layout: version >> 8 == KNOWN_LIBRDKAFKA }
+        Self { queue, slots: vec![ptr::null_mut(); BATCH_RECORDS], record_bytes: 256 }
     }
 
     /// Makes a partition deliver here. False where librdkafka does not know the partition.
@@ -90,7 +86,7 @@ impl FetchQueue {
 
 /// # Safety
 /// `message` is a live message of a consumer.
-unsafe fn take(message: &rd::rd_kafka_message_t, known_layout: bool, cutter: &mut Cutter, errors: &mut Vec<PartitionError>) {
+unsafe fn take(message: &rd::rd_kafka_message_t, cutter: &mut Cutter, errors: &mut Vec<PartitionError>) {
     use rd::rd_kafka_resp_err_t::{RD_KAFKA_RESP_ERR__PARTITION_EOF, RD_KAFKA_RESP_ERR_NO_ERROR};
     match message.err {
         RD_KAFKA_RESP_ERR_NO_ERROR => {}
@@ -114,7 +110,7 @@ unsafe fn take(message: &rd::rd_kafka_message_t, known_layout: bool, cutter: &mu
         let mut headers = Vec::new();
         let leader_epoch = rd::rd_kafka_message_leader_epoch(message);
         let mut list = ptr::null_mut();
-        if !(known_layout && surely_no_headers(message, leader_epoch)) && rd::rd_kafka_message_headers(message, &mut list) == RD_KAFKA_RESP_ERR_NO_ERROR {
+        if rd::rd_kafka_message_headers(message, &mut list) == RD_KAFKA_RESP_ERR_NO_ERROR {
             let (mut name, mut value, mut len) = (ptr::null(), ptr::null(), 0);
             let mut index = 0;
             while rd::rd_kafka_header_get_all(list, index, &mut name, &mut value, &mut len) == RD_KAFKA_RESP_ERR_NO_ERROR {
@@ -134,28 +130,6 @@ unsafe fn take(message: &rd::rd_kafka_message_t, known_layout: bool, cutter: &mu
             },
         );
     }
-}
-
-/// Major, minor and patch, a byte each.
-const KNOWN_LIBRDKAFKA: i32 = 0x02_0c_01;
-
-/// Whether the record has no headers, seen without asking librdkafka, which would allocate a parser
-/// for each record only to read the zero: a third of what consuming costs.
-///
-/// A record of the format with leader epochs (magic 2, KIP-98) ends with its value, the number of
-/// its headers as a varint, and the headers. librdkafka hands out values where they lie in the
-/// response or in what it unpacked (`rd_kafka_msgset_reader_msg_v2`, the library of
-/// [`KNOWN_LIBRDKAFKA`]), so the byte behind the value is that number's first.
-///
-/// # Safety
-/// `message` is a live record of a consumer, and the library is the known one.
-unsafe fn surely_no_headers(message: &rd::rd_kafka_message_t, leader_epoch: i32) -> bool {
-    // Only records of that format have an epoch. An empty value lies elsewhere, a null one nowhere.
-    if leader_epoch < 0 || message.payload.is_null() || message.len == 0 {
-        return false;
-    }
-    // SAFETY: the number of headers is at least one byte and belongs to the same record.
-    unsafe { *message.payload.cast::<u8>().add(message.len) == 0 }
 }
 
 /// A topic's name as C wants it; `None` where it holds a NUL, which no topic's name does.
