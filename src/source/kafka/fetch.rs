@@ -73,7 +73,7 @@ impl FetchQueue {
             for slot in &self.slots[..count] {
                 let message = &**slot;
                 bytes += message.len + message.key_len;
-                take(message, self.known_layout, cutter, errors);
+                take(message, cutter, errors);
                 rd::rd_kafka_message_destroy(*slot);
             }
             if count > 0 {
