@@ -495,7 +495,10 @@ impl<'a> Walk<'a> {
             }
             RecordedBody::Note(Note::Condemned { attempts }) => {
                 for attempt in &attempts {
-                    if let Some(decided) = self.facts.attempts.get(attempt).copied() {
+                    // At or below M the tables hold what it decided, and what is condemned is a run that nobody
+                    // needs any more and that a kill kept from being deleted.
+                    let decided = self.facts.attempts.get(attempt).copied().filter(|decided| state.upto.is_none_or(|upto| *decided > upto));
+                    if let Some(decided) = decided {
                         self.say(Finding::new("attempt-condemned", format!("it condemns attempt {attempt}, which entry {decided} decided")).at(seq));
                     }
                 }
