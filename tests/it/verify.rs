@@ -299,7 +299,7 @@ impl Site {
         match self.format {
             TableFormatKind::Iceberg => {
                 let all = files(&folder.join("data"));
-                all.into_iter().filter(|p| !p.to_str().unwrap().ends_with("-deletes.parquet")).collect()
+                all.into_iter().filter(|p| !p.to_str().unwrap().contains("/deletes-")).collect()
             }
             TableFormatKind::Delta => {
                 let mut live = vec![];
@@ -444,7 +444,7 @@ fn actions(commit: &Path) -> Vec<Value> {
 fn every_corruption_of_an_iceberg_table_is_found_and_named() {
     let mut site = Site::new(TableFormatKind::Iceberg);
     site.plant_in_files();
-    let deletes = |s: &Site| files(&s.folder("spend").join("data")).into_iter().rfind(|p| p.to_str().unwrap().ends_with("-deletes.parquet")).unwrap();
+    let deletes = |s: &Site| files(&s.folder("spend").join("data")).into_iter().rfind(|p| p.to_str().unwrap().contains("/deletes-")).unwrap();
     site.plant("a delete file lost", &["delete-file-missing", "key-twice"], |s| std::fs::remove_file(deletes(s)).unwrap());
     site.plant("a delete file cut short", &["delete-file-unreadable"], |s| {
         let bytes = std::fs::read(deletes(s)).unwrap();
@@ -465,7 +465,7 @@ fn every_corruption_of_an_iceberg_table_is_found_and_named() {
     });
     site.plant("a manifest named twice", &["file-twice"], |s| s.edit_list("plain", |m| [m.clone(), m[..1].to_vec()].concat()));
     site.plant("a manifest removed", &["metadata-missing"], |s| {
-        let manifest = files(&s.folder("plain").join("metadata")).into_iter().find(|p| p.to_str().unwrap().contains("-m0.avro")).unwrap();
+        let manifest = files(&s.folder("plain").join("metadata")).into_iter().find(|p| p.to_str().unwrap().contains("/manifest-")).unwrap();
         std::fs::remove_file(manifest).unwrap();
     });
     site.plant("a manifest list removed", &["metadata-missing"], |s| std::fs::remove_file(s.lists("spend").last().unwrap()).unwrap());
