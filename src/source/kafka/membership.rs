@@ -97,7 +97,10 @@ impl ConsumerContext for Membership {
         let partitions: Vec<i32> = list.elements_for_topic(&self.topic).iter().map(|e| e.partition()).collect();
         let cooperative = matches!(consumer.rebalance_protocol(), RebalanceProtocol::Cooperative);
         if event == RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS {
-            self.failed("taking over partitions", list.set_all_offsets(Offset::End));
+            // They are placed by a seek. Where that overtakes librdkafka's own look for this offset, the answer
+            // to that comes last and counts: from the beginning on, records that we have are passed over; from
+            // the end on, those that we have not would be missing without a trace.
+            self.failed("taking over partitions", list.set_all_offsets(Offset::Beginning));
             let taken = if cooperative { consumer.incremental_assign(list) } else { consumer.assign(list) };
             self.failed("taking over partitions", taken);
             if !partitions.is_empty() {
