@@ -97,10 +97,11 @@ impl ConsumerContext for Membership {
         let partitions: Vec<i32> = list.elements_for_topic(&self.topic).iter().map(|e| e.partition()).collect();
         let cooperative = matches!(consumer.rebalance_protocol(), RebalanceProtocol::Cooperative);
         if event == RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS {
-            // They are placed by a seek. Where that overtakes librdkafka's own look for this offset, the answer
-            // to that comes last and counts: from the beginning on, records that we have are passed over; from
-            // the end on, those that we have not would be missing without a trace.
-            self.failed("taking over partitions", list.set_all_offsets(Offset::Beginning));
+            // They are placed by a seek. Any number will do until then, but it must be one: a place that
+            // librdkafka has to look up (the end, the beginning, the group's) is looked up again half a second
+            // after an answer that the seek has overtaken, and reading goes on from there, past records that
+            // nobody has seen (`rd_kafka_toppar_handle_Offset`, librdkafka 2.12.1).
+            self.failed("taking over partitions", list.set_all_offsets(Offset::Offset(0)));
             let taken = if cooperative { consumer.incremental_assign(list) } else { consumer.assign(list) };
             self.failed("taking over partitions", taken);
             if !partitions.is_empty() {
