@@ -81,15 +81,16 @@ fn f04_two_workers_after_a_rebalance_both_have_work_for_the_same_offsets() {
     sleeper.wait_to_stop(PATIENCE);
     let asleep_at = scene.newest();
     let mut other = scene.pipeline.start(&[], None);
-    for _ in 0..4 {
-        scene.write(200);
-        std::thread::sleep(Duration::from_millis(200));
-    }
-    until(PATIENCE, "the other decides over the sleeper's offsets", || scene.newest() > asleep_at + 3);
+    until(PATIENCE, "the other decides over the sleeper's offsets", || {
+        scene.write(100);
+        scene.newest() > asleep_at + 3
+    });
     sleeper.signal(libc::SIGCONT);
-    scene.write(400);
     let at = scene.newest();
-    until(PATIENCE, "the log goes on with both alive", || scene.newest() > at + 2);
+    until(PATIENCE, "the log goes on with both alive", || {
+        scene.write(100);
+        scene.newest() > at + 2
+    });
     for worker in [&mut sleeper, &mut other] {
         worker.signal(libc::SIGTERM);
         let status = worker.wait(PATIENCE);
