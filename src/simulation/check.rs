@@ -26,7 +26,7 @@ pub struct Decided {
     pub entries: Vec<Entry>,
     pub ledger: Option<Ledger>,
     states: Vec<Ledger>,
-    attempts: BTreeSet<Uuid>,
+    attempts: BTreeMap<Uuid, u64>,
     pub condemned: BTreeSet<Uuid>,
     pub strays: u64,
     /// Attempts whose writer was told that they do not fit.
@@ -49,7 +49,7 @@ impl Decided {
                 ledger.apply(&entry).map(|_| ()).map_err(|e| format!("I1, I5: {e}"))?;
             }
         }
-        if !self.attempts.insert(entry.attempt) {
+        if self.attempts.insert(entry.attempt, seq).is_some() {
             return Err(format!("attempt {} was decided a second time, as entry {seq}", entry.attempt));
         }
         if self.condemned.contains(&entry.attempt) {
@@ -92,6 +92,16 @@ impl Decided {
         self.states.extend(self.ledger.clone());
         self.entries.push(entry);
         Ok(())
+    }
+
+    /// The entry that this attempt became.
+    pub fn entry_of(&self, attempt: Uuid) -> Option<u64> {
+        self.attempts.get(&attempt).copied()
+    }
+
+    /// M of the newest checkpoint.
+    pub fn upto(&self) -> Option<u64> {
+        self.upto
     }
 
     /// The rules of DESIGN section 2, asked without the code that decides by them.

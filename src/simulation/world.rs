@@ -4,6 +4,7 @@
 use super::broker::{Broker, SimSource, wall};
 use super::check::{self, Decided};
 use super::reckoning::{Reckoning, Rows};
+use super::references::References;
 use super::store::{Fate, WorkerCatalog, WorkerStore};
 use super::trace::Trace;
 use crate::commit::TableFormat;
@@ -14,8 +15,9 @@ use crate::epoch::entry::{Entry, parse};
 use crate::epoch::log::Log;
 use crate::epoch::protocol_tests::Rng;
 use crate::mutant::{self, Mutant};
-use crate::pipeline::{Pipeline, SourceSpec, TableFormatKind};
+use crate::pipeline::{Clean, Pipeline, SourceSpec, TableFormatKind};
 use crate::source::{Source, SourceError};
+use crate::stage::names::{self, Owner};
 use crate::worker::surroundings::{Hosting, Ids, Surroundings};
 use crate::worker::{Clock, Place, WorkerError};
 use async_trait::async_trait;
@@ -36,7 +38,7 @@ pub const START_MS: i64 = 1_767_225_600_000;
 pub const LAKE_URL: &str = "file:///lake/";
 
 /// How badly a world behaves.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct Temper {
     /// Calls that go wrong, of a thousand.
     pub faults: u64,
@@ -44,6 +46,8 @@ pub struct Temper {
     pub naps: u64,
     /// Those of the log's entries.
     pub naps_deciding: u64,
+    /// Those of the files that an epoch stages.
+    pub naps_staging: u64,
     /// Virtual milliseconds that a worker lives, about; 0: it is never killed.
     pub life_ms: u64,
     pub workers: usize,
@@ -51,6 +55,9 @@ pub struct Temper {
     pub lagging: Option<(TableFormatKind, i64, i64)>,
     pub cadence: Cadence,
     pub reread_runs: bool,
+    pub clean: Clean,
+    /// All workers share one host, and its disk.
+    pub one_host: bool,
 }
 
 pub struct World {
@@ -61,7 +68,9 @@ pub struct World {
     /// Nothing goes wrong any more.
     pub calm: AtomicBool,
     pub objects: Arc<InMemory>,
-    modified: Mutex<BTreeMap<Path, i64>>,
+    /// When an object was written, and by whom; what is not in it others wrote.
+    written: Mutex<BTreeMap<Path, (i64, String)>>,
+    references: Mutex<References>,
     catalog: Mutex<BTreeMap<String, String>>,
     pub broker: Broker,
     pub decided: Mutex<Decided>,
@@ -95,7 +104,8 @@ impl World {
             temper,
             calm: AtomicBool::new(false),
             objects: Arc::new(InMemory::new()),
-            modified: Mutex::default(),
+            written: Mutex::default(),
+            references: Mutex::default(),
             catalog: Mutex::default(),
             broker: Broker::default(),
             decided: Mutex::default(),
@@ -185,11 +195,17 @@ impl World {
         self.doze(who, at, self.temper.naps).await;
     }
 
-    /// As [`World::dawdle`], of a worker that is about to decide.
-    pub async fn dawdle_deciding(&self, who: &str, at: &Path) {
-        if !self.quiet() {
-            self.doze(who, at, self.temper.naps_deciding).await;
+    /// As [`World::dawdle`], of a worker that is about to put an object.
+    pub async fn dawdle_before_put(&self, who: &str, at: &Path, create: bool) {
+        if self.quiet() {
+            return;
         }
+        let naps = match at.filename().and_then(names::owner) {
+            _ if create && at.as_ref().contains("/log/0") => self.temper.naps_deciding,
+            Some(Owner::Attempt(_)) => self.temper.naps_staging,
+            _ => self.temper.naps,
+        };
+        self.doze(who, at, naps).await;
     }
 
     async fn doze(&self, who: &str, at: &Path, naps: u64) {
@@ -256,7 +272,7 @@ impl World {
     pub async fn put(&self, who: &str, at: &Path, bytes: Bytes, create: bool) -> object_store::Result<PutResult> {
         let mode = if create { PutMode::Create } else { PutMode::Overwrite };
         let put = self.objects.put_opts(at, bytes.clone().into(), PutOptions { mode, ..Default::default() }).await?;
-        self.modified.lock().unwrap().insert(at.clone(), wall(self));
+        self.written.lock().unwrap().insert(at.clone(), (wall(self), who.to_string()));
         if !at.as_ref().contains("/probe/") {
             self.trace.note(who, format_args!("wrote {at} ({} bytes)", if at.as_ref().contains("/log/") || create { bytes.len() } else { 0 }));
         }
@@ -268,6 +284,8 @@ impl World {
             && version.ends_with(".json")
             && let Some(table) = folder.rsplit('/').next()
         {
+            let known = self.references.lock().unwrap().delta(self, table, &bytes);
+            known.unwrap_or_else(|why| self.fail(why));
             self.committed(who, table, TableFormatKind::Delta).await;
         }
         Ok(put)
@@ -277,14 +295,33 @@ impl World {
         if !at.as_ref().contains("/probe/") {
             self.trace.note(who, format_args!("deleted {at}"));
         }
+        if self.objects.head(at).await.is_ok()
+            && let Some(why) = self.references.lock().unwrap().objection(self, who, at)
+        {
+            self.fail(format!("I4: {at} is deleted, and {why}"));
+        }
         self.objects.delete(at).await
     }
 
     /// The clock of the store is the simulation's.
     pub fn dated(&self, mut meta: ObjectMeta) -> ObjectMeta {
-        let at = self.modified.lock().unwrap().get(&meta.location).copied().unwrap_or(START_MS);
+        let at = self.modified_at(&meta.location).unwrap_or(START_MS);
         meta.last_modified = chrono::DateTime::from_timestamp_millis(at).unwrap_or_default();
         meta
+    }
+
+    pub fn modified_at(&self, at: &Path) -> Option<i64> {
+        self.written.lock().unwrap().get(at).map(|(ms, _)| *ms)
+    }
+
+    /// The worker's life that wrote this; `None`: another hand.
+    pub fn author(&self, at: &Path) -> Option<String> {
+        self.written.lock().unwrap().get(at).map(|(_, who)| who.clone()).filter(|who| who != "foreign")
+    }
+
+    /// What should be gone from the store by now.
+    pub fn orphans(&self, before_ms: i64) -> Vec<Path> {
+        self.references.lock().unwrap().orphans(self, before_ms)
     }
 
     async fn entry_landed(&self, who: &str, at: &Path, bytes: &Bytes) {
@@ -315,8 +352,14 @@ impl World {
     pub fn create_table(&self, who: &str, table: &str, location: &str) -> String {
         let mut catalog = self.catalog.lock().unwrap();
         let now = catalog.entry(table.to_string()).or_insert_with(|| location.to_string()).clone();
+        self.refers(table, &now);
         self.trace.note(who, format_args!("table {table} is at {now}"));
         now
+    }
+
+    fn refers(&self, table: &str, location: &str) {
+        let known = self.references.lock().unwrap().iceberg(self, table, location);
+        known.unwrap_or_else(|why| self.fail(why));
     }
 
     pub async fn swap(&self, who: &str, table: &str, from: &str, to: &str) -> bool {
@@ -325,6 +368,7 @@ impl World {
             let Some(now) = catalog.get_mut(table).filter(|now| *now == from) else { return false };
             *now = to.to_string();
         }
+        self.refers(table, to);
         self.trace.note(who, format_args!("COMMITTED {table} {to}"));
         self.committed(who, table, TableFormatKind::Iceberg).await;
         true
