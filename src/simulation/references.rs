@@ -18,6 +18,8 @@ use std::sync::Arc;
 /// A table as its newest version is.
 #[derive(Debug, Default)]
 struct Table {
+    /// Its newest metadata file, where that was not read yet: most worlds never ask.
+    unread: Option<String>,
     /// The entry that it is stamped with.
     stamp: u64,
     /// The number of its metadata file, in Iceberg.
@@ -78,7 +80,13 @@ impl References {
 
     /// An Iceberg table's metadata is this file from now on.
     pub fn iceberg(&mut self, world: &World, table: &str, location: &str) -> Result<(), String> {
-        let at = inside(location);
+        self.tables.entry((TableFormatKind::Iceberg, table.to_string())).or_default().unread = Some(location.to_string());
+        if world.temper.clean.is_some() { self.read_on(world, table) } else { Ok(()) }
+    }
+
+    fn read_on(&mut self, world: &World, table: &str) -> Result<(), String> {
+        let unread = self.tables.get_mut(&(TableFormatKind::Iceberg, table.to_string())).and_then(|t| t.unread.take());
+        let Some(at) = unread.map(|location| inside(&location)) else { return Ok(()) };
         let metadata: TableMetadata = serde_json::from_slice(&read(world, &at)?).map_err(|e| format!("{at} is no metadata: {e}"))?;
         let mut snapshots = vec![];
         for snapshot in metadata.snapshots() {
@@ -130,8 +138,14 @@ impl References {
     }
 
     /// Why this object may not be deleted now.
-    pub fn objection(&self, world: &World, who: &str, at: &Path) -> Option<String> {
+    pub fn objection(&mut self, world: &World, who: &str, at: &Path) -> Option<String> {
         let text = at.as_ref();
+        if text.starts_with("iceberg/")
+            && let Some(table) = at.parts().nth(2)
+            && let Err(why) = self.read_on(world, table.as_ref())
+        {
+            return Some(why);
+        }
         let state = format!("_millpond/{PIPELINE}");
         let decided = world.decided.lock().unwrap();
         if text.starts_with(&format!("{state}/history/")) {

@@ -123,10 +123,10 @@ fn temper(rng: &mut Rng) -> Temper {
     }
 }
 
-/// In half of the worlds somebody cleans up all the time.
-fn cleaning(rng: &mut Rng) -> Clean {
-    let every_ms = [400, 1000, 3_600_000, 3_600_000][rng.below(4) as usize];
-    Clean { after_ms: [0, 0, 300, 2000][rng.below(4) as usize], every_ms }
+/// In some worlds everybody cleans up all the time.
+fn cleaning(rng: &mut Rng) -> Option<Clean> {
+    let every_ms = [500, 1500][rng.below(2) as usize];
+    rng.chance(40).then(|| Clean { after_ms: [0, 0, 300, 2000][rng.below(4) as usize], every_ms })
 }
 
 /// Everything that the lives of a seed share.
@@ -142,7 +142,7 @@ struct Scene {
 impl Scene {
     fn give(&self, file: &File) {
         let (mut pipeline, plans) = file.planned();
-        pipeline.clean = self.world.temper.clean;
+        pipeline.clean = self.world.temper.clean.unwrap_or(pipeline.clean);
         *self.file.lock().unwrap() = (pipeline, plans);
     }
 
@@ -351,7 +351,7 @@ pub fn run_seed(seed: u64) -> Outcome {
         let mut rng = Rng(seed);
         let (temper, file) = (temper(&mut rng), File::roll(&mut rng));
         let all = happenings(&mut rng);
-        let (partitions, rows) = (1 + rng.below(3), 15 + rng.below(30) as i64);
+        let (partitions, rows) = (1 + rng.below(3), 12 + rng.below(24) as i64);
         let world = World::new(seed, rng, temper);
         world.trace.note("world", format_args!("{:?}", world.temper));
         world.trace.note("world", format_args!("{all:?}"));
@@ -440,20 +440,20 @@ async fn finish(scene: &Arc<Scene>) {
             world.fail(format!("{kind} table {table} stopped at entry {stamp:?}"));
         }
     }
-    if !doomed && world.seed % 4 == 0 && world.failed().is_none() {
-        nothing_leaks(scene).await;
+    if let Some(clean) = world.temper.clean.filter(|_| !doomed && world.seed % 4 == 0 && world.failed().is_none()) {
+        nothing_leaks(scene, clean.after_ms).await;
     }
 }
 
 /// What belongs to nobody goes away in the end: workers start, clean up, and end.
-async fn nothing_leaks(scene: &Arc<Scene>) {
+async fn nothing_leaks(scene: &Arc<Scene>, after_ms: u64) {
     let world = &scene.world;
     // Whatever is still under way lands.
     pause(10_000).await;
     let mut left = vec![];
     for _ in 0..4 {
         let began = wall(world);
-        pause(world.temper.clean.after_ms + 1).await;
+        pause(after_ms + 1).await;
         one_life(scene, 9, RunOptions { until_end: true, ..RunOptions::default() }, 600_000).await;
         left = world.orphans(began);
         if left.is_empty() || world.failed().is_some() {

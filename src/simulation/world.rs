@@ -11,10 +11,12 @@ use crate::commit::TableFormat;
 use crate::commit::delta::DeltaFormat;
 use crate::commit::iceberg::{Ambient, IcebergFormat};
 use crate::epoch::checkpoint::Cadence;
-use crate::epoch::entry::{Entry, parse};
+use crate::epoch::entry::{Entry, Plan, parse};
 use crate::epoch::log::Log;
+use crate::epoch::plan::{self, Compile, PlanError};
 use crate::epoch::protocol_tests::Rng;
 use crate::mutant::{self, Mutant};
+use crate::pipeline::sql::TablePlan;
 use crate::pipeline::{Clean, Pipeline, SourceSpec, TableFormatKind};
 use crate::source::{Source, SourceError};
 use crate::stage::names::{self, Owner};
@@ -27,7 +29,7 @@ use object_store::path::Path;
 use object_store::{ObjectMeta, ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutResult};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 use uuid::Uuid;
 
@@ -38,7 +40,7 @@ pub const START_MS: i64 = 1_767_225_600_000;
 pub const LAKE_URL: &str = "file:///lake/";
 
 /// How badly a world behaves.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct Temper {
     /// Calls that go wrong, of a thousand.
     pub faults: u64,
@@ -55,7 +57,8 @@ pub struct Temper {
     pub lagging: Option<(TableFormatKind, i64, i64)>,
     pub cadence: Cadence,
     pub reread_runs: bool,
-    pub clean: Clean,
+    /// `None`: nobody lives long enough to clean up.
+    pub clean: Option<Clean>,
     /// All workers share one host, and its disk.
     pub one_host: bool,
 }
@@ -71,7 +74,8 @@ pub struct World {
     /// When an object was written, and by whom; what is not in it others wrote.
     written: Mutex<BTreeMap<Path, (i64, String)>>,
     references: Mutex<References>,
-    catalog: Mutex<BTreeMap<String, String>>,
+    /// Namespace and table to where the table's metadata lies.
+    catalog: Mutex<BTreeMap<(String, String), String>>,
     pub broker: Broker,
     pub decided: Mutex<Decided>,
     /// Rows that somebody else appended.
@@ -345,33 +349,44 @@ impl World {
         }
     }
 
-    pub fn location(&self, table: &str) -> Option<String> {
-        self.catalog.lock().unwrap().get(table).cloned()
+    pub fn location(&self, namespace: &str, table: &str) -> Option<String> {
+        self.catalog.lock().unwrap().get(&(namespace.to_string(), table.to_string())).cloned()
     }
 
-    pub fn create_table(&self, who: &str, table: &str, location: &str) -> String {
+    pub fn create_table(&self, who: &str, namespace: &str, table: &str, location: &str) -> String {
         let mut catalog = self.catalog.lock().unwrap();
-        let now = catalog.entry(table.to_string()).or_insert_with(|| location.to_string()).clone();
-        self.refers(table, &now);
+        let now = catalog.entry((namespace.to_string(), table.to_string())).or_insert_with(|| location.to_string()).clone();
+        self.refers(namespace, table, &now);
         self.trace.note(who, format_args!("table {table} is at {now}"));
         now
     }
 
-    fn refers(&self, table: &str, location: &str) {
-        let known = self.references.lock().unwrap().iceberg(self, table, location);
-        known.unwrap_or_else(|why| self.fail(why));
+    fn refers(&self, namespace: &str, table: &str, location: &str) {
+        if namespace == PIPELINE {
+            let known = self.references.lock().unwrap().iceberg(self, table, location);
+            known.unwrap_or_else(|why| self.fail(why));
+        }
     }
 
-    pub async fn swap(&self, who: &str, table: &str, from: &str, to: &str) -> bool {
+    pub async fn swap(&self, who: &str, namespace: &str, table: &str, from: &str, to: &str) -> bool {
         {
             let mut catalog = self.catalog.lock().unwrap();
-            let Some(now) = catalog.get_mut(table).filter(|now| *now == from) else { return false };
+            let Some(now) = catalog.get_mut(&(namespace.to_string(), table.to_string())).filter(|now| *now == from) else { return false };
             *now = to.to_string();
         }
-        self.refers(table, to);
+        self.refers(namespace, table, to);
         self.trace.note(who, format_args!("COMMITTED {table} {to}"));
         self.committed(who, table, TableFormatKind::Iceberg).await;
         true
+    }
+
+    /// The tables of a namespace.
+    pub fn tables_of(&self, namespace: &str) -> BTreeSet<String> {
+        self.catalog.lock().unwrap().keys().filter(|(n, _)| n == namespace).map(|(_, t)| t.clone()).collect()
+    }
+
+    pub fn drop_table(&self, namespace: &str, table: &str) {
+        self.catalog.lock().unwrap().remove(&(namespace.to_string(), table.to_string()));
     }
 
     /// A table was committed: sometimes it is read whole at once.
@@ -492,4 +507,23 @@ impl Surroundings for Life {
     fn cadence(&self) -> Cadence {
         self.world.temper.cadence
     }
+
+    fn compile(&self) -> Compile {
+        compiled
+    }
+}
+
+type Compiled = BTreeMap<String, Arc<TablePlan>>;
+
+/// What a plan means is found out once: it costs a good part of a start.
+fn compiled(plan: &Plan) -> Result<Compiled, PlanError> {
+    static KNOWN: OnceLock<Mutex<BTreeMap<String, Compiled>>> = OnceLock::new();
+    let mut known = KNOWN.get_or_init(Mutex::default).lock().unwrap_or_else(|e| e.into_inner());
+    let fingerprint = plan.fingerprint();
+    if let Some(found) = known.get(&fingerprint) {
+        return Ok(found.clone());
+    }
+    let made = plan::compile(plan)?;
+    known.insert(fingerprint, made.clone());
+    Ok(made)
 }

@@ -13,7 +13,7 @@ use crate::epoch::checkpoint::{self, Cadence, Checkpoint};
 use crate::epoch::entry::{Body, Entry, SpecRecord};
 use crate::epoch::history::{self, History};
 use crate::epoch::ledger::{Ledger, LiveRun, Times};
-use crate::epoch::plan::compile;
+use crate::epoch::plan::Compile;
 use crate::failpoint;
 use crate::mutant::{self, Mutant};
 use crate::fold::{EntryTimes, FoldConfig, FoldError, TableFold};
@@ -76,6 +76,7 @@ pub struct Parts {
     pub clock: Arc<dyn Clock>,
     pub ids: Ids,
     pub cadence: Cadence,
+    pub compile: Compile,
     pub pressure: Arc<Pressure>,
     pub entries: mpsc::UnboundedReceiver<Decided>,
     /// Tables that the plan which this worker is about to propose lets end.
@@ -101,7 +102,7 @@ impl Tables {
     /// Opens (or creates) every table, and restores the panes as of `start`. `head` is the log's
     /// newest entry number, read after the tables' stamps would have been written.
     pub async fn open(parts: Parts, start: Ledger) -> Result<Self, WorkerError> {
-        let plans = compile(&start.plan).map_err(|e| WorkerError::Refused(e.to_string()))?;
+        let plans = (parts.compile)(&start.plan).map_err(|e| WorkerError::Refused(e.to_string()))?;
         let mut tables = Self {
             parts,
             trail: start.clone(),
@@ -399,7 +400,7 @@ impl Tables {
     }
 
     async fn change_plan(&mut self) -> Result<(), WorkerError> {
-        self.plans = compile(&self.at.plan).map_err(|e| WorkerError::Refused(e.to_string()))?;
+        self.plans = (self.parts.compile)(&self.at.plan).map_err(|e| WorkerError::Refused(e.to_string()))?;
         let windowed: Vec<String> = self.at.plan.tables.iter().filter(|(_, t)| t.window.is_some()).map(|(n, _)| n.clone()).collect();
         self.folds.retain(|name, _| windowed.contains(name));
         for table in windowed {
