@@ -45,9 +45,9 @@ pub const FILES_AT_ONCE: usize = 50_000;
 /// Attempts that one note names at most. The rest waits for the next pass.
 pub const ATTEMPTS_AT_ONCE: usize = 1_000;
 
-/// Probes are left alone for this long at least: one that is deleted under the racers of a start is created a second
-/// time, and a sound store is refused as one without conditional puts.
-const PROBES_AFTER_MS: i64 = 3_600_000;
+/// Probes are left alone for a day at least, so that no clock that is ahead takes one away under the racers of a start:
+/// they would create it a second time, and a sound store be refused as one without conditional puts.
+const PROBES_AFTER_MS: i64 = 86_400_000;
 
 const PARALLEL_DELETES: usize = 8;
 

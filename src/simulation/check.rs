@@ -37,8 +37,9 @@ pub struct Decided {
 }
 
 impl Decided {
-    /// Entry `seq` has landed on its name for the first time. Returns what is wrong with it.
-    pub fn landed(&mut self, seq: u64, entry: Entry, world: &World) -> Result<(), String> {
+    /// Entry `seq` has landed on its name for the first time, from a worker whose clock is off by `skew_ms`. Returns
+    /// what is wrong with it.
+    pub fn landed(&mut self, seq: u64, entry: Entry, world: &World, skew_ms: i64) -> Result<(), String> {
         if seq as usize != self.entries.len() {
             return Err(format!("entry {seq} landed when the log ended at {}", self.entries.len()));
         }
@@ -62,7 +63,7 @@ impl Decided {
             Body::Data(data) => {
                 for (p, interval) in data.intervals.get("events").into_iter().flatten().filter(|(_, i)| i.claims_idle()) {
                     let topic = world.broker.topic.lock().unwrap();
-                    let end = topic.partitions[*p as usize].written_at(data.read_at_ms - super::world::START_MS - 1);
+                    let end = topic.partitions[*p as usize].written_at(data.read_at_ms - skew_ms - super::world::START_MS - 1);
                     if end > interval.from {
                         return Err(format!("entry {seq} claims partition {p} idle at {}, and the broker's end was {end} when its making began", interval.from));
                     }

@@ -10,6 +10,7 @@
 
 mod broker;
 mod check;
+mod disk;
 mod foreign;
 mod reckoning;
 mod references;

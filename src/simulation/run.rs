@@ -2,6 +2,7 @@
 
 use super::broker::{Partition, Row, Slot, wall};
 use super::check;
+use super::disk;
 use super::foreign;
 use super::reckoning::{MINUTE, Reckoning};
 use super::store::pause;
@@ -91,6 +92,10 @@ fn temper(rng: &mut Rng) -> Temper {
     });
     let clean = cleaning(rng);
     let one_host = rng.chance(50);
+    let power_cuts = [0, 30][rng.below(2) as usize];
+    let memory = rng.chance(12).then_some(1 << 12);
+    let off = |rng: &mut Rng| rng.below(2 * 7_200_000) as i64 - 7_200_000;
+    let skew_ms = if rng.chance(30) { [off(rng), off(rng), off(rng)] } else { [0; 3] };
     if rng.chance(25) {
         // Whoever is about to decide falls asleep, and the others shorten the log as fast as they can.
         return Temper {
@@ -105,6 +110,9 @@ fn temper(rng: &mut Rng) -> Temper {
             reread_runs: false,
             clean,
             one_host,
+            power_cuts,
+            skew_ms,
+            memory,
         };
     }
     let naps = [0, 5, 20, 60][rng.below(4) as usize];
@@ -120,6 +128,9 @@ fn temper(rng: &mut Rng) -> Temper {
         reread_runs: rng.chance(50),
         clean,
         one_host,
+        power_cuts,
+        skew_ms,
+        memory,
     }
 }
 
@@ -142,6 +153,7 @@ struct Scene {
 impl Scene {
     fn give(&self, file: &File) {
         let (mut pipeline, plans) = file.planned();
+        pipeline.memory_bytes = self.world.temper.memory.unwrap_or(pipeline.memory_bytes);
         pipeline.clean = self.world.temper.clean.unwrap_or(pipeline.clean);
         *self.file.lock().unwrap() = (pipeline, plans);
     }
@@ -155,7 +167,7 @@ impl Scene {
     fn live(&self, slot: usize, options: RunOptions, stop: Arc<AtomicBool>) -> impl Future<Output = Result<(), WorkerError>> + Send + 'static {
         let nth = self.lives.fetch_add(1, Ordering::Relaxed);
         let who = format!("w{slot}.{nth}");
-        let life = Life { world: self.world.clone(), who, skew_ms: 0, given: Arc::new(AtomicU64::new(slot as u64 * 1_000_000)) };
+        let life = Life { world: self.world.clone(), who, skew_ms: self.world.skew_ms(slot), given: Arc::new(AtomicU64::new(slot as u64 * 1_000_000)) };
         let (mut pipeline, plans) = self.file.lock().unwrap().clone();
         pipeline.lake.root = self.host(slot);
         worker::run(Arc::new(pipeline), plans, options, Arc::new(Metrics::default()), Arc::new(life), stop)
@@ -185,7 +197,16 @@ async fn one_life(scene: &Arc<Scene>, slot: usize, mut options: RunOptions, time
                 () = pause(2000) => {}
             }
         }
-        None => note("is killed".into()),
+        None => {
+            note("is killed".into());
+            if !world.temper.one_host && world.chance(world.temper.power_cuts) {
+                life.0.abort();
+                let _ = (&mut life.0).await;
+                // Its tasks end with it.
+                pause(1).await;
+                disk::tear(world, &scene.host(slot)).unwrap_or_else(|e| world.fail(format!("the simulated disk of worker {slot}: {e}")));
+            }
+        }
         Some(Ok(Ok(()))) if options.until_end => note("has reached the end".into()),
         Some(Ok(Ok(()))) => world.fail(format!("worker {slot} ended without being asked to")),
         Some(Ok(Err(WorkerError::Unavailable(why)))) => note(format!("gives up: {why}")),

@@ -61,6 +61,12 @@ pub struct Temper {
     pub clean: Option<Clean>,
     /// All workers share one host, and its disk.
     pub one_host: bool,
+    /// Of a hundred kills, those that take the host's power away.
+    pub power_cuts: u64,
+    /// How far the clock of each worker is off, in milliseconds: by its slot. Those of others are right.
+    pub skew_ms: [i64; 3],
+    /// Bytes for panes and the like, where they are so few that panes spill all the time.
+    pub memory: Option<u64>,
 }
 
 pub struct World {
@@ -172,6 +178,11 @@ impl World {
 
     pub fn expects(&self, why: &str) -> bool {
         self.expected.lock().unwrap().iter().any(|word| why.contains(word))
+    }
+
+    /// How far the clock of the worker in this slot is off.
+    pub fn skew_ms(&self, slot: usize) -> i64 {
+        self.temper.skew_ms.get(slot).copied().unwrap_or(0)
     }
 
     /// Whether the log holds something for this table beyond its stamp.
@@ -340,7 +351,9 @@ impl World {
         }
         self.trace.note(who, format_args!("DECIDED entry {seq}: {}", summary(&entry)));
         let missing = check::missing(self, &entry).await;
-        let done = self.decided.lock().unwrap().landed(seq, entry, self);
+        // `w2.17` is the seventeenth life, in slot 2.
+        let slot = who.strip_prefix('w').and_then(|w| w.split_once('.')?.0.parse().ok());
+        let done = self.decided.lock().unwrap().landed(seq, entry, self, slot.map_or(0, |s| self.skew_ms(s)));
         if let Err(why) = done {
             self.fail(why);
         }

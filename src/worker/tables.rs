@@ -404,7 +404,9 @@ impl Tables {
         let windowed: Vec<String> = self.at.plan.tables.iter().filter(|(_, t)| t.window.is_some()).map(|(n, _)| n.clone()).collect();
         self.folds.retain(|name, _| windowed.contains(name));
         for table in windowed {
-            // Panes of a table that goes on are the same runs, read under the new plan.
+            // Panes of a table that goes on are the same runs, read under the new plan. The old ones go first: what they
+            // spilled has the names that the new ones give, and is deleted with them.
+            self.folds.remove(&table);
             let fold = self.restored(&table).await?;
             self.folds.insert(table, Mutex::new(fold));
         }
