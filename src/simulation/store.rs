@@ -169,6 +169,7 @@ impl Delegating for WorkerStore {
 }
 
 /// The Iceberg catalog as one life of a worker sees it.
+#[derive(Clone)]
 pub struct WorkerCatalog {
     pub world: Arc<World>,
     pub who: String,
@@ -190,23 +191,23 @@ impl Catalog for WorkerCatalog {
         "simulated".into()
     }
 
-    async fn metadata_location(&self, _: &str, table: &str) -> Result<Option<String>, CatalogError> {
+    async fn metadata_location(&self, namespace: &str, table: &str) -> Result<Option<String>, CatalogError> {
         let at = Path::from(format!("catalog/{table}"));
         self.world.dawdle(&self.who, &at).await;
         if self.world.read_fails(&at) {
             return Err(self.busy());
         }
-        Ok(self.world.location(table))
+        Ok(self.world.location(namespace, table))
     }
 
-    async fn create_table(&self, _: &str, table: &str, location: &str) -> Result<String, CatalogError> {
+    async fn create_table(&self, namespace: &str, table: &str, location: &str) -> Result<String, CatalogError> {
         let at = Path::from(format!("catalog/{table}"));
         self.world.dawdle(&self.who, &at).await;
         let fate = self.world.fate(&at, false);
         if matches!(fate, Fate::Denied | Fate::EmptyConflict) {
             return Err(self.busy());
         }
-        let now = self.world.create_table(&self.who, table, location);
+        let now = self.world.create_table(&self.who, namespace, table, location);
         self.world.dawdle(&self.who, &at).await;
         match fate {
             Fate::AnswerLost | Fate::LandsLate => Err(CatalogError::AnswerLost { path: "simulated".into(), reason: "connection reset".into() }),
@@ -214,7 +215,7 @@ impl Catalog for WorkerCatalog {
         }
     }
 
-    async fn swap(&self, _: &str, table: &str, from: &str, to: &str) -> Result<bool, CatalogError> {
+    async fn swap(&self, namespace: &str, table: &str, from: &str, to: &str) -> Result<bool, CatalogError> {
         let at = Path::from(format!("catalog/{table}"));
         self.world.dawdle(&self.who, &at).await;
         let fate = self.world.fate(&at, false);
@@ -225,20 +226,20 @@ impl Catalog for WorkerCatalog {
         let answer = match fate {
             Fate::Denied | Fate::EmptyConflict => Err(self.busy()),
             Fate::AnswerLost | Fate::SentTwice => {
-                self.world.swap(&self.who, table, from, to).await;
+                self.world.swap(&self.who, namespace, table, from, to).await;
                 Err(lost())
             }
             Fate::LandsLate => {
                 let (world, who, wait) = (self.world.clone(), self.who.clone(), self.world.a_long_time());
-                let (table, from, to) = (table.to_string(), from.to_string(), to.to_string());
+                let (namespace, table, from, to) = (namespace.to_string(), table.to_string(), from.to_string(), to.to_string());
                 tokio::spawn(async move {
                     tokio::time::sleep(wait).await;
-                    let landed = world.swap(&who, &table, &from, &to).await;
+                    let landed = world.swap(&who, &namespace, &table, &from, &to).await;
                     world.trace.note(&who, format_args!("swap of {table} arrives late: {}", if landed { "lands" } else { "is refused" }));
                 });
                 Err(lost())
             }
-            Fate::Done | Fate::LandsAgain => Ok(self.world.swap(&self.who, table, from, to).await),
+            Fate::Done | Fate::LandsAgain => Ok(self.world.swap(&self.who, namespace, table, from, to).await),
         };
         self.world.dawdle(&self.who, &at).await;
         answer
@@ -246,6 +247,7 @@ impl Catalog for WorkerCatalog {
 }
 
 /// The truth, for checks: no faults, no waiting.
+#[derive(Clone)]
 pub struct TrueCatalog(pub Arc<World>);
 
 #[async_trait]
@@ -258,20 +260,75 @@ impl Catalog for TrueCatalog {
         "simulated".into()
     }
 
-    async fn metadata_location(&self, _: &str, table: &str) -> Result<Option<String>, CatalogError> {
-        Ok(self.0.location(table))
+    async fn metadata_location(&self, namespace: &str, table: &str) -> Result<Option<String>, CatalogError> {
+        Ok(self.0.location(namespace, table))
     }
 
-    async fn create_table(&self, _: &str, table: &str, location: &str) -> Result<String, CatalogError> {
-        Ok(self.0.create_table("foreign", table, location))
+    async fn create_table(&self, namespace: &str, table: &str, location: &str) -> Result<String, CatalogError> {
+        Ok(self.0.create_table("foreign", namespace, table, location))
     }
 
-    async fn swap(&self, _: &str, table: &str, from: &str, to: &str) -> Result<bool, CatalogError> {
-        Ok(self.0.swap("foreign", table, from, to).await)
+    async fn swap(&self, namespace: &str, table: &str, from: &str, to: &str) -> Result<bool, CatalogError> {
+        Ok(self.0.swap("foreign", namespace, table, from, to).await)
     }
 }
 
 /// A pause between two things that a person or a machine does.
 pub async fn pause(ms: u64) {
     tokio::time::sleep(Duration::from_millis(ms)).await;
+}
+
+mod tests {
+    use super::*;
+    use crate::commit::iceberg::conformance::{Hands, holds, what_it_says_is_so};
+    use crate::epoch::protocol_tests::Rng;
+    use crate::simulation::world::Temper;
+    use std::collections::BTreeSet;
+
+    impl Hands for TrueCatalog {
+        fn drop_table(&self, namespace: &str, table: &str) {
+            self.0.drop_table(namespace, table);
+        }
+
+        fn tables(&self, namespace: &str) -> BTreeSet<String> {
+            self.0.tables_of(namespace)
+        }
+    }
+
+    /// Every call takes its time, so that swappers get in each other's way.
+    fn world(seed: u64, faults: u64) -> Arc<World> {
+        World::new(seed, Rng(seed), Temper { faults, naps: 2000, ..Temper::default() })
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_true_catalog_holds() {
+        let truth = TrueCatalog(world(1, 0));
+        holds(truth.clone(), &truth).await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_catalog_without_faults_holds() {
+        for seed in 0..4 {
+            let world = world(seed, 0);
+            holds(WorkerCatalog { world: world.clone(), who: "a".into() }, &TrueCatalog(world)).await;
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_catalog_that_fails_says_nothing_that_is_not_so() {
+        for seed in 0..4 {
+            let world = world(seed, 300);
+            let catalog = WorkerCatalog { world: world.clone(), who: "a".into() };
+            let truth = TrueCatalog(world);
+            let told = what_it_says_is_so(&catalog, &truth, &truth, |_| {}).await;
+            let all = [told.moved, told.refused, told.not_done, told.unknown_and_done, told.unknown_and_not_done];
+            assert!(all.iter().all(|n| *n > 10), "{told:?}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_store_without_faults_holds() {
+        let world = world(1, 0);
+        crate::store::conformance::holds(Arc::new(WorkerStore { world, who: "a".into() })).await;
+    }
 }
