@@ -283,6 +283,7 @@ mod tests {
     use crate::commit::iceberg::conformance::{Hands, holds, what_it_says_is_so};
     use crate::epoch::protocol_tests::Rng;
     use crate::simulation::world::Temper;
+    use crate::store::double::Double;
     use std::collections::BTreeSet;
 
     impl Hands for TrueCatalog {
@@ -329,6 +330,6 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_store_without_faults_holds() {
         let world = world(1, 0);
-        crate::store::conformance::holds(Arc::new(WorkerStore { world, who: "a".into() })).await;
+        crate::store::conformance::holds(Arc::new(Double(WorkerStore { world, who: "a".into() }))).await;
     }
 }
