@@ -9,6 +9,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use crate::commit::iceberg::Catalog;
 use crate::commit::iceberg::catalog::CatalogError;
+use crate::store::double::{Delegating, lost, taken};
 use futures::stream::BoxStream;
 use futures::{FutureExt, StreamExt, TryStreamExt};
 use object_store::path::Path;
@@ -26,12 +27,6 @@ pub struct WorkerStore {
 impl std::fmt::Debug for WorkerStore {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "the store of {}", self.who)
-    }
-}
-
-impl std::fmt::Display for WorkerStore {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("simulated")
     }
 }
 
@@ -57,10 +52,6 @@ fn away(what: &str) -> Error {
     Error::Generic { store: "simulated", source: what.to_string().into() }
 }
 
-fn taken(at: &Path) -> Error {
-    Error::AlreadyExists { path: at.to_string(), source: "409".into() }
-}
-
 impl WorkerStore {
     async fn put_for_real(&self, at: &Path, bytes: Bytes, create: bool) -> Result<PutResult> {
         self.world.put(&self.who, at, bytes, create).await
@@ -78,7 +69,11 @@ impl WorkerStore {
 }
 
 #[async_trait]
-impl ObjectStore for WorkerStore {
+impl Delegating for WorkerStore {
+    fn inner(&self) -> &dyn ObjectStore {
+        &*self.world.objects
+    }
+
     async fn put_opts(&self, at: &Path, payload: PutPayload, options: PutOptions) -> Result<PutResult> {
         let bytes: Bytes = payload.into();
         let create = matches!(options.mode, PutMode::Create);
@@ -90,7 +85,7 @@ impl ObjectStore for WorkerStore {
         let answer = match fate {
             Fate::Done => self.put_for_real(at, bytes, create).await,
             Fate::Denied => Err(away("503 slow down")),
-            Fate::AnswerLost => self.put_for_real(at, bytes, create).await.and(Err(away("connection reset"))),
+            Fate::AnswerLost => self.put_for_real(at, bytes, create).await.and(Err(lost())),
             Fate::SentTwice => self.put_for_real(at, bytes, create).await.and(Err(taken(at))),
             Fate::EmptyConflict => Err(taken(at)),
             Fate::LandsLate => {
@@ -104,10 +99,6 @@ impl ObjectStore for WorkerStore {
         };
         self.world.dawdle(&self.who, at).await;
         answer
-    }
-
-    async fn put_multipart_opts(&self, at: &Path, options: PutMultipartOptions) -> Result<Box<dyn MultipartUpload>> {
-        self.world.objects.put_multipart_opts(at, options).await
     }
 
     async fn get_opts(&self, at: &Path, options: GetOptions) -> Result<GetResult> {
@@ -135,7 +126,7 @@ impl ObjectStore for WorkerStore {
                     }
                     store.world.delete(&store.who, &path).await?;
                     if matches!(fate, Fate::AnswerLost | Fate::LandsLate) {
-                        return Err(away("connection reset"));
+                        return Err(lost());
                     }
                     Ok(path)
                 }
@@ -171,9 +162,6 @@ impl ObjectStore for WorkerStore {
         Ok(listed)
     }
 
-    async fn copy_opts(&self, from: &Path, to: &Path, options: CopyOptions) -> Result<()> {
-        self.world.objects.copy_opts(from, to, options).await
-    }
 }
 
 /// The Iceberg catalog as one life of a worker sees it.
@@ -291,6 +279,7 @@ mod tests {
     use crate::commit::iceberg::conformance::{Hands, holds, what_it_says_is_so};
     use crate::epoch::protocol_tests::Rng;
     use crate::simulation::world::Temper;
+    use crate::store::double::Double;
     use std::collections::BTreeSet;
 
     impl Hands for TrueCatalog {
@@ -337,6 +326,6 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_store_without_faults_holds() {
         let world = world(1, 0);
-        crate::store::conformance::holds(Arc::new(WorkerStore { world, who: "a".into() })).await;
+        crate::store::conformance::holds(Arc::new(Double(WorkerStore { world, who: "a".into() }))).await;
     }
 }

@@ -20,6 +20,7 @@ use crate::pipeline::sql::TablePlan;
 use crate::pipeline::{Clean, Pipeline, SourceSpec, TableFormatKind};
 use crate::source::{Source, SourceError};
 use crate::stage::names::{self, Owner};
+use crate::store::double::Double;
 use crate::worker::surroundings::{Hosting, Ids, Surroundings};
 use crate::worker::{Clock, Place, WorkerError};
 use async_trait::async_trait;
@@ -490,7 +491,7 @@ impl Surroundings for Life {
     }
 
     async fn open_place(&self, _: &Pipeline) -> Result<Place, WorkerError> {
-        let store: Arc<dyn ObjectStore> = Arc::new(WorkerStore { world: self.world.clone(), who: self.who.clone() });
+        let store: Arc<dyn ObjectStore> = Arc::new(Double(WorkerStore { world: self.world.clone(), who: self.who.clone() }));
         let state_folder = format!("_millpond/{PIPELINE}");
         let log = Log::new(store.clone(), Path::from(format!("{state_folder}/log")));
         let url = url::Url::parse(LAKE_URL).expect("it is a url");

@@ -9,7 +9,7 @@ use crate::store::iceberg_io::{LakeRoot, file_io};
 use ::iceberg::io::FileIO;
 use ::iceberg::spec::{DataContentType, DataFileFormat, FormatVersion, ManifestList, ManifestStatus, Operation, Snapshot, TableMetadata};
 use roaring::RoaringTreemap;
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 const LOG: &str = "millpond.log";
 const ENTRY: &str = "millpond.entry";
@@ -74,27 +74,34 @@ impl Reader {
             let summary = &snapshot.summary().additional_properties;
             let ours = summary.get(LOG).filter(|l| Some(*l) == log.as_ref()).and_then(|_| summary.get(ENTRY)?.parse().ok());
             let changes = !matches!(snapshot.summary().operation, Operation::Replace);
+            let number = |key: &str| summary.get(key).and_then(|v| v.parse::<u64>().ok());
+            let out = [number("deleted-records"), number("added-position-deletes")];
             state.commits.push(Commit {
                 version: snapshot.snapshot_id().to_string(),
                 entry: ours,
                 operation: snapshot.summary().operation.as_str().to_string(),
                 changes_data: changes,
+                // The keys of what did not happen may be left out.
+                rows_in: number("added-records").or(number("total-records").map(|_| 0)),
+                rows_out: number("total-records").map(|_| out.into_iter().flatten().sum()),
+                by: summary.get("engine-name").cloned(),
                 removed: BTreeSet::new(),
-                added: BTreeSet::new(),
             });
             if state.commits.len() > metadata.snapshots().len() {
                 break;
             }
             next = snapshot.parent_snapshot_id().and_then(|id| metadata.snapshot_by_id(id));
         }
+        // Who expires snapshots may take the parent's id from the oldest that is left (PyIceberg does): its number tells.
+        let oldest = state.commits.last().and_then(|c| c.version.parse().ok()).and_then(|id| metadata.snapshot_by_id(id));
+        state.all_commits = oldest.map_or(metadata.last_sequence_number(), |s| s.sequence_number()) <= 1;
         // The stamped snapshot must be the newest of ours; below one that is not retained nobody knows.
         let stamped = metadata.properties().get("millpond.snapshot-id").cloned();
         let retained = |id: &String| state.commits.iter().any(|c| c.version == *id);
-        let parents_end = state.commits.last().and_then(|c| c.version.parse().ok()).and_then(|id| metadata.snapshot_by_id(id)).and_then(|s| s.parent_snapshot_id());
+        let parents_end = oldest.and_then(|s| s.parent_snapshot_id());
         if let Some(id) = stamped.filter(|id| !retained(id) && parents_end.map(|p| p.to_string()).as_ref() != Some(id)) {
-            let known = parents_end.is_none();
             let text = format!("its stamp names snapshot {id}, which the main branch does not hold");
-            if known || metadata.snapshots().any(|s| s.snapshot_id().to_string() == id) {
+            if state.all_commits || metadata.snapshots().any(|s| s.snapshot_id().to_string() == id) {
                 state.findings.push(Finding::new("rolled-back", text));
             } else {
                 state.unprovable.push(format!("{text}: it may have been expired or rolled back"));
@@ -106,11 +113,11 @@ impl Reader {
         let mut live: BTreeMap<String, (i64, LiveFile)> = BTreeMap::new();
         let mut deletes: Vec<(i64, String, u64, u64)> = vec![];
         let current = metadata.current_snapshot().map(|s| s.snapshot_id());
-        let mut seen: HashMap<String, ()> = HashMap::new();
+        let mut seen: HashSet<String> = HashSet::new();
         for snapshot in metadata.snapshots() {
             let now = Some(snapshot.snapshot_id()) == current;
             for manifest in self.manifests(snapshot, state, table).await? {
-                let known = seen.insert(manifest.manifest_path.clone(), ()).is_some();
+                let known = !seen.insert(manifest.manifest_path.clone());
                 if known && !now {
                     continue;
                 }
@@ -126,12 +133,10 @@ impl Reader {
                     };
                     state.referenced.insert(path.clone());
                     let by = entry.snapshot_id().unwrap_or(manifest.added_snapshot_id).to_string();
-                    if let Some(commit) = state.commits.iter_mut().find(|c| c.version == by) {
-                        match entry.status() {
-                            ManifestStatus::Added => commit.added.insert(path.clone()),
-                            ManifestStatus::Deleted => commit.removed.insert(path.clone()),
-                            ManifestStatus::Existing => false,
-                        };
+                    if entry.status() == ManifestStatus::Deleted
+                        && let Some(commit) = state.commits.iter_mut().find(|c| c.version == by)
+                    {
+                        commit.removed.insert(path.clone());
                     }
                     if !now || !entry.is_alive() {
                         continue;
