@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use rdkafka::ClientConfig;
 use rdkafka::bindings as rd;
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
-use rdkafka::error::RDKafkaErrorCode as Code;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
 use rdkafka::message::Message;
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 
@@ -91,6 +91,8 @@ pub struct KafkaSource {
     /// Between `start` and the next `Assigned`.
     reading: bool,
     paused: BTreeSet<i32>,
+    /// What [`Source::pause`] asked for; `paused` follows as soon as the brokers allow.
+    to_pause: BTreeSet<i32>,
     /// The brokers have answered once: a login that fails from now on may pass.
     reached: bool,
     /// Errors in the stream that are not dealt with yet.
@@ -131,10 +133,10 @@ impl KafkaSource {
         if !input.options.contains_key("client.id") {
             config.set("client.id", format!("millpond-{worker}"));
         }
-        let consumer: BaseConsumer<Membership> = config
-            .create_with_context(Membership::new(&input.topic))
-            .map_err(|e| refused(format!("librdkafka refuses the options: {e}")))?;
         let topic_c = fetch::c_name(&input.topic).ok_or_else(|| refused("the topic's name holds a NUL".into()))?;
+        let consumer: BaseConsumer<Membership> = config
+            .create_with_context(Membership::new(&input.topic, topic_c.clone()))
+            .map_err(|e| refused(format!("librdkafka refuses the options: {e}")))?;
         Ok(Self {
             fetch: FetchQueue::new(consumer.client().native_ptr()),
             consumer,
@@ -148,6 +150,7 @@ impl KafkaSource {
             cutter: Cutter::new(spec.max_record_bytes),
             reading: false,
             paused: BTreeSet::new(),
+            to_pause: BTreeSet::new(),
             reached: false,
             failed: Vec::new(),
             placed_again: BTreeMap::new(),
@@ -167,9 +170,17 @@ impl KafkaSource {
     /// Serves the consumer's events: rebalances, errors, commits.
     fn pump(&self) {
         while let Some(event) = self.consumer.poll(Duration::ZERO) {
-            // Errors have come by the context already.
-            if let Ok(message) = event {
-                self.consumer.context().told().strayed.insert(message.partition());
+            let mut told = self.consumer.context().told();
+            match event {
+                Ok(message) => _ = told.strayed.insert(message.partition()),
+                Err(KafkaError::PartitionEOF(partition)) => _ = told.strayed.insert(partition),
+                // It ended the fetching of a partition, and does not say of which.
+                Err(KafkaError::MessageConsumption(code)) if is_about_a_position(code) => {
+                    let owned = told.owned.clone();
+                    told.strayed.extend(owned);
+                }
+                // Other errors have come by the context already.
+                Err(_) => {}
             }
         }
     }
@@ -237,7 +248,7 @@ impl KafkaSource {
             let mut told = self.consumer.context().told();
             (std::mem::take(&mut told.errors), std::mem::take(&mut told.strayed), told.commit_failed.take())
         };
-        for (code, text) in errors {
+        for (code, text) in errors.into_iter().filter(|(code, _)| !is_about_a_position(*code)) {
             self.weigh(code, &text)?;
         }
         if let Some(text) = commit_failed {
@@ -247,7 +258,11 @@ impl KafkaSource {
         // them again, by ours.
         let strayed: BTreeMap<i32, Position> = strayed.into_iter().filter_map(|p| Some((p, self.cutter.position(p)?))).collect();
         if self.reading && !strayed.is_empty() {
-            self.place(&strayed)?;
+            let placed = self.place(&strayed);
+            if placed.is_err() {
+                self.consumer.context().told().strayed.extend(strayed.into_keys());
+            }
+            placed?;
         }
         Ok(())
     }
@@ -332,8 +347,9 @@ impl KafkaSource {
 
     /// Makes partitions that are ours deliver from these positions, by our queue. The leader epoch
     /// goes along, so that librdkafka asks the brokers whether that log was truncated (KIP-320);
-    /// it does so for a seek only, not for an assignment.
-    fn place(&mut self, positions: &BTreeMap<i32, Position>) -> Result<(), SourceError> {
+    /// it does so for a seek only, not for an assignment. False where a rebalance came between: some may not be placed,
+    /// the next poll tells of it, and another start follows.
+    fn place(&mut self, positions: &BTreeMap<i32, Position>) -> Result<bool, SourceError> {
         let deadline = Instant::now() + SEEK_PATIENCE;
         let mut left: BTreeMap<i32, Position> = positions.clone();
         let mut rounds = 0;
@@ -366,12 +382,13 @@ impl KafkaSource {
                 !done
             });
             if left.is_empty() {
-                return Ok(());
+                // Once more: what revived a partition has also led it back to the consumer's own queue, perhaps only now.
+                positions.keys().for_each(|p| _ = self.fetch.attach(self.client(), &self.topic_c, *p));
+                return Ok(true);
             }
             self.pump();
             if self.consumer.context().told().changed {
-                // The next poll says so, and another start follows.
-                return Ok(());
+                return Ok(false);
             }
             if Instant::now() >= deadline {
                 let which: Vec<i32> = left.into_keys().collect();
@@ -407,7 +424,7 @@ impl KafkaSource {
             // as a record, and whatever pauses a partition then goes on one offset too far; and what
             // it took a marker for is of leader epoch 0. We place a partition again after every
             // pause, but that error is still delivered.
-            Code::AutoOffsetReset | Code::OffsetOutOfRange | Code::LogTruncation => {
+            code if is_about_a_position(code) => {
                 let Some(position) = self.cutter.position(partition) else { return Ok(()) };
                 let at = position.offset;
                 if let Some(range) = self.ranges(&[partition])?.get(&partition)
@@ -425,7 +442,7 @@ impl KafkaSource {
                         return Err(self.truncated(partition, at, &error.text));
                     }
                 }
-                self.place(&[(partition, position)].into())
+                self.place(&[(partition, position)].into()).map(drop)
             }
             // The other partitions go on; it is asked for again and again.
             Code::BadCompression => {
@@ -449,6 +466,26 @@ impl KafkaSource {
         ))
     }
 
+    /// Pauses and resumes until only what should be is paused.
+    fn hold(&mut self) -> Result<(), SourceError> {
+        let (wanted, now) = (&self.to_pause, &self.paused);
+        let (stop, go): (Vec<i32>, Vec<i32>) = (wanted.difference(now).copied().collect(), now.difference(wanted).copied().collect());
+        let failed = |name: &str, e| SourceError::Unavailable(format!("source `{name}`: {e}"));
+        if !stop.is_empty() {
+            let list = self.list(stop.iter().map(|p| (*p, 0)))?;
+            self.consumer.pause(&list).map_err(|e| failed(&self.name, e))?;
+            self.paused.extend(stop);
+        }
+        // Never from where librdkafka would go on: see `partition_failed`.
+        let positions: BTreeMap<i32, Position> = go.iter().filter_map(|p| Some((*p, self.cutter.position(*p)?))).collect();
+        if !positions.is_empty() && self.place(&positions)? {
+            let list = self.list(go.iter().map(|p| (*p, 0)))?;
+            self.consumer.resume(&list).map_err(|e| failed(&self.name, e))?;
+            self.paused.clone_from(&self.to_pause);
+        }
+        Ok(())
+    }
+
     fn take(&mut self) -> Option<RawBatch> {
         let batch = self.cutter.take(&self.paused)?;
         self.placed_again.remove(&batch.partition);
@@ -469,6 +506,11 @@ impl KafkaSource {
         }
         Ok(count > 0)
     }
+}
+
+/// Such an error ends the fetching of the partition; it goes on from where it is placed next.
+fn is_about_a_position(code: Code) -> bool {
+    matches!(code, Code::AutoOffsetReset | Code::OffsetOutOfRange | Code::LogTruncation)
 }
 
 /// The entry of a partition in a list, for what the safe type cannot say.
@@ -536,11 +578,14 @@ impl Source for KafkaSource {
         let positions: BTreeMap<i32, Position> = positions.iter().filter(|(p, _)| owned.contains(p)).map(|(p, at)| (*p, *at)).collect();
         self.reading = false;
         self.paused.clear();
+        self.to_pause.clear();
         self.cutter.clear();
         self.failed.clear();
         if !positions.is_empty() {
             self.check(&positions)?;
-            self.place(&positions)?;
+            if !self.place(&positions)? {
+                return Ok(());
+            }
             let list = self.list(positions.iter().map(|(p, at)| (*p, at.offset)))?;
             self.consumer.resume(&list).map_err(|e| SourceError::Unavailable(format!("source `{}`: {e}", self.name)))?;
         }
@@ -563,7 +608,11 @@ impl Source for KafkaSource {
                 self.cutter.clear();
                 self.failed.clear();
                 self.paused.clear();
+                self.to_pause.clear();
                 return Ok(SourceEvent::Assigned(partitions));
+            }
+            if self.paused != self.to_pause {
+                self.hold()?;
             }
             if let Some(text) = self.notices.pop_front() {
                 return Ok(SourceEvent::Notice(text));
@@ -598,22 +647,8 @@ impl Source for KafkaSource {
     }
 
     fn pause(&mut self, partitions: &[i32]) -> Result<(), SourceError> {
-        let wanted: BTreeSet<i32> = partitions.iter().copied().filter(|p| self.cutter.position(*p).is_some()).collect();
-        let (stop, go): (Vec<i32>, Vec<i32>) = (wanted.difference(&self.paused).copied().collect(), self.paused.difference(&wanted).copied().collect());
-        let failed = |name: &str, e| SourceError::Unavailable(format!("source `{name}`: {e}"));
-        if !stop.is_empty() {
-            let list = self.list(stop.iter().map(|p| (*p, 0)))?;
-            self.consumer.pause(&list).map_err(|e| failed(&self.name, e))?;
-        }
-        if !go.is_empty() {
-            // Never from where librdkafka would go on: see `partition_failed`.
-            let positions: BTreeMap<i32, Position> = go.iter().filter_map(|p| Some((*p, self.cutter.position(*p)?))).collect();
-            self.place(&positions)?;
-            let list = self.list(go.iter().map(|p| (*p, 0)))?;
-            self.consumer.resume(&list).map_err(|e| failed(&self.name, e))?;
-        }
-        self.paused = wanted;
-        Ok(())
+        self.to_pause = partitions.iter().copied().filter(|p| self.cutter.position(*p).is_some()).collect();
+        self.hold()
     }
 
     fn report_committed(&mut self, offsets: &BTreeMap<i32, i64>) -> Result<(), SourceError> {

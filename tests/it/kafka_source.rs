@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use millpond::pipeline::{Format, Input, KafkaInput, SourceSpec, Start};
@@ -11,6 +12,7 @@ use millpond::source::{Position, Source, SourceError, SourceEvent};
 
 use crate::support::generate::{Events, Load, TimeText, Totals, produce_events};
 use crate::support::kafka::Broker;
+use crate::support::proxy::{LIST_OFFSETS, Slow};
 
 const PATIENCE: Duration = Duration::from_secs(40);
 
@@ -451,6 +453,110 @@ fn a_broker_that_goes_away_is_waited_for() {
     broker.produce("away", 0, "k", "after", 0);
     seen.until(&mut source, "after", |s| s.all() == ["before", "after"]).unwrap();
     assert!(source.facts().is_ok());
+}
+
+/// FAULTS 23. Partitions are dealt out anew while a topic grows and the brokers are slow to tell offsets: an
+/// answer that comes after its reader was placed must not place it again.
+#[test]
+fn a_slow_answer_about_offsets_passes_no_record_over() {
+    let slow = Slow::start();
+    slow.broker.create_topic("slow", 2);
+    let mut spec = spec(&slow.broker, "slow");
+    let Input::Kafka(input) = &mut spec.input else { unreachable!() };
+    input.brokers = slow.address();
+    let open = |worker: &str| KafkaSource::new(&spec, "p-slow", worker).unwrap();
+    let mut first = open("w1");
+    first.join().unwrap();
+    let mut seen = Seen::default();
+    seen.until_ends(&mut first, 2).unwrap();
+    slow.delay(LIST_OFFSETS, Duration::from_millis(700));
+    let stop = AtomicBool::new(false);
+    let both = std::thread::scope(|scope| {
+        let written = scope.spawn(|| {
+            let producer = slow.broker.producer();
+            let mut n = 0;
+            while !stop.load(Ordering::Relaxed) {
+                producer.send("slow", n % 2, "k", &(n / 2).to_string(), 0);
+                n += 1;
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            producer.flush();
+            n / 2
+        });
+        // One comes and goes: what it had is taken over while the records go on.
+        let mut second = open("w2");
+        second.join().unwrap();
+        let deadline = Instant::now() + PATIENCE;
+        let mut other = Seen { positions: [(0, Position { offset: 0, leader_epoch: -1 }), (1, Position { offset: 0, leader_epoch: -1 })].into(), ..Seen::default() };
+        while other.values.is_empty() {
+            assert!(Instant::now() < deadline, "the second got no partition");
+            let event = first.poll(Duration::from_millis(20)).unwrap();
+            seen.take(&mut first, event).unwrap();
+            let event = second.poll(Duration::from_millis(20)).unwrap();
+            other.take(&mut second, event).unwrap();
+        }
+        drop(second);
+        let until = Instant::now() + Duration::from_secs(6);
+        while Instant::now() < until {
+            let event = first.poll(Duration::from_millis(20)).unwrap();
+            seen.take(&mut first, event).unwrap();
+        }
+        stop.store(true, Ordering::Relaxed);
+        let both = i64::from(written.join().unwrap());
+        seen.until(&mut first, "all that was written", |s| s.offsets().values().all(|o| *o >= both)).unwrap();
+        both
+    });
+    assert!(slow.held() > 5, "only {} answers were slow", slow.held());
+    for partition in 0..2 {
+        let offsets: Vec<i64> = seen.values[&partition].iter().map(|(o, _)| *o).collect();
+        let missing: Vec<i64> = (0..both).filter(|o| offsets.binary_search(o).is_err()).collect();
+        assert!(missing.is_empty(), "partition {partition}: {} of {both} records were passed over: {missing:?}", missing.len());
+    }
+}
+
+/// FAULTS 23, 24: the first records have expired, so that the place at which a partition is taken over is none.
+#[test]
+fn partitions_whose_first_records_are_gone_change_hands() {
+    let broker = Broker::start();
+    broker.create_topic("expired", 3);
+    let producer = broker.producer();
+    for n in 0..300 {
+        producer.send("expired", n % 3, "k", &n.to_string(), 0);
+    }
+    producer.flush();
+    for partition in 0..3 {
+        broker.delete_records("expired", partition, 60);
+    }
+    let at = |offset| (0..3).map(|p| (p, Position { offset, leader_epoch: 0 })).collect::<BTreeMap<_, _>>();
+    let mut stays = source(broker, "expired");
+    stays.join().unwrap();
+    let mut seen = Seen { positions: at(60), ..Seen::default() };
+    seen.until_ends(&mut stays, 3).unwrap();
+    for round in 0..4 {
+        let mut comes = KafkaSource::new(&spec(broker, "expired"), "p-expired", &format!("w{round}")).unwrap();
+        comes.join().unwrap();
+        let mut other = Seen { positions: at(100), ..Seen::default() };
+        let deadline = Instant::now() + PATIENCE;
+        while other.at_end.is_empty() {
+            assert!(Instant::now() < deadline, "round {round}: the other got no partition");
+            let event = stays.poll(Duration::from_millis(10)).unwrap();
+            seen.take(&mut stays, event).unwrap();
+            let event = comes.poll(Duration::from_millis(10)).unwrap();
+            other.take(&mut comes, event).unwrap();
+        }
+        assert!(other.all().is_empty(), "round {round}: it began before its positions");
+        assert_eq!(other.notices, Vec::<String>::new());
+    }
+    let ours = |s: &Seen| s.offsets().values().all(|o| *o == 101);
+    for partition in 0..3 {
+        broker.produce("expired", partition, "k", "last", 0);
+    }
+    seen.until(&mut stays, "what comes after", ours).unwrap();
+    assert_eq!(seen.notices, Vec::<String>::new());
+    for partition in 0..3 {
+        let offsets: Vec<i64> = seen.values[&partition].iter().map(|(o, _)| *o).collect();
+        assert_eq!(offsets, (60..101).collect::<Vec<_>>());
+    }
 }
 
 #[test]
