@@ -1,4 +1,4 @@
-//! Kafka: one consumer, whose group only deals out partitions. Where reading starts comes from the
+//! Kafka: one consumer, whose group only deals out partitions, among the workers of one log. Where reading starts comes from the
 //! epoch log, never from the group, and nothing is ever skipped silently: a position that the
 //! brokers no longer hold is refused, with the choices named.
 //!
@@ -20,6 +20,7 @@ use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
 use rdkafka::message::Message;
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
+use uuid::Uuid;
 
 use self::admin::{AdminError, At};
 use self::cut::Cutter;
@@ -80,10 +81,14 @@ pub struct KafkaSource {
     /// Dropped before the consumer that it belongs to.
     fetch: FetchQueue,
     consumer: BaseConsumer<Membership>,
+    /// Of the consumer, which is made anew with a group once the log is known.
+    config: ClientConfig,
+    pipeline: String,
     name: String,
     brokers: String,
     topic: String,
     topic_c: CString,
+    /// Empty before [`Source::join`].
     group: String,
     principal: String,
     start: Start,
@@ -114,7 +119,6 @@ impl KafkaSource {
         let Input::Kafka(input) = &spec.input else {
             return Err(refused("expected a kafka source, found another kind".into()));
         };
-        let group = format!("millpond-{pipeline}-{}", spec.name);
         let mut config = ClientConfig::new();
         // KIP-848 groups: the broker decides about sessions and assignment.
         let new_protocol = input.options.get("group.protocol").is_some_and(|v| v == "consumer");
@@ -129,7 +133,7 @@ impl KafkaSource {
             }
             config.set(key, value);
         }
-        config.set("bootstrap.servers", &input.brokers).set("group.id", &group);
+        config.set("bootstrap.servers", &input.brokers);
         if !input.options.contains_key("client.id") {
             config.set("client.id", format!("millpond-{worker}"));
         }
@@ -140,11 +144,13 @@ impl KafkaSource {
         Ok(Self {
             fetch: FetchQueue::new(consumer.client().native_ptr()),
             consumer,
+            config,
+            pipeline: pipeline.to_string(),
             name: spec.name.clone(),
             brokers: input.brokers.clone(),
             topic: input.topic.clone(),
             topic_c,
-            group,
+            group: String::new(),
             principal: principal(&input.options),
             start: input.start.clone(),
             cutter: Cutter::new(spec.max_record_bytes),
@@ -508,6 +514,12 @@ impl KafkaSource {
     }
 }
 
+/// The consumer group in which the workers of one log share a source. Two lakes may have pipelines of one name: each
+/// must have all partitions, so the end of the log's uuid, which is chance, goes in.
+pub fn group(pipeline: &str, source: &str, log: Uuid) -> String {
+    format!("millpond-{pipeline}-{source}-{:08x}", log.as_u128() as u32)
+}
+
 /// Such an error ends the fetching of the partition; it goes on from where it is placed next.
 fn is_about_a_position(code: Code) -> bool {
     matches!(code, Code::AutoOffsetReset | Code::OffsetOutOfRange | Code::LogTruncation)
@@ -567,7 +579,16 @@ impl Source for KafkaSource {
         }
     }
 
-    fn join(&mut self) -> Result<(), SourceError> {
+    fn join(&mut self, log: Uuid) -> Result<(), SourceError> {
+        if self.group.is_empty() {
+            let group = group(&self.pipeline, &self.name, log);
+            let grouped = self.config.set("group.id", &group).create_with_context(Membership::new(&self.topic, self.topic_c.clone()));
+            let consumer: BaseConsumer<Membership> = grouped.map_err(|e| self.refused(format!("librdkafka refuses the options: {e}")))?;
+            // The queue goes before the consumer that it belongs to.
+            self.fetch = FetchQueue::new(consumer.client().native_ptr());
+            self.consumer = consumer;
+            self.group = group;
+        }
         self.consumer.subscribe(&[&self.topic]).map_err(|e| self.refused(format!("cannot subscribe to topic `{}`: {e}", self.topic)))
     }
 

@@ -322,9 +322,10 @@ async fn once(pipeline: &Arc<Pipeline>, plans: &[Arc<TablePlan>], options: RunOp
     let layouts = layouts(pipeline, plans, &head, &facts).await?;
     let (lanes, held, lanes_hosted) = spawn_lanes(pipeline, &layouts, metrics, world.as_ref())?;
     let until = options.until_end.then(|| facts.iter().map(|(n, f)| (n.clone(), f.partitions.iter().map(|(p, (_, end))| (*p, *end)).collect())).collect::<ByPartition<i64>>());
+    let log = head.with(|l| l.log).await;
     let mut source_threads = vec![];
     for (source, spec) in sources.into_iter().zip(&pipeline.sources) {
-        source_threads.push(SourceThread::spawn(spec.name.clone(), source, metrics.clone(), hosting).map_err(|e| WorkerError::Internal(e.to_string()))?);
+        source_threads.push(SourceThread::spawn(spec.name.clone(), source, log, metrics.clone(), hosting).map_err(|e| WorkerError::Internal(e.to_string()))?);
     }
     let cleaner = Cleaner::new(&pipeline.name, &place.state_folder, place.store.clone(), place.local.clone(), place.log.clone(), place.formats.clone(), pipeline.clean.after_ms as i64);
     let mut cleaning = Cleaning::new(cleaner, head.clone(), metrics.clone(), clock.clone(), ids.clone(), scratch.path().to_path_buf());
