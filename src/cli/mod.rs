@@ -165,12 +165,22 @@ fn code_of(e: &WorkerError) -> i32 {
     }
 }
 
-/// Prints why a verb ended, and returns its exit code.
-fn fail(e: &WorkerError, json: bool) -> i32 {
-    if json {
-        println!("{}", serde_json::json!({ "ok": false, "error": e.to_string() }));
-    } else {
-        eprintln!("error: {e}");
+/// Why a verb came to nothing, and the exit code for it.
+struct Failure(i32, String);
+
+impl From<WorkerError> for Failure {
+    fn from(e: WorkerError) -> Self {
+        Self(code_of(&e), e.to_string())
     }
-    code_of(e)
+}
+
+/// Prints why a verb ended, and returns its exit code.
+fn fail(failure: impl Into<Failure>, json: bool) -> i32 {
+    let Failure(code, why) = failure.into();
+    if json {
+        println!("{}", serde_json::json!({ "ok": false, "error": why }));
+    } else {
+        eprintln!("error: {why}");
+    }
+    code
 }

@@ -1,6 +1,6 @@
 //! `millpond query FILE 'select …'`.
 
-use super::{FAILED, OK, SystemClock, USAGE, code_of, has_run, load, report};
+use super::{FAILED, Failure, OK, SystemClock, USAGE, fail, has_run, load, report};
 use crate::commit::LakeTable;
 use crate::epoch::entry::{Body, Entry};
 use crate::epoch::history::{self, History, Recorded, RecordedBody};
@@ -46,15 +46,6 @@ enum Shown {
     Delta,
 }
 
-/// Why there is no answer, and the exit code for it.
-struct Unanswered(i32, String);
-
-impl From<WorkerError> for Unanswered {
-    fn from(e: WorkerError) -> Self {
-        Self(code_of(&e), e.to_string())
-    }
-}
-
 pub async fn main(a: Arguments) -> i32 {
     let loaded = match load(&a.file) {
         Ok(loaded) => loaded,
@@ -62,24 +53,17 @@ pub async fn main(a: Arguments) -> i32 {
     };
     match query(&loaded.pipeline, &a).await {
         Ok(()) => OK,
-        Err(Unanswered(code, why)) => {
-            if a.json {
-                println!("{}", serde_json::json!({ "ok": false, "error": why }));
-            } else {
-                eprintln!("error: {why}");
-            }
-            code
-        }
+        Err(failure) => fail(failure, a.json),
     }
 }
 
-async fn query(pipeline: &Arc<Pipeline>, a: &Arguments) -> Result<(), Unanswered> {
+async fn query(pipeline: &Arc<Pipeline>, a: &Arguments) -> Result<(), Failure> {
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     let wanted = a.format.map(|f| match f {
         Shown::Iceberg => TableFormatKind::Iceberg,
         Shown::Delta => TableFormatKind::Delta,
     });
-    let not_yet = || Unanswered(FAILED, format!("pipeline {} has not run yet: there is nothing to query", pipeline.name));
+    let not_yet = || Failure(FAILED, format!("pipeline {} has not run yet: there is nothing to query", pipeline.name));
     if !has_run(pipeline) {
         return Err(not_yet());
     }
@@ -116,8 +100,8 @@ async fn query(pipeline: &Arc<Pipeline>, a: &Arguments) -> Result<(), Unanswered
 
     let names: Vec<String> = providers.iter().map(|(name, _)| name.clone()).collect();
     let (schema, stream) = run(providers, &a.sql).await.map_err(|e| match e {
-        QueryError::Refused(why) => Unanswered(USAGE, asked_wrongly(&why, &names)),
-        failed => Unanswered(FAILED, failed.to_string()),
+        QueryError::Refused(why) => Failure(USAGE, asked_wrongly(&why, &names)),
+        failed => Failure(FAILED, failed.to_string()),
     })?;
     let failed = |e: &dyn std::fmt::Display| WorkerError::Internal(e.to_string());
     if a.json {

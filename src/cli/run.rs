@@ -50,7 +50,7 @@ pub async fn main(a: Arguments) -> i32 {
     if let Some(at) = loaded.pipeline.listen {
         match http::serve(at, metrics.clone()).await {
             Ok(bound) => eprintln!("metrics on http://{bound}/metrics"),
-            Err(e) => return fail(&WorkerError::Unavailable(format!("cannot listen on {at}: {e}; change observe.listen")), a.json),
+            Err(e) => return fail(WorkerError::Unavailable(format!("cannot listen on {at}: {e}; change observe.listen")), a.json),
         }
     }
     let stop = Arc::new(AtomicBool::new(false));
@@ -62,7 +62,7 @@ pub async fn main(a: Arguments) -> i32 {
     let done = worker::run(loaded.pipeline, loaded.plans, options, metrics.clone(), world, stop).await;
     shown.abort();
     if let Err(e) = done {
-        return fail(&e, a.json);
+        return fail(e, a.json);
     }
     let mut summary = progress::summary(&metrics);
     let seconds = start.elapsed().as_secs_f64();

@@ -33,7 +33,7 @@ pub async fn main(a: Arguments) -> i32 {
     match status(&loaded.pipeline).await {
         Ok(value) if a.json => println!("{value}"),
         Ok(value) => print_human(&value),
-        Err(e) => return fail(&e, a.json),
+        Err(e) => return fail(e, a.json),
     }
     OK
 }

@@ -1,6 +1,6 @@
 //! `millpond verify FILE`.
 
-use super::{DIFFERENT, FAILED, OK, REFUSED, UNAVAILABLE, UNPROVEN, USAGE, has_run, load, report as report_problems};
+use super::{DIFFERENT, FAILED, Failure, OK, REFUSED, UNAVAILABLE, UNPROVEN, USAGE, fail, has_run, load, report as report_problems};
 use crate::pipeline::{Pipeline, SourceSpec};
 use crate::store::local::DurableLocal;
 use crate::verify::{Finding, Lake, Options, Report, VerifyError, verify};
@@ -55,35 +55,25 @@ pub async fn main(a: Arguments) -> i32 {
                 (true, true) => OK,
             }
         }
-        Err(Unchecked(code, why)) => {
-            if a.json {
-                println!("{}", serde_json::json!({ "ok": false, "error": why }));
-            } else {
-                eprintln!("error: {why}");
-            }
-            code
-        }
+        Err(failure) => fail(failure, a.json),
     }
 }
 
-/// Exit code, and why nothing could be checked.
-struct Unchecked(i32, String);
-
-fn time(text: &Option<String>, flag: &str) -> Result<Option<i64>, Unchecked> {
+fn time(text: &Option<String>, flag: &str) -> Result<Option<i64>, Failure> {
     let parse = |t: &String| {
         chrono::DateTime::parse_from_rfc3339(t)
             .map(|t| t.timestamp_micros())
-            .map_err(|e| Unchecked(USAGE, format!("{flag} {t} is no time: {e}; expected a form like 2026-01-31T10:00:00Z")))
+            .map_err(|e| Failure(USAGE, format!("{flag} {t} is no time: {e}; expected a form like 2026-01-31T10:00:00Z")))
     };
     text.as_ref().map(parse).transpose()
 }
 
-async fn run(pipeline: &Arc<Pipeline>, a: &Arguments) -> Result<Report, Unchecked> {
+async fn run(pipeline: &Arc<Pipeline>, a: &Arguments) -> Result<Report, Failure> {
     if !has_run(pipeline) {
-        return Err(Unchecked(FAILED, VerifyError::NothingYet(pipeline.name.clone()).to_string()));
+        return Err(Failure(FAILED, VerifyError::NothingYet(pipeline.name.clone()).to_string()));
     }
     let root = &pipeline.lake.root;
-    let local = DurableLocal::open(root).map_err(|e| Unchecked(UNAVAILABLE, format!("cannot open lake.root {}: {e}", root.display())))?;
+    let local = DurableLocal::open(root).map_err(|e| Failure(UNAVAILABLE, format!("cannot open lake.root {}: {e}", root.display())))?;
     let root = local.root().to_path_buf();
     let lake = Lake { store: Arc::new(local), root, state_folder: format!("_millpond/{}", pipeline.name) };
     let options = Options {
@@ -112,7 +102,7 @@ async fn run(pipeline: &Arc<Pipeline>, a: &Arguments) -> Result<Report, Unchecke
             VerifyError::Refused(_) => REFUSED,
             VerifyError::Unavailable(_) => UNAVAILABLE,
         };
-        Unchecked(code, e.to_string())
+        Failure(code, e.to_string())
     })
 }
 

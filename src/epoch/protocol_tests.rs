@@ -7,9 +7,9 @@ use super::entry::{Body, Data, Entry, Interval, Note};
 use super::ledger::Ledger;
 use super::log::{Log, LogError, Proposed};
 use super::tests::{FILE, birth_of, entry};
+use crate::store::double::{Delegating, Double, lost, taken};
 use async_trait::async_trait;
 use bytes::Bytes;
-use futures::stream::BoxStream;
 use object_store::memory::InMemory;
 use object_store::path::Path;
 use object_store::*;
@@ -50,12 +50,6 @@ struct Unreliable {
     strays: Mutex<u64>,
 }
 
-impl std::fmt::Display for Unreliable {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("unreliable")
-    }
-}
-
 impl Unreliable {
     fn roll(&self, percent: u64) -> bool {
         self.rng.lock().unwrap().chance(percent)
@@ -90,38 +84,41 @@ impl Unreliable {
     }
 }
 
-fn lost() -> Error {
-    Error::Generic { store: "unreliable", source: "connection reset".into() }
+/// A create that is answered with a lie. `real` is the create itself, and comes about only if it is awaited;
+/// what lands when nobody thinks of it any more waits in `delayed`.
+pub(crate) async fn lie(rng: &Mutex<Rng>, delayed: &Mutex<Vec<(Path, Bytes)>>, at: &Path, bytes: Bytes, real: impl Future<Output = Result<PutResult>>) -> Result<PutResult> {
+    let kind = rng.lock().unwrap().below(5);
+    let lands_late = || delayed.lock().unwrap().insert(0, (at.clone(), bytes));
+    match kind {
+        // Landed; the answer is lost, or the client sent it twice.
+        0 => real.await.and(Err(lost())),
+        1 => real.await.and(Err(taken(at))),
+        // A conflict that wrote nothing.
+        2 => Err(taken(at)),
+        // Not there yet.
+        3 => {
+            lands_late();
+            Err(lost())
+        }
+        _ => {
+            lands_late();
+            real.await
+        }
+    }
 }
 
 #[async_trait]
-impl ObjectStore for Unreliable {
+impl Delegating for Unreliable {
+    fn inner(&self) -> &dyn ObjectStore {
+        &self.inner
+    }
     async fn put_opts(&self, at: &Path, payload: PutPayload, _: PutOptions) -> Result<PutResult> {
         self.dawdle().await;
         let bytes: Bytes = payload.into();
         if !self.roll(self.faults) {
             return self.create(at, bytes).await;
         }
-        let kind = self.rng.lock().unwrap().below(5);
-        match kind {
-            // Landed; the answer is lost, or the client sent it twice.
-            0 => self.create(at, bytes).await.and(Err(lost())),
-            1 => self.create(at, bytes).await.and(Err(Error::AlreadyExists { path: at.to_string(), source: "409".into() })),
-            // A conflict that wrote nothing.
-            2 => Err(Error::AlreadyExists { path: at.to_string(), source: "409".into() }),
-            // Not there yet; it lands when nobody thinks of it any more.
-            3 => {
-                self.delayed.lock().unwrap().insert(0, (at.clone(), bytes));
-                Err(lost())
-            }
-            _ => {
-                self.delayed.lock().unwrap().insert(0, (at.clone(), bytes.clone()));
-                self.create(at, bytes).await
-            }
-        }
-    }
-    async fn put_multipart_opts(&self, at: &Path, options: PutMultipartOptions) -> Result<Box<dyn MultipartUpload>> {
-        self.inner.put_multipart_opts(at, options).await
+        lie(&self.rng, &self.delayed, at, bytes.clone(), self.create(at, bytes)).await
     }
     async fn get_opts(&self, at: &Path, options: GetOptions) -> Result<GetResult> {
         self.dawdle().await;
@@ -129,18 +126,6 @@ impl ObjectStore for Unreliable {
             return Err(lost());
         }
         self.inner.get_opts(at, options).await
-    }
-    fn delete_stream(&self, paths: BoxStream<'static, Result<Path>>) -> BoxStream<'static, Result<Path>> {
-        self.inner.delete_stream(paths)
-    }
-    fn list(&self, prefix: Option<&Path>) -> BoxStream<'static, Result<ObjectMeta>> {
-        self.inner.list(prefix)
-    }
-    async fn list_with_delimiter(&self, prefix: Option<&Path>) -> Result<ListResult> {
-        self.inner.list_with_delimiter(prefix).await
-    }
-    async fn copy_opts(&self, from: &Path, to: &Path, options: CopyOptions) -> Result<()> {
-        self.inner.copy_opts(from, to, options).await
     }
 }
 
@@ -287,7 +272,7 @@ struct Outcome {
 
 async fn simulate(seed: u64) -> Outcome {
     let faults = [0, 10, 25, 40][(seed % 4) as usize];
-    let store = Arc::new(Unreliable {
+    let store = Arc::new(Double(Unreliable {
         inner: InMemory::new(),
         rng: Mutex::new(Rng(seed)),
         faults,
@@ -295,7 +280,7 @@ async fn simulate(seed: u64) -> Outcome {
         decided: Mutex::default(),
         attempts: Mutex::default(),
         strays: Mutex::default(),
-    });
+    }));
     let log = Log::new(store.clone(), Path::from("log"));
     let birth = birth_of(FILE, PARTITIONS);
     while log.give_birth(&birth).await.is_err() {}

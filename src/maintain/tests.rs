@@ -9,13 +9,14 @@ use crate::epoch::decide::fits;
 use crate::epoch::entry::{Body, Data, Entry, Interval, Note, RunEntry, RunObject, StagedFile};
 use crate::epoch::ledger::{Ledger, LiveRun};
 use crate::epoch::log::{Log, LogError, Proposed, Reading};
-use crate::epoch::protocol_tests::Rng;
+use crate::epoch::protocol_tests::{Rng, lie};
 use crate::epoch::tests::{FILE, LOG, birth_of, entry};
 use crate::partial::RunKind;
 use crate::pipeline::TableFormatKind;
 use crate::stage::runs::RunRef;
 use crate::stage::names::{self, Owner};
 use crate::stage::{DataFile, TableSpec};
+use crate::store::double::{Delegating, Double, lost};
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures::stream::BoxStream;
@@ -89,21 +90,11 @@ struct Lying {
     truth: Arc<Mutex<Truth>>,
 }
 
-impl std::fmt::Display for Lying {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("lying")
-    }
-}
-
 /// Nobody spins: the clock, which is paused, moves on when all rest.
 async fn rest(ms: u64) {
     if ms > 0 {
         tokio::time::sleep(Duration::from_millis(ms)).await;
     }
-}
-
-fn lost() -> Error {
-    Error::Generic { store: "lying", source: "connection reset".into() }
 }
 
 impl Lying {
@@ -139,7 +130,10 @@ impl Lying {
 }
 
 #[async_trait]
-impl ObjectStore for Lying {
+impl Delegating for Lying {
+    fn inner(&self) -> &dyn ObjectStore {
+        &*self.inner
+    }
     async fn put_opts(&self, at: &Path, payload: PutPayload, options: PutOptions) -> Result<PutResult> {
         self.dawdle().await;
         let bytes: Bytes = payload.into();
@@ -154,23 +148,7 @@ impl ObjectStore for Lying {
         if !lies {
             return self.create(at, bytes).await;
         }
-        let kind = self.rng.lock().unwrap().below(5);
-        match kind {
-            0 => self.create(at, bytes).await.and(Err(lost())),
-            1 => self.create(at, bytes).await.and(Err(Error::AlreadyExists { path: at.to_string(), source: "409".into() })),
-            2 => Err(Error::AlreadyExists { path: at.to_string(), source: "409".into() }),
-            3 => {
-                self.delayed.lock().unwrap().insert(0, (at.clone(), bytes));
-                Err(lost())
-            }
-            _ => {
-                self.delayed.lock().unwrap().insert(0, (at.clone(), bytes.clone()));
-                self.create(at, bytes).await
-            }
-        }
-    }
-    async fn put_multipart_opts(&self, at: &Path, options: PutMultipartOptions) -> Result<Box<dyn MultipartUpload>> {
-        self.inner.put_multipart_opts(at, options).await
+        lie(&self.rng, &self.delayed, at, bytes.clone(), self.create(at, bytes)).await
     }
     async fn get_opts(&self, at: &Path, options: GetOptions) -> Result<GetResult> {
         self.dawdle().await;
@@ -195,15 +173,6 @@ impl ObjectStore for Lying {
             })
             .boxed()
     }
-    fn list(&self, prefix: Option<&Path>) -> BoxStream<'static, Result<ObjectMeta>> {
-        self.inner.list(prefix)
-    }
-    async fn list_with_delimiter(&self, prefix: Option<&Path>) -> Result<ListResult> {
-        self.inner.list_with_delimiter(prefix).await
-    }
-    async fn copy_opts(&self, from: &Path, to: &Path, options: CopyOptions) -> Result<()> {
-        self.inner.copy_opts(from, to, options).await
-    }
 }
 
 /// How the cleaner under test gets its notes into the log.
@@ -217,7 +186,7 @@ enum Condemning {
 }
 
 struct World {
-    store: Arc<Lying>,
+    store: Arc<Double<Lying>>,
     log: Log,
     rng: Mutex<Rng>,
     delta: Arc<DeltaFormat>,
@@ -239,13 +208,13 @@ enum Fate {
 
 impl World {
     fn new(seed: u64, condemning: Condemning) -> Self {
-        let store = Arc::new(Lying {
+        let store = Arc::new(Double(Lying {
             inner: Arc::default(),
             rng: Mutex::new(Rng(seed)),
             faults: AtomicU64::new([0, 8, 20, 35][(seed % 4) as usize]),
             delayed: Mutex::default(),
             truth: Arc::default(),
-        });
+        }));
         let ids = Arc::new(AtomicU64::new(1000));
         let id = ids.clone();
         let new_id = Arc::new(move || Uuid::from_u128(u128::from(id.fetch_add(1, Ordering::Relaxed))));

@@ -10,6 +10,7 @@
 //! A worker makes one entry after the other: one that began the next before its last is decided would
 //! have to count that in its bound.
 
+use super::file;
 use super::search::{Step, World, hash_of};
 use crate::epoch::decide::fits;
 use crate::epoch::entry::{Body, Data, Interval, Note, Plan};
@@ -132,21 +133,6 @@ enum Change {
     End,
 }
 
-const FILE: &str = "\
-pipeline: p
-sources:
-  events:
-    file: events.ndjson
-    columns: {k: string, at: timestamp}
-    watermark: {column: at, delay: 0s}
-tables:
-  sums:
-    sql: select window_start, k, count(*) as n from tumble(events, interval '1 minute') group by window_start, k
-    key: [window_start, k]
-    formats: [iceberg]
-lake: {root: ./lake}
-";
-
 fn us(minutes: Minutes) -> Option<i64> {
     minutes.map(|m| m as i64 * MINUTE)
 }
@@ -187,7 +173,7 @@ type Push<'a> = &'a mut dyn FnMut(Step, &dyn Fn(&mut State));
 
 impl FoldWorld {
     pub fn new(rule: Rule, rows: [u8; PARTITIONS], last_time: i8, lateness: i8) -> Self {
-        let born = birth_of(FILE, PARTITIONS as i32);
+        let born = birth_of(&file("0s", "1 minute", "[iceberg]"), PARTITIONS as i32);
         let birth = Ledger::born(&born).expect("it is a plan");
         let Body::Plan(plan) = born.body else { unreachable!("it was born by it") };
         Self { rule, rows, last_time, lateness, replan: None, idleness: true, alone: false, ends: false, known: RefCell::default(), birth, plan }

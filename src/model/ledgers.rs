@@ -3,6 +3,7 @@
 //! A rule is switched off by changing what the real functions are given (`doctored`), never the
 //! functions: the sound worlds run on [`fits`] and [`Ledger::apply`] as they are.
 
+use super::file;
 use super::search::hash_of;
 use crate::epoch::checkpoint::Checkpoint;
 use crate::epoch::decide::fits;
@@ -68,21 +69,6 @@ pub enum Without {
     Claims,
 }
 
-const FILE: &str = "\
-pipeline: p
-sources:
-  events:
-    file: events.ndjson
-    columns: {k: string, at: timestamp}
-    watermark: {column: at, delay: 1m}
-tables:
-  sums:
-    sql: select window_start, k, count(*) as n from tumble(events, interval '5 minutes') group by window_start, k
-    key: [window_start, k]
-    formats: [iceberg, delta]
-lake: {root: ./lake}
-";
-
 const TABLE: &str = "sums";
 
 /// States of logs, as the real code folds them. Kept, since the same logs come up over and over.
@@ -100,7 +86,7 @@ const KEPT: usize = 20_000;
 
 impl Ledgers {
     pub fn new(without: Without) -> Self {
-        Self { without, birth: birth_of(FILE, PARTITIONS as i32), known: RefCell::new(HashTable::new()) }
+        Self { without, birth: birth_of(&file("1m", "5 minutes", "[iceberg, delta]"), PARTITIONS as i32), known: RefCell::new(HashTable::new()) }
     }
 
     /// The state after the last entry of `log`, folded from birth.

@@ -32,6 +32,26 @@ mod table;
 use catalogue::Case;
 use std::time::Instant;
 
+/// The pipeline file of the worlds: one windowed table, `sums`.
+fn file(delay: &str, window: &str, formats: &str) -> String {
+    format!(
+        "\
+pipeline: p
+sources:
+  events:
+    file: events.ndjson
+    columns: {{k: string, at: timestamp}}
+    watermark: {{column: at, delay: {delay}}}
+tables:
+  sums:
+    sql: select window_start, k, count(*) as n from tumble(events, interval '{window}') group by window_start, k
+    key: [window_start, k]
+    formats: {formats}
+lake: {{root: ./lake}}
+"
+    )
+}
+
 fn prove(cases: Vec<Case>) {
     let show = std::env::var("MILLPOND_MODEL_SHOW").ok();
     let full = std::env::var("MILLPOND_MODEL").is_ok_and(|v| v == "full");

@@ -7,12 +7,11 @@ use super::search::reach;
 use crate::epoch::entry::Body;
 use crate::epoch::ledger::Ledger;
 use crate::epoch::log::{Log, LogError};
-use async_trait::async_trait;
+use crate::store::double::{Delegating, Double};
 use futures::executor::block_on;
-use futures::stream::BoxStream;
 use object_store::memory::InMemory;
 use object_store::path::Path;
-use object_store::*;
+use object_store::{ObjectStore, ObjectStoreExt};
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -29,40 +28,9 @@ struct Turning {
     turns_after: usize,
 }
 
-impl std::fmt::Display for Turning {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("turning")
-    }
-}
-
-impl Turning {
-    fn now(&self) -> &InMemory {
-        if self.requests.fetch_add(1, Ordering::Relaxed) < self.turns_after { &self.first } else { &self.then }
-    }
-}
-
-#[async_trait]
-impl ObjectStore for Turning {
-    async fn put_opts(&self, at: &Path, payload: PutPayload, options: PutOptions) -> Result<PutResult> {
-        self.now().put_opts(at, payload, options).await
-    }
-    async fn put_multipart_opts(&self, at: &Path, options: PutMultipartOptions) -> Result<Box<dyn MultipartUpload>> {
-        self.now().put_multipart_opts(at, options).await
-    }
-    async fn get_opts(&self, at: &Path, options: GetOptions) -> Result<GetResult> {
-        self.now().get_opts(at, options).await
-    }
-    fn delete_stream(&self, paths: BoxStream<'static, Result<Path>>) -> BoxStream<'static, Result<Path>> {
-        self.now().delete_stream(paths)
-    }
-    fn list(&self, prefix: Option<&Path>) -> BoxStream<'static, Result<ObjectMeta>> {
-        self.now().list(prefix)
-    }
-    async fn list_with_delimiter(&self, prefix: Option<&Path>) -> Result<ListResult> {
-        self.now().list_with_delimiter(prefix).await
-    }
-    async fn copy_opts(&self, from: &Path, to: &Path, options: CopyOptions) -> Result<()> {
-        self.now().copy_opts(from, to, options).await
+impl Delegating for Turning {
+    fn inner(&self) -> &dyn ObjectStore {
+        if self.requests.fetch_add(1, Ordering::Relaxed) < self.turns_after { &*self.first } else { &*self.then }
     }
 }
 
@@ -125,8 +93,8 @@ fn nobody_reads_a_stray_whatever_happens_between_two_requests() {
             let is_whole = |head: &Ledger| whole.iter().any(|w| w.as_ref().as_ref() == Ok(head));
             let steady = shown(before) == shown(after);
             for turns_after in if steady { 1..2 } else { 1..12 } {
-                let turning = || Arc::new(Turning { first: first.clone(), then: then.clone(), requests: AtomicUsize::new(0), turns_after });
-                let log = |store: &Arc<Turning>| Log::new(store.clone(), Path::from("log"));
+                let turning = || Arc::new(Double(Turning { first: first.clone(), then: then.clone(), requests: AtomicUsize::new(0), turns_after }));
+                let log = |store: &Arc<Double<Turning>>| Log::new(store.clone(), Path::from("log"));
                 let context = || format!("after {turns_after} requests\n  {before:?}\nturned into\n  {after:?}");
                 let opened = turning();
                 match block_on(log(&opened).open()) {

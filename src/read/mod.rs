@@ -8,7 +8,7 @@
 
 mod adapt;
 #[cfg(test)]
-pub mod counting;
+pub(crate) mod counting;
 mod parquet_file;
 mod prune;
 pub mod query;

@@ -10,6 +10,7 @@ use crate::epoch::decide::fits;
 use crate::epoch::entry::{Body, Entry, Note, VERSION};
 use crate::epoch::ledger::Ledger;
 use crate::epoch::log::{Log, LogError, Proposed};
+use crate::store::double::Double;
 use futures::TryStreamExt;
 use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt};
@@ -26,7 +27,7 @@ pub async fn clean(world: Arc<World>) {
 }
 
 async fn pass(world: &Arc<World>) -> Result<(), LogError> {
-    let store: Arc<dyn ObjectStore> = Arc::new(WorkerStore { world: world.clone(), who: "cleaner".into() });
+    let store: Arc<dyn ObjectStore> = Arc::new(Double(WorkerStore { world: world.clone(), who: "cleaner".into() }));
     let log = Log::new(store.clone(), Path::from(format!("_millpond/{PIPELINE}/log")));
     let listed: Vec<_> = store.list(Some(&Path::from(format!("_millpond/{PIPELINE}/runs")))).try_collect().await?;
     let grace_ms = world.below(400) as i64;

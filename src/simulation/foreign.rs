@@ -3,7 +3,7 @@
 use super::broker::wall;
 use super::check;
 use super::store::TrueCatalog;
-use super::world::{LAKE_URL, World};
+use super::world::{LAKE_URL, PIPELINE, World};
 use crate::commit::LakeTable;
 use crate::commit::iceberg::Catalog;
 use crate::pipeline::TableFormatKind;
@@ -47,7 +47,7 @@ pub async fn roll_back(world: &Arc<World>) {
 }
 
 async fn metadata_of(world: &World, table: &str) -> Option<(String, TableMetadata)> {
-    let from = world.location(table)?;
+    let from = world.location(PIPELINE, table)?;
     let got = world.objects.get(&inside(&from)).await.ok()?.bytes().await.ok()?;
     Some((from, serde_json::from_slice(&got).expect("it was written by us")))
 }
@@ -57,7 +57,7 @@ async fn swap(world: &Arc<World>, table: &str, from: &str, metadata: &TableMetad
     let number = from.rsplit('/').next().and_then(|n| n.split('-').next()?.parse::<u64>().ok()).unwrap_or(0) + 1;
     let to = format!("{}/metadata/{number:05}-{}.metadata.json", metadata.location(), world.new_id());
     world.objects.put(&inside(&to), serde_json::to_vec(metadata).expect("it was read from JSON").into()).await.expect("it is in memory");
-    TrueCatalog(world.clone()).swap("p", table, from, &to).await.unwrap_or(false)
+    TrueCatalog(world.clone()).swap(PIPELINE, table, from, &to).await.unwrap_or(false)
 }
 
 async fn set_back(world: &Arc<World>, table: &str) -> bool {

@@ -9,6 +9,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use crate::commit::iceberg::Catalog;
 use crate::commit::iceberg::catalog::CatalogError;
+use crate::store::double::{Delegating, lost, taken};
 use futures::stream::BoxStream;
 use futures::{FutureExt, StreamExt, TryStreamExt};
 use object_store::path::Path;
@@ -26,12 +27,6 @@ pub struct WorkerStore {
 impl std::fmt::Debug for WorkerStore {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "the store of {}", self.who)
-    }
-}
-
-impl std::fmt::Display for WorkerStore {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("simulated")
     }
 }
 
@@ -57,10 +52,6 @@ fn away(what: &str) -> Error {
     Error::Generic { store: "simulated", source: what.to_string().into() }
 }
 
-fn taken(at: &Path) -> Error {
-    Error::AlreadyExists { path: at.to_string(), source: "409".into() }
-}
-
 impl WorkerStore {
     async fn put_for_real(&self, at: &Path, bytes: Bytes, create: bool) -> Result<PutResult> {
         self.world.put(&self.who, at, bytes, create).await
@@ -78,7 +69,11 @@ impl WorkerStore {
 }
 
 #[async_trait]
-impl ObjectStore for WorkerStore {
+impl Delegating for WorkerStore {
+    fn inner(&self) -> &dyn ObjectStore {
+        &*self.world.objects
+    }
+
     async fn put_opts(&self, at: &Path, payload: PutPayload, options: PutOptions) -> Result<PutResult> {
         let bytes: Bytes = payload.into();
         let create = matches!(options.mode, PutMode::Create);
@@ -94,7 +89,7 @@ impl ObjectStore for WorkerStore {
         let answer = match fate {
             Fate::Done => self.put_for_real(at, bytes, create).await,
             Fate::Denied => Err(away("503 slow down")),
-            Fate::AnswerLost => self.put_for_real(at, bytes, create).await.and(Err(away("connection reset"))),
+            Fate::AnswerLost => self.put_for_real(at, bytes, create).await.and(Err(lost())),
             Fate::SentTwice => self.put_for_real(at, bytes, create).await.and(Err(taken(at))),
             Fate::EmptyConflict => Err(taken(at)),
             Fate::LandsLate => {
@@ -108,10 +103,6 @@ impl ObjectStore for WorkerStore {
         };
         self.world.dawdle(&self.who, at).await;
         answer
-    }
-
-    async fn put_multipart_opts(&self, at: &Path, options: PutMultipartOptions) -> Result<Box<dyn MultipartUpload>> {
-        self.world.objects.put_multipart_opts(at, options).await
     }
 
     async fn get_opts(&self, at: &Path, options: GetOptions) -> Result<GetResult> {
@@ -139,7 +130,7 @@ impl ObjectStore for WorkerStore {
                     }
                     store.world.delete(&store.who, &path).await?;
                     if matches!(fate, Fate::AnswerLost | Fate::LandsLate) {
-                        return Err(away("connection reset"));
+                        return Err(lost());
                     }
                     Ok(path)
                 }
@@ -175,12 +166,10 @@ impl ObjectStore for WorkerStore {
         Ok(listed)
     }
 
-    async fn copy_opts(&self, from: &Path, to: &Path, options: CopyOptions) -> Result<()> {
-        self.world.objects.copy_opts(from, to, options).await
-    }
 }
 
 /// The Iceberg catalog as one life of a worker sees it.
+#[derive(Clone)]
 pub struct WorkerCatalog {
     pub world: Arc<World>,
     pub who: String,
@@ -202,23 +191,23 @@ impl Catalog for WorkerCatalog {
         "simulated".into()
     }
 
-    async fn metadata_location(&self, _: &str, table: &str) -> Result<Option<String>, CatalogError> {
+    async fn metadata_location(&self, namespace: &str, table: &str) -> Result<Option<String>, CatalogError> {
         let at = Path::from(format!("catalog/{table}"));
         self.world.dawdle(&self.who, &at).await;
         if self.world.read_fails(&at) {
             return Err(self.busy());
         }
-        Ok(self.world.location(table))
+        Ok(self.world.location(namespace, table))
     }
 
-    async fn create_table(&self, _: &str, table: &str, location: &str) -> Result<String, CatalogError> {
+    async fn create_table(&self, namespace: &str, table: &str, location: &str) -> Result<String, CatalogError> {
         let at = Path::from(format!("catalog/{table}"));
         self.world.dawdle(&self.who, &at).await;
         let fate = self.world.fate(&at, false);
         if matches!(fate, Fate::Denied | Fate::EmptyConflict) {
             return Err(self.busy());
         }
-        let now = self.world.create_table(&self.who, table, location);
+        let now = self.world.create_table(&self.who, namespace, table, location);
         self.world.dawdle(&self.who, &at).await;
         match fate {
             Fate::AnswerLost | Fate::LandsLate => Err(CatalogError::AnswerLost { path: "simulated".into(), reason: "connection reset".into() }),
@@ -226,7 +215,7 @@ impl Catalog for WorkerCatalog {
         }
     }
 
-    async fn swap(&self, _: &str, table: &str, from: &str, to: &str) -> Result<bool, CatalogError> {
+    async fn swap(&self, namespace: &str, table: &str, from: &str, to: &str) -> Result<bool, CatalogError> {
         let at = Path::from(format!("catalog/{table}"));
         self.world.dawdle(&self.who, &at).await;
         let fate = self.world.fate(&at, false);
@@ -237,20 +226,20 @@ impl Catalog for WorkerCatalog {
         let answer = match fate {
             Fate::Denied | Fate::EmptyConflict => Err(self.busy()),
             Fate::AnswerLost | Fate::SentTwice => {
-                self.world.swap(&self.who, table, from, to).await;
+                self.world.swap(&self.who, namespace, table, from, to).await;
                 Err(lost())
             }
             Fate::LandsLate => {
                 let (world, who, wait) = (self.world.clone(), self.who.clone(), self.world.a_long_time());
-                let (table, from, to) = (table.to_string(), from.to_string(), to.to_string());
+                let (namespace, table, from, to) = (namespace.to_string(), table.to_string(), from.to_string(), to.to_string());
                 tokio::spawn(async move {
                     tokio::time::sleep(wait).await;
-                    let landed = world.swap(&who, &table, &from, &to).await;
+                    let landed = world.swap(&who, &namespace, &table, &from, &to).await;
                     world.trace.note(&who, format_args!("swap of {table} arrives late: {}", if landed { "lands" } else { "is refused" }));
                 });
                 Err(lost())
             }
-            Fate::Done | Fate::LandsAgain => Ok(self.world.swap(&self.who, table, from, to).await),
+            Fate::Done | Fate::LandsAgain => Ok(self.world.swap(&self.who, namespace, table, from, to).await),
         };
         self.world.dawdle(&self.who, &at).await;
         answer
@@ -258,6 +247,7 @@ impl Catalog for WorkerCatalog {
 }
 
 /// The truth, for checks: no faults, no waiting.
+#[derive(Clone)]
 pub struct TrueCatalog(pub Arc<World>);
 
 #[async_trait]
@@ -270,20 +260,76 @@ impl Catalog for TrueCatalog {
         "simulated".into()
     }
 
-    async fn metadata_location(&self, _: &str, table: &str) -> Result<Option<String>, CatalogError> {
-        Ok(self.0.location(table))
+    async fn metadata_location(&self, namespace: &str, table: &str) -> Result<Option<String>, CatalogError> {
+        Ok(self.0.location(namespace, table))
     }
 
-    async fn create_table(&self, _: &str, table: &str, location: &str) -> Result<String, CatalogError> {
-        Ok(self.0.create_table("foreign", table, location))
+    async fn create_table(&self, namespace: &str, table: &str, location: &str) -> Result<String, CatalogError> {
+        Ok(self.0.create_table("foreign", namespace, table, location))
     }
 
-    async fn swap(&self, _: &str, table: &str, from: &str, to: &str) -> Result<bool, CatalogError> {
-        Ok(self.0.swap("foreign", table, from, to).await)
+    async fn swap(&self, namespace: &str, table: &str, from: &str, to: &str) -> Result<bool, CatalogError> {
+        Ok(self.0.swap("foreign", namespace, table, from, to).await)
     }
 }
 
 /// A pause between two things that a person or a machine does.
 pub async fn pause(ms: u64) {
     tokio::time::sleep(Duration::from_millis(ms)).await;
+}
+
+mod tests {
+    use super::*;
+    use crate::commit::iceberg::conformance::{Hands, holds, what_it_says_is_so};
+    use crate::epoch::protocol_tests::Rng;
+    use crate::simulation::world::Temper;
+    use crate::store::double::Double;
+    use std::collections::BTreeSet;
+
+    impl Hands for TrueCatalog {
+        fn drop_table(&self, namespace: &str, table: &str) {
+            self.0.drop_table(namespace, table);
+        }
+
+        fn tables(&self, namespace: &str) -> BTreeSet<String> {
+            self.0.tables_of(namespace)
+        }
+    }
+
+    /// Every call takes its time, so that swappers get in each other's way.
+    fn world(seed: u64, faults: u64) -> Arc<World> {
+        World::new(seed, Rng(seed), Temper { faults, naps: 2000, ..Temper::default() })
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_true_catalog_holds() {
+        let truth = TrueCatalog(world(1, 0));
+        holds(truth.clone(), &truth).await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_catalog_without_faults_holds() {
+        for seed in 0..4 {
+            let world = world(seed, 0);
+            holds(WorkerCatalog { world: world.clone(), who: "a".into() }, &TrueCatalog(world)).await;
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_catalog_that_fails_says_nothing_that_is_not_so() {
+        for seed in 0..4 {
+            let world = world(seed, 300);
+            let catalog = WorkerCatalog { world: world.clone(), who: "a".into() };
+            let truth = TrueCatalog(world);
+            let told = what_it_says_is_so(&catalog, &truth, &truth, |_| {}).await;
+            let all = [told.moved, told.refused, told.not_done, told.unknown_and_done, told.unknown_and_not_done];
+            assert!(all.iter().all(|n| *n > 10), "{told:?}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_store_without_faults_holds() {
+        let world = world(1, 0);
+        crate::store::conformance::holds(Arc::new(Double(WorkerStore { world, who: "a".into() }))).await;
+    }
 }

@@ -16,6 +16,7 @@ use crate::epoch::protocol_tests::Rng;
 use crate::mutant::{self, Mutant};
 use crate::pipeline::{Pipeline, SourceSpec, TableFormatKind};
 use crate::source::{Source, SourceError};
+use crate::store::double::Double;
 use crate::worker::surroundings::{Hosting, Ids, Surroundings};
 use crate::worker::{Clock, Place, WorkerError};
 use async_trait::async_trait;
@@ -62,7 +63,8 @@ pub struct World {
     pub calm: AtomicBool,
     pub objects: Arc<InMemory>,
     modified: Mutex<BTreeMap<Path, i64>>,
-    catalog: Mutex<BTreeMap<String, String>>,
+    /// Namespace and table to where the table's metadata lies.
+    catalog: Mutex<BTreeMap<(String, String), String>>,
     pub broker: Broker,
     pub decided: Mutex<Decided>,
     /// Rows that somebody else appended.
@@ -308,26 +310,35 @@ impl World {
         }
     }
 
-    pub fn location(&self, table: &str) -> Option<String> {
-        self.catalog.lock().unwrap().get(table).cloned()
+    pub fn location(&self, namespace: &str, table: &str) -> Option<String> {
+        self.catalog.lock().unwrap().get(&(namespace.to_string(), table.to_string())).cloned()
     }
 
-    pub fn create_table(&self, who: &str, table: &str, location: &str) -> String {
+    pub fn create_table(&self, who: &str, namespace: &str, table: &str, location: &str) -> String {
         let mut catalog = self.catalog.lock().unwrap();
-        let now = catalog.entry(table.to_string()).or_insert_with(|| location.to_string()).clone();
+        let now = catalog.entry((namespace.to_string(), table.to_string())).or_insert_with(|| location.to_string()).clone();
         self.trace.note(who, format_args!("table {table} is at {now}"));
         now
     }
 
-    pub async fn swap(&self, who: &str, table: &str, from: &str, to: &str) -> bool {
+    pub async fn swap(&self, who: &str, namespace: &str, table: &str, from: &str, to: &str) -> bool {
         {
             let mut catalog = self.catalog.lock().unwrap();
-            let Some(now) = catalog.get_mut(table).filter(|now| *now == from) else { return false };
+            let Some(now) = catalog.get_mut(&(namespace.to_string(), table.to_string())).filter(|now| *now == from) else { return false };
             *now = to.to_string();
         }
         self.trace.note(who, format_args!("COMMITTED {table} {to}"));
         self.committed(who, table, TableFormatKind::Iceberg).await;
         true
+    }
+
+    /// The tables of a namespace.
+    pub fn tables_of(&self, namespace: &str) -> BTreeSet<String> {
+        self.catalog.lock().unwrap().keys().filter(|(n, _)| n == namespace).map(|(_, t)| t.clone()).collect()
+    }
+
+    pub fn drop_table(&self, namespace: &str, table: &str) {
+        self.catalog.lock().unwrap().remove(&(namespace.to_string(), table.to_string()));
     }
 
     /// A table was committed: sometimes it is read whole at once.
@@ -418,7 +429,7 @@ impl Surroundings for Life {
     }
 
     async fn open_place(&self, _: &Pipeline) -> Result<Place, WorkerError> {
-        let store: Arc<dyn ObjectStore> = Arc::new(WorkerStore { world: self.world.clone(), who: self.who.clone() });
+        let store: Arc<dyn ObjectStore> = Arc::new(Double(WorkerStore { world: self.world.clone(), who: self.who.clone() }));
         let state_folder = format!("_millpond/{PIPELINE}");
         let log = Log::new(store.clone(), Path::from(format!("{state_folder}/log")));
         let url = url::Url::parse(LAKE_URL).expect("it is a url");

@@ -6,6 +6,8 @@
 
 #[cfg(test)]
 pub(crate) mod conformance;
+#[cfg(test)]
+pub(crate) mod double;
 pub mod local;
 pub mod probe;
 pub mod iceberg_io;

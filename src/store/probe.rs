@@ -63,10 +63,10 @@ pub async fn create_if_absent(store: &Arc<dyn ObjectStore>, folder: &Path, id: u
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::double::{Delegating, Double};
     use async_trait::async_trait;
-    use futures::stream::BoxStream;
     use object_store::memory::InMemory;
-    use object_store::*;
+    use object_store::{PutPayload, PutResult};
 
     /// What a store does with a create whose name is taken.
     #[derive(Debug, Clone, Copy, PartialEq)]
@@ -82,15 +82,12 @@ mod tests {
     #[derive(Debug)]
     struct Unconditional(InMemory, Taken);
 
-    impl std::fmt::Display for Unconditional {
-        fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-            write!(f, "{:?}", self.1)
-        }
-    }
-
     #[async_trait]
-    impl ObjectStore for Unconditional {
-        async fn put_opts(&self, at: &Path, payload: PutPayload, options: PutOptions) -> Result<PutResult> {
+    impl Delegating for Unconditional {
+        fn inner(&self) -> &dyn ObjectStore {
+            &self.0
+        }
+        async fn put_opts(&self, at: &Path, payload: PutPayload, options: PutOptions) -> object_store::Result<PutResult> {
             let taken = self.0.head(at).await.is_ok();
             match self.1 {
                 Taken::KeepsAndLies if taken => return Ok(PutResult { e_tag: None, version: None }),
@@ -99,24 +96,6 @@ mod tests {
                 Taken::Overwrites | Taken::KeepsAndLies => {}
             }
             self.0.put(at, payload).await
-        }
-        async fn put_multipart_opts(&self, at: &Path, options: PutMultipartOptions) -> Result<Box<dyn MultipartUpload>> {
-            self.0.put_multipart_opts(at, options).await
-        }
-        async fn get_opts(&self, at: &Path, options: GetOptions) -> Result<GetResult> {
-            self.0.get_opts(at, options).await
-        }
-        fn delete_stream(&self, paths: BoxStream<'static, Result<Path>>) -> BoxStream<'static, Result<Path>> {
-            self.0.delete_stream(paths)
-        }
-        fn list(&self, prefix: Option<&Path>) -> BoxStream<'static, Result<ObjectMeta>> {
-            self.0.list(prefix)
-        }
-        async fn list_with_delimiter(&self, prefix: Option<&Path>) -> Result<ListResult> {
-            self.0.list_with_delimiter(prefix).await
-        }
-        async fn copy_opts(&self, from: &Path, to: &Path, options: CopyOptions) -> Result<()> {
-            self.0.copy_opts(from, to, options).await
         }
     }
 
@@ -131,7 +110,7 @@ mod tests {
     #[tokio::test]
     async fn a_store_without_a_conditional_put_is_refused() {
         for taken in [Taken::Overwrites, Taken::KeepsAndLies, Taken::AsksFirst] {
-            let store: Arc<dyn ObjectStore> = Arc::new(Unconditional(InMemory::new(), taken));
+            let store: Arc<dyn ObjectStore> = Arc::new(Double(Unconditional(InMemory::new(), taken)));
             let refusal = create_if_absent(&store, &Path::from("x"), uuid::Uuid::nil()).await.expect_err(&format!("{taken:?} was trusted"));
             assert!(matches!(&refusal, ProbeError::Broken(why) if why.contains("create-if-absent; use another store")), "{taken:?}: {refusal}");
         }

@@ -10,7 +10,7 @@ use object_store::path::Path;
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use roaring::RoaringTreemap;
 use serde_json::Value;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use uuid::Uuid;
 
 const KIND: TableFormatKind = TableFormatKind::Delta;
@@ -90,6 +90,7 @@ pub async fn read(lake: &Lake, pipeline: &str, table: &str) -> Result<TableState
         }
     }
     state.commits.reverse();
+    state.all_commits = listing.commits.contains_key(&0);
     state.uuid = snapshot.metadata["id"].as_str().unwrap_or_default().to_string();
     stamp(&snapshot, &provenance, pipeline, table, &mut state);
     files(lake, &snapshot, &folder, table, &mut state).await;
@@ -152,6 +153,8 @@ struct Provenance<'a> {
     /// Log and entry of the newest commit of ours, with its offsets.
     ours: Option<(String, u64, Value)>,
     id: Option<String>,
+    /// Rows of every file that a retained commit added, less those that its deletion vector takes.
+    rows: HashMap<String, u64>,
 }
 
 impl Provenance<'_> {
@@ -167,9 +170,9 @@ impl Provenance<'_> {
             }
         }
         let ours = info["millpond.log"].as_str().zip(info["millpond.entry"].as_u64());
+        let records = |a: &Value| a["stats"].as_str().and_then(|s| serde_json::from_str::<Value>(s).ok()).and_then(|s| s["numRecords"].as_u64()).unwrap_or(0);
         if ours.is_some() {
             let number = |key: &str| info["operationMetrics"][key].as_str().and_then(|v| v.parse::<u64>().ok());
-            let records = |a: &Value| a["stats"].as_str().and_then(|s| serde_json::from_str::<Value>(s).ok()).and_then(|s| s["numRecords"].as_u64()).unwrap_or(0);
             let rows = adds.iter().map(records).sum::<u64>();
             for (key, found) in [("numAddedFiles", adds.len() as u64), ("numRemovedFiles", removes.len() as u64), ("numOutputRows", rows)] {
                 if let Some(said) = number(key).filter(|said| *said != found) {
@@ -178,12 +181,20 @@ impl Provenance<'_> {
             }
         }
         let path = |a: &Value| a["path"].as_str().and_then(decoded).map(|p| format!("{folder}/{p}"));
+        let shown = |a: &Value| a["stats"].as_str().map(|_| records(a).saturating_sub(a["deletionVector"]["cardinality"].as_u64().unwrap_or(0)));
+        // Of a file that came by a commit that is gone nobody knows.
+        let rows_out = removes.iter().map(|a| self.rows.get(a["path"].as_str()?).copied()).sum();
+        let rows_in = adds.iter().map(shown).sum();
+        self.rows.extend(adds.iter().filter_map(|a| Some((a["path"].as_str()?.to_string(), shown(a)?))));
         let changes = adds.iter().chain(&removes).any(|a| a["dataChange"].as_bool() != Some(false));
         state.commits.push(Commit {
             version: version.to_string(),
             entry: ours.map(|(_, entry)| entry),
             operation: info["operation"].as_str().unwrap_or("unknown").to_string(),
             changes_data: changes || info["operation"].as_str().is_some_and(|o| o.eq_ignore_ascii_case("restore")),
+            rows_in,
+            rows_out,
+            by: info["engineInfo"].as_str().or(info["clientVersion"].as_str()).map(str::to_string),
             removed: removes.iter().filter_map(path).collect(),
             added: adds.iter().filter_map(path).collect(),
         });

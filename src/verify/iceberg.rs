@@ -74,11 +74,17 @@ impl Reader {
             let summary = &snapshot.summary().additional_properties;
             let ours = summary.get(LOG).filter(|l| Some(*l) == log.as_ref()).and_then(|_| summary.get(ENTRY)?.parse().ok());
             let changes = !matches!(snapshot.summary().operation, Operation::Replace);
+            let number = |key: &str| summary.get(key).and_then(|v| v.parse::<u64>().ok());
+            let out = [number("deleted-records"), number("added-position-deletes")];
             state.commits.push(Commit {
                 version: snapshot.snapshot_id().to_string(),
                 entry: ours,
                 operation: snapshot.summary().operation.as_str().to_string(),
                 changes_data: changes,
+                // The keys of what did not happen may be left out.
+                rows_in: number("added-records").or(number("total-records").map(|_| 0)),
+                rows_out: number("total-records").map(|_| out.into_iter().flatten().sum()),
+                by: summary.get("engine-name").cloned(),
                 removed: BTreeSet::new(),
                 added: BTreeSet::new(),
             });
@@ -87,14 +93,16 @@ impl Reader {
             }
             next = snapshot.parent_snapshot_id().and_then(|id| metadata.snapshot_by_id(id));
         }
+        // Who expires snapshots may take the parent's id from the oldest that is left (PyIceberg does): its number tells.
+        let oldest = state.commits.last().and_then(|c| c.version.parse().ok()).and_then(|id| metadata.snapshot_by_id(id));
+        state.all_commits = oldest.map_or(metadata.last_sequence_number(), |s| s.sequence_number()) <= 1;
         // The stamped snapshot must be the newest of ours; below one that is not retained nobody knows.
         let stamped = metadata.properties().get("millpond.snapshot-id").cloned();
         let retained = |id: &String| state.commits.iter().any(|c| c.version == *id);
-        let parents_end = state.commits.last().and_then(|c| c.version.parse().ok()).and_then(|id| metadata.snapshot_by_id(id)).and_then(|s| s.parent_snapshot_id());
+        let parents_end = oldest.and_then(|s| s.parent_snapshot_id());
         if let Some(id) = stamped.filter(|id| !retained(id) && parents_end.map(|p| p.to_string()).as_ref() != Some(id)) {
-            let known = parents_end.is_none();
             let text = format!("its stamp names snapshot {id}, which the main branch does not hold");
-            if known || metadata.snapshots().any(|s| s.snapshot_id().to_string() == id) {
+            if state.all_commits || metadata.snapshots().any(|s| s.snapshot_id().to_string() == id) {
                 state.findings.push(Finding::new("rolled-back", text));
             } else {
                 state.unprovable.push(format!("{text}: it may have been expired or rolled back"));

@@ -6,10 +6,10 @@ use super::*;
 use crate::cli::SystemClock;
 use crate::epoch::tests::loaded;
 use crate::read::LakeTableProvider;
+use crate::store::double::{Delegating, Double, lost, taken};
 use arrow::util::display::{ArrayFormatter, FormatOptions};
 use async_trait::async_trait;
 use futures::StreamExt;
-use futures::stream::BoxStream;
 use object_store::*;
 use std::sync::Mutex;
 
@@ -59,12 +59,6 @@ struct Faulty {
     left: Mutex<usize>,
 }
 
-impl std::fmt::Display for Faulty {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("faulty")
-    }
-}
-
 /// A path without what differs from run to run.
 fn kind(path: &Path) -> String {
     let plain: String = path.as_ref().chars().map(|c| if c.is_ascii_hexdigit() && !c.is_ascii_lowercase() { '0' } else { c }).collect();
@@ -75,11 +69,11 @@ fn kind(path: &Path) -> String {
     format!("{}/{start}*.{ending}", parts[..parts.len() - 1].join("/"))
 }
 
-impl Faulty {
-    fn new(inner: Arc<dyn ObjectStore>, at: Option<(String, usize, Fault)>) -> Self {
-        Self { inner, at, seen: Mutex::default(), left: Mutex::new(0) }
-    }
+fn faulty(inner: Arc<dyn ObjectStore>, at: Option<(String, usize, Fault)>) -> Arc<Double<Faulty>> {
+    Arc::new(Double(Faulty { inner, at, seen: Mutex::default(), left: Mutex::new(0) }))
+}
 
+impl Faulty {
     /// What becomes of this write.
     fn fate(&self, path: &Path) -> Option<Fault> {
         let kind = kind(path);
@@ -102,39 +96,24 @@ fn said(what: &str) -> Error {
 }
 
 #[async_trait]
-impl ObjectStore for Faulty {
+impl Delegating for Faulty {
+    fn inner(&self) -> &dyn ObjectStore {
+        &*self.inner
+    }
     async fn put_opts(&self, at: &Path, payload: PutPayload, options: PutOptions) -> Result<PutResult> {
         match self.fate(at) {
             None => self.inner.put_opts(at, payload, options).await,
             Some(Fault::Full) => Err(said(&format!("cannot write {at}: No space left on device (os error 28)"))),
             Some(Fault::SlowDown) => Err(said(&format!("cannot write {at}: 503 Slow Down"))),
-            Some(Fault::AnswerLost) => self.inner.put_opts(at, payload, options).await.and(Err(said("connection reset"))),
-            Some(Fault::EmptyConflict) if options.mode == PutMode::Create => Err(Error::AlreadyExists { path: at.to_string(), source: "409".into() }),
+            Some(Fault::AnswerLost) => self.inner.put_opts(at, payload, options).await.and(Err(lost())),
+            Some(Fault::EmptyConflict) if options.mode == PutMode::Create => Err(taken(at)),
             Some(Fault::EmptyConflict) => Err(said("409 conflict")),
         }
-    }
-    async fn put_multipart_opts(&self, at: &Path, options: PutMultipartOptions) -> Result<Box<dyn MultipartUpload>> {
-        self.inner.put_multipart_opts(at, options).await
-    }
-    async fn get_opts(&self, at: &Path, options: GetOptions) -> Result<GetResult> {
-        self.inner.get_opts(at, options).await
-    }
-    fn delete_stream(&self, paths: BoxStream<'static, Result<Path>>) -> BoxStream<'static, Result<Path>> {
-        self.inner.delete_stream(paths)
-    }
-    fn list(&self, prefix: Option<&Path>) -> BoxStream<'static, Result<ObjectMeta>> {
-        self.inner.list(prefix)
-    }
-    async fn list_with_delimiter(&self, prefix: Option<&Path>) -> Result<ListResult> {
-        self.inner.list_with_delimiter(prefix).await
-    }
-    async fn copy_opts(&self, from: &Path, to: &Path, options: CopyOptions) -> Result<()> {
-        self.inner.copy_opts(from, to, options).await
     }
 }
 
 struct Around {
-    store: Arc<Faulty>,
+    store: Arc<Double<Faulty>>,
     root: std::path::PathBuf,
 }
 
@@ -186,7 +165,7 @@ impl Lake {
     }
 
     /// Runs a worker to the end; what it waited for meanwhile, and how it ended.
-    async fn run(&self, store: Arc<Faulty>) -> std::result::Result<(), WorkerError> {
+    async fn run(&self, store: Arc<Double<Faulty>>) -> std::result::Result<(), WorkerError> {
         let options = RunOptions { until_end: true, last: true, deadline: Duration::from_secs(5), ..Default::default() };
         let around = Arc::new(Around { store, root: self.root().canonicalize().unwrap() });
         super::run(self.pipeline.clone(), self.plans.clone(), options, Arc::new(Metrics::default()), around, Arc::default()).await
@@ -220,7 +199,7 @@ impl Lake {
 
 async fn case(kind: String, nth: usize, fault: Fault, expected: Arc<Vec<String>>) {
     let lake = Lake::new();
-    let store = Arc::new(Faulty::new(lake.store(), Some((kind.clone(), nth, fault))));
+    let store = faulty(lake.store(), Some((kind.clone(), nth, fault)));
     let what = format!("{fault:?} at write {nth} of {kind}");
     // Before it ever ran a worker ends and says why; later it waits.
     let mut ended = lake.run(store.clone()).await;
@@ -245,7 +224,7 @@ async fn case(kind: String, nth: usize, fault: Fault, expected: Arc<Vec<String>>
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn a_disk_full_a_lost_answer_a_false_conflict_and_a_slow_service_at_every_write() {
     let calm = Lake::new();
-    let store = Arc::new(Faulty::new(calm.store(), None));
+    let store = faulty(calm.store(), None);
     calm.run(store.clone()).await.unwrap();
     let expected = Arc::new(calm.content().await);
     assert!(expected.iter().filter(|r| r.contains("plain")).count() == 2 * EVENTS && expected.iter().any(|r| r.contains("sums")), "{expected:?}");
@@ -279,5 +258,5 @@ async fn a_disk_full_a_lost_answer_a_false_conflict_and_a_slow_service_at_every_
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_faulty_store_is_a_store_until_it_fails() {
-    crate::store::conformance::holds(Arc::new(Faulty::new(Arc::new(memory::InMemory::new()), None))).await;
+    crate::store::conformance::holds(faulty(Arc::new(memory::InMemory::new()), None)).await;
 }

@@ -18,6 +18,7 @@ use self::storm::{Chance, Ended, Storm};
 use crate::resources::Mounted;
 use crate::support::kafka::Broker;
 use crate::support::process::{Pipeline, until};
+use crate::support::spending::source;
 
 const PARTITIONS: i32 = 3;
 const NAME: &str = "chaos";
@@ -27,16 +28,7 @@ fn pipeline(broker: &Broker) -> String {
     format!(
         r#"
 pipeline: {NAME}
-sources:
-  events:
-    kafka:
-      brokers: {broker}
-      topic: {NAME}
-      start: earliest
-      options: {{session.timeout.ms: 2000, heartbeat.interval.ms: 400, topic.metadata.refresh.interval.ms: 500}}
-    format: json
-    columns: {{id: int64, user_id: string, event_time: timestamp, amount: "decimal(12,2)"}}
-    watermark: {{column: event_time, delay: 10s, idle_after: never}}
+{source}
 tables:
   spend:
     sql: |
@@ -63,7 +55,7 @@ lake: {{root: ./lake, iceberg: {{catalog: sql, uri: "sqlite://./lake/catalog.db"
 epoch: {{every: 100ms}}
 commit: {{every: 400ms}}
 "#,
-        broker = broker.address(),
+        source = source(broker, NAME, "topic.metadata.refresh.interval.ms: 500"),
     )
 }
 

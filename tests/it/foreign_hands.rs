@@ -10,6 +10,7 @@ use std::path::PathBuf;
 use crate::support::millpond::{Pond, act, assert_same};
 
 const REFUSED: i32 = 75;
+const UNPROVEN: i32 = 4;
 const FORMATS: [&str; 2] = ["delta", "iceberg"];
 const NAME: &str = "hands";
 
@@ -198,6 +199,9 @@ fn what_other_engines_commit_is_kept() {
     ]);
     assert!([0, 1, 3, 6].iter().all(|n| gone[*n].as_i64() > Some(0)), "{gone:?}");
     lake.assert_holds("after a vacuum and an expiry of others");
+    // What took our newest snapshot away is expired, too: nobody can see whether it was a rollback.
+    let judged = lake.pond.millpond(&["verify", "pipeline.yaml", "--table", "spend"]);
+    assert!(judged.code == UNPROVEN && judged.stdout.contains("iceberg table spend: its stamp names snapshot") && judged.stdout.contains("expired or rolled back"), "{judged:?}");
     lake.more();
     lake.assert_holds("after more");
 

@@ -11,6 +11,7 @@ mod faults_time;
 mod flights_year;
 mod guarantees;
 mod foreign_hands;
+mod foreign_hands_live;
 mod fuzz;
 mod iceberg_readers;
 mod kills;

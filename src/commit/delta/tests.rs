@@ -6,9 +6,9 @@ use super::*;
 use crate::commit::{Base, Committed, LakeTable, TableChange};
 use crate::pipeline::{ColumnType as C, PartitionField, PartitionTransform};
 use crate::stage::{ColumnStats, DataFile, FIELD_ID, Scalar};
+use crate::store::double::{Delegating, Double, lost, taken};
 use arrow::array::*;
 use arrow::datatypes::*;
-use futures::stream::BoxStream;
 use object_store::memory::InMemory;
 use object_store::*;
 use parquet::arrow::ArrowWriter;
@@ -42,18 +42,11 @@ struct Faulty {
     log_reads: AtomicU64,
 }
 
-impl std::fmt::Display for Faulty {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("faulty")
-    }
-}
-
-fn lost() -> Error {
-    Error::Generic { store: "faulty", source: "connection reset".into() }
-}
-
 #[async_trait]
-impl ObjectStore for Faulty {
+impl Delegating for Faulty {
+    fn inner(&self) -> &dyn ObjectStore {
+        &*self.inner
+    }
     async fn put_opts(&self, at: &Path, payload: PutPayload, options: PutOptions) -> Result<PutResult> {
         let fault = *self.fault.lock().unwrap();
         if !at.as_ref().contains("_delta_log/0") || fault.is_none() {
@@ -67,7 +60,7 @@ impl ObjectStore for Faulty {
                 self.inner.put_opts(at, payload, options).await?;
                 Err(lost())
             }
-            Some(Fault::FalseExists) => Err(Error::AlreadyExists { path: at.to_string(), source: "409".into() }),
+            Some(Fault::FalseExists) => Err(taken(at)),
             Some(Fault::Beaten) => {
                 self.inner.put(at, r#"{"commitInfo":{"operation":"OPTIMIZE"}}"#.into()).await?;
                 self.inner.put_opts(at, payload, options).await
@@ -80,9 +73,6 @@ impl ObjectStore for Faulty {
             _ => Err(lost()),
         }
     }
-    async fn put_multipart_opts(&self, at: &Path, options: PutMultipartOptions) -> Result<Box<dyn MultipartUpload>> {
-        self.inner.put_multipart_opts(at, options).await
-    }
     async fn get_opts(&self, at: &Path, options: GetOptions) -> Result<GetResult> {
         if self.dark.load(Ordering::SeqCst) {
             return Err(lost());
@@ -94,18 +84,6 @@ impl ObjectStore for Faulty {
         }
         self.inner.get_opts(at, options).await
     }
-    fn delete_stream(&self, paths: BoxStream<'static, Result<Path>>) -> BoxStream<'static, Result<Path>> {
-        self.inner.delete_stream(paths)
-    }
-    fn list(&self, prefix: Option<&Path>) -> BoxStream<'static, Result<ObjectMeta>> {
-        self.inner.list(prefix)
-    }
-    async fn list_with_delimiter(&self, prefix: Option<&Path>) -> Result<ListResult> {
-        self.inner.list_with_delimiter(prefix).await
-    }
-    async fn copy_opts(&self, from: &Path, to: &Path, options: CopyOptions) -> Result<()> {
-        self.inner.copy_opts(from, to, options).await
-    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -115,14 +93,14 @@ async fn the_faulty_store_is_a_store_until_it_is_told_to_fail() {
 
 /// A lake with one pipeline, `pipe`; the clock is set by hand.
 struct Lake {
-    store: Arc<Faulty>,
+    store: Arc<Double<Faulty>>,
     format: DeltaFormat,
     now: Arc<AtomicI64>,
     log: Uuid,
 }
 
 fn lake_on(inner: Arc<dyn ObjectStore>, root: &str) -> Lake {
-    let store = Arc::new(Faulty { inner, fault: Mutex::new(None), dark: false.into(), data_reads: 0.into(), log_reads: 0.into() });
+    let store = Arc::new(Double(Faulty { inner, fault: Mutex::new(None), dark: false.into(), data_reads: 0.into(), log_reads: 0.into() }));
     let now = Arc::new(AtomicI64::new(1_700_000_000_000));
     let clock = now.clone();
     let format = DeltaFormat::new(store.clone(), Url::parse(root).unwrap(), "pipe", Arc::new(move || clock.load(Ordering::SeqCst)), Arc::new(Uuid::new_v4));

@@ -2,6 +2,8 @@
 //! catalog. The crate's own transactions are not used: they rebase, and a stale writer would succeed.
 
 pub mod catalog;
+#[cfg(test)]
+pub(crate) mod conformance;
 mod deletes;
 mod propose;
 mod references;

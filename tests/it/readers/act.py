@@ -3,7 +3,7 @@
     act.py LAKE PIPELINE STEPS
 
 STEPS is a JSON array of objects {"do": ACTION, "table": NAME, ...}; the answer of each is printed as
-one line of JSON. Delta tables are changed by deltalake, Iceberg tables by PyIceberg; what neither can
+one line of JSON. One with "tries" is tried as often where others commit meanwhile. Delta tables are changed by deltalake, Iceberg tables by PyIceberg; what neither can
 do is committed by hand, as an engine that can would.
 """
 
@@ -188,13 +188,27 @@ def arrow_rows(schema, rows):
     return pyarrow.Table.from_pydict(columns, schema=schema)
 
 
+def persistently(act, arguments, tries):
+    """As an engine does whose commits lose against those of others: anew, from the table as it is now."""
+    from deltalake.exceptions import CommitFailedError
+    from pyiceberg.exceptions import CommitFailedException, ValidationException
+
+    for _ in range(tries):
+        try:
+            return act(**arguments)
+        except (CommitFailedError, CommitFailedException, ValidationException) as lost:
+            why = lost
+    raise why
+
+
 def main(lake, pipeline, steps):
     made = {}
     for step in json.loads(steps):
         if step["in"] not in made:
             made[step["in"]] = {"delta": Delta, "iceberg": Iceberg}[step["in"]](lake, pipeline)
-        arguments = {k: v for k, v in step.items() if k not in ("in", "do")}
-        print(json.dumps(getattr(made[step["in"]], step["do"])(**arguments)))
+        arguments = {k: v for k, v in step.items() if k not in ("in", "do", "tries")}
+        act = getattr(made[step["in"]], step["do"])
+        print(json.dumps(persistently(act, arguments, step.get("tries", 1))))
 
 
 main(*sys.argv[1:])

@@ -105,12 +105,11 @@ pub struct Terms<'a> {
 /// Small fetches: a topic that is written already still makes many epochs.
 pub const TRICKLE: &str = "queued.min.messages: 1, fetch.message.max.bytes: 512, fetch.queue.backoff.ms: 20";
 
-pub fn pipeline(dir: PathBuf, name: &str, broker: &Broker, topic: &str, terms: &Terms<'_>) -> Pipeline {
-    let more = if terms.options.is_empty() { String::new() } else { format!(", {}", terms.options) };
-    let yaml = format!(
-        r#"
-pipeline: {name}
-sources:
+/// The events as the one source of a pipeline file, with its watermark. `options` are librdkafka's; sessions end soon.
+pub fn source(broker: &Broker, topic: &str, options: &str) -> String {
+    let more = if options.is_empty() { String::new() } else { format!(", {options}") };
+    format!(
+        r#"sources:
   events:
     kafka:
       brokers: {broker}
@@ -119,7 +118,16 @@ sources:
       options: {{session.timeout.ms: 2000, heartbeat.interval.ms: 400{more}}}
     format: json
     columns: {{id: int64, user_id: string, event_time: timestamp, amount: "decimal(12,2)"}}
-    watermark: {{column: event_time, delay: 10s, idle_after: never}}
+    watermark: {{column: event_time, delay: 10s, idle_after: never}}"#,
+        broker = broker.address(),
+    )
+}
+
+pub fn pipeline(dir: PathBuf, name: &str, broker: &Broker, topic: &str, terms: &Terms<'_>) -> Pipeline {
+    let yaml = format!(
+        r#"
+pipeline: {name}
+{source}
 tables:
   spend:
     sql: |
@@ -138,7 +146,7 @@ lake: {{root: ./lake, iceberg: {{catalog: sql, uri: "sqlite://./lake/catalog.db"
 epoch: {{every: {epoch}}}
 commit: {{every: {commit}}}
 "#,
-        broker = broker.address(),
+        source = source(broker, topic, terms.options),
         epoch = terms.epoch,
         commit = terms.commit,
     );
