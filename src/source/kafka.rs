@@ -27,6 +27,7 @@ use self::cut::Cutter;
 use self::fetch::{FetchQueue, PartitionError};
 use self::membership::Membership;
 use super::{Position, RawBatch, Source, SourceError, SourceEvent, SourceFacts};
+use crate::pipeline::keys::nearest;
 use crate::pipeline::{Input, SourceSpec, Start};
 
 /// Properties that the guarantees rest on, with their values; `options` must not name them.
@@ -69,6 +70,10 @@ const LINGER: Duration = Duration::from_millis(20);
 const EVENT_INTERVAL: Duration = Duration::from_millis(50);
 /// How long a partition that was just assigned may take until it can be placed.
 const SEEK_PATIENCE: Duration = Duration::from_secs(15);
+/// How long brokers that cannot be connected to at all are tried again, at a start, before that is told.
+const FIRST_PATIENCE: Duration = Duration::from_secs(2);
+/// How long the brokers may take to name their topics, when one that was asked for is not there.
+const NAMES_PATIENCE: Duration = Duration::from_secs(3);
 /// A new leader may know of less than was acknowledged for a moment.
 const END_PATIENCE: Duration = Duration::from_secs(3);
 /// How often a position that the brokers hold is placed again before their refusal is believed.
@@ -191,14 +196,16 @@ impl KafkaSource {
         }
     }
 
-    /// Sends an admin request, serving events meanwhile; a login that fails before the brokers were
-    /// ever reached ends it at once.
+    /// Sends an admin request, serving events meanwhile. Before the brokers were ever reached, a login that fails ends it
+    /// at once, and so does, soon, that none of them can be connected to.
     fn ask<T>(&mut self, request: impl FnOnce(*mut rd::rd_kafka_t, &str, admin::Pump<'_>) -> Result<T, AdminError>) -> Result<T, SourceError> {
-        let reached = self.reached;
+        let (reached, asked) = (self.reached, Instant::now());
         let answer = request(self.client(), &self.topic, &|| {
             self.pump();
-            let denied = self.consumer.context().told().denied.clone()?;
-            (!reached).then_some(AdminError { code: denied.0, text: denied.1 })
+            let told = self.consumer.context().told();
+            let denied = told.denied.clone().map(|(code, text)| AdminError { code, text });
+            let away = || AdminError { code: Code::AllBrokersDown, text: "no broker can be connected to".into() };
+            denied.or_else(|| (told.all_away && asked.elapsed() >= FIRST_PATIENCE).then(away)).filter(|_| !reached)
         });
         match answer {
             Ok(answer) => {
@@ -214,9 +221,12 @@ impl KafkaSource {
     fn judge(&self, code: Code, text: &str) -> SourceError {
         let (topic, brokers) = (&self.topic, &self.brokers);
         match code {
-            Code::UnknownTopicOrPartition | Code::UnknownTopic | Code::UnknownTopicId | Code::InvalidTopic => self.refused(format!(
-                "topic `{topic}` does not exist on {brokers}; create it (kafka-topics.sh --bootstrap-server {brokers} --create --topic {topic} --partitions 4) or correct `topic`"
-            )),
+            Code::UnknownTopicOrPartition | Code::UnknownTopic | Code::UnknownTopicId | Code::InvalidTopic => {
+                let meant = self.topic_meant().map_or_else(String::new, |near| format!("; did you mean `{near}`?"));
+                self.refused(format!(
+                    "topic `{topic}` does not exist on {brokers}; create it (kafka-topics.sh --bootstrap-server {brokers} --create --topic {topic} --partitions 4) or correct `topic`{meant}"
+                ))
+            }
             Code::TopicAuthorizationFailed => self.refused(format!(
                 "{} may not read topic `{topic}` on {brokers}; allow it Read and Describe on Topic:{topic}",
                 self.principal
@@ -233,12 +243,25 @@ impl KafkaSource {
                 self.refused(format!("no TLS connection to {brokers} as {}: {text}; check `security.protocol` and `ssl.*` in `options`", self.principal))
             }
             Code::Fatal | Code::Fenced => self.refused(format!("the consumer of topic `{topic}` cannot go on: {text}")),
+            _ if !self.reached => {
+                let told = self.consumer.context().told();
+                let why = told.last_error.as_deref().unwrap_or(text);
+                // What follows counts repetitions, and would make each telling another one.
+                let why = why.split(" (after ").next().unwrap_or(why);
+                SourceError::Unavailable(format!("source `{}`: no answer from {brokers}: {why}; correct `brokers`, or start them", self.name))
+            }
             _ => {
                 let last = self.consumer.context().told().last_error.clone();
                 let why = last.filter(|l| l != text).map_or(String::new(), |l| format!(" (last heard: {l})"));
                 SourceError::Unavailable(format!("source `{}`: {brokers}, topic `{topic}`: {text}{why}", self.name))
             }
         }
+    }
+
+    /// The topic on these brokers that is named much like ours.
+    fn topic_meant(&self) -> Option<String> {
+        let all = self.consumer.fetch_metadata(None, NAMES_PATIENCE).ok()?;
+        nearest(&self.topic, all.topics().iter().map(|t| t.name()).filter(|n| *n != self.topic && !n.starts_with("__"))).map(str::to_string)
     }
 
     fn notice(&mut self, text: String) {

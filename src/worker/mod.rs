@@ -253,11 +253,8 @@ fn is_full(root: &std::path::Path) -> bool {
 
 async fn once(pipeline: &Arc<Pipeline>, plans: &[Arc<TablePlan>], options: RunOptions, metrics: &Arc<Metrics>, world: &Arc<dyn Surroundings>, stop: &Arc<AtomicBool>, settled: &mut bool) -> Result<(), WorkerError> {
     let (clock, ids, hosting) = (world.clock(), world.ids(), world.hosting());
-    let place = world.open_place(pipeline).await?;
-    probe::create_if_absent(&place.store, &Path::from(format!("{}/probe", place.state_folder)), ids()).await?;
-    let scratch = Scratch::claim(&pipeline.lake.root.join(&place.state_folder).join("scratch")).map_err(|e| WorkerError::Unavailable(format!("cannot use the local state folder: {e}")))?;
     let writer = format!("w{}", ids().simple());
-
+    // Before the lake is made: a wrong topic should leave nothing behind.
     let mut sources = vec![];
     let mut facts = BTreeMap::new();
     for spec in &pipeline.sources {
@@ -271,6 +268,9 @@ async fn once(pipeline: &Arc<Pipeline>, plans: &[Arc<TablePlan>], options: RunOp
         facts.insert(spec.name.clone(), found);
         sources.push(source);
     }
+    let place = world.open_place(pipeline).await?;
+    probe::create_if_absent(&place.store, &Path::from(format!("{}/probe", place.state_folder)), ids()).await?;
+    let scratch = Scratch::claim(&pipeline.lake.root.join(&place.state_folder).join("scratch")).map_err(|e| WorkerError::Unavailable(format!("cannot use the local state folder: {e}")))?;
     let (reading, change) = settle_plan(pipeline, plans, &place, &mut sources, &facts, &writer, world, options.accept).await?;
     // A plan is proposed once, at start: what replaced it since then is newer, whatever was to be accepted.
     if *settled && change.is_some() {

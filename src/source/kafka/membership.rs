@@ -35,6 +35,8 @@ pub(super) struct Told {
     /// The last thing that went wrong with a connection.
     pub last_error: Option<String>,
     pub commit_failed: Option<String>,
+    /// No broker could be connected to, at least once.
+    pub all_away: bool,
 }
 
 pub(super) struct Membership {
@@ -86,6 +88,7 @@ impl ClientContext for Membership {
         if matches!(code, RDKafkaErrorCode::Authentication | RDKafkaErrorCode::SSL) {
             told.denied = Some((code, reason.to_string()));
         }
+        told.all_away |= code == RDKafkaErrorCode::AllBrokersDown;
         if code != RDKafkaErrorCode::AllBrokersDown || told.last_error.is_none() {
             told.last_error = Some(reason.to_string());
         }
