@@ -48,6 +48,8 @@ pub struct Tables {
     pub(super) parts: Parts,
     /// The log's state at the fold's position.
     pub(super) at: Ledger,
+    /// M of the checkpoint from which the fold starts.
+    begun: u64,
     /// The log's state at the newest checkpoint's M, and the entries since.
     pub(super) trail: Ledger,
     recent: VecDeque<(u64, Arc<Entry>)>,
