@@ -23,7 +23,7 @@ pub struct EmitDead {
 
 /// Rows of the table made of groups.
 pub(super) struct Emitted {
-    /// [`TablePlan::values_schema`]; one row for each group, shown or not.
+    /// The table's columns without [`OP`](crate::pipeline::sql::OP); one row for each group, shown or not.
     pub rows: RecordBatch,
     /// Whether `having` lets each row be seen.
     pub shown: Vec<bool>,

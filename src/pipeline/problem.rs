@@ -142,13 +142,6 @@ pub struct Problems {
     pub list: Vec<Problem>,
 }
 
-impl Problems {
-    /// Nothing is wrong but that this version cannot do it yet.
-    pub fn only_unsupported(&self) -> bool {
-        self.list.iter().all(|p| p.unsupported)
-    }
-}
-
 impl fmt::Display for Problems {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (i, problem) in self.list.iter().enumerate() {

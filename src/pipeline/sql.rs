@@ -199,16 +199,6 @@ impl TablePlan {
         Arc::new(Schema::new(fields))
     }
 
-    /// The table's columns without [`OP`]: what the last step of `above` yields.
-    pub fn values_schema(&self) -> SchemaRef {
-        if self.aggregate.is_some() && !self.upsert {
-            let fields = self.output.fields();
-            Arc::new(Schema::new(fields[..fields.len() - 1].to_vec()))
-        } else {
-            self.output.clone()
-        }
-    }
-
     /// What the table's state and content consist of, one fact a line. Two plans with the same text read each other's
     /// runs and tables; how the SQL is written, its filters included, is not in it.
     pub fn describe(&self) -> String {

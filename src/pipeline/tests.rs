@@ -280,10 +280,10 @@ fn words_of_later_versions_are_told_from_mistakes() {
     ] {
         let problems = parsed(&with(from, to)).unwrap_err();
         assert_eq!(problems.list.len(), 1, "{problems}");
-        assert!(problems.only_unsupported(), "{problems}");
+        assert!(problems.list[0].unsupported, "{problems}");
         assert!(problems.list[0].message.ends_with("not in this version"), "{problems}");
     }
-    assert!(!parsed(&with("pipeline: spend", "pipeline: Spend")).unwrap_err().only_unsupported());
+    assert!(!parsed(&with("pipeline: spend", "pipeline: Spend")).unwrap_err().list[0].unsupported);
 }
 
 #[test]

@@ -140,8 +140,8 @@ impl ParquetStager {
         })
     }
 
-    /// Sets the bound on open partitions, for tests and small memories.
-    pub fn with_max_open(mut self, max_open: usize) -> Self {
+    #[cfg(test)]
+    fn with_max_open(mut self, max_open: usize) -> Self {
         self.max_open = max_open;
         self
     }

@@ -196,7 +196,6 @@ impl Provenance<'_> {
             rows_out,
             by: info["engineInfo"].as_str().or(info["clientVersion"].as_str()).map(str::to_string),
             removed: removes.iter().filter_map(path).collect(),
-            added: adds.iter().filter_map(path).collect(),
         });
         state.referenced.extend(adds.iter().chain(&removes).filter_map(path));
         if let Some((log, entry)) = ours {

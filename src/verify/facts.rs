@@ -58,7 +58,6 @@ pub struct Facts {
     pub lost_event_us: BTreeMap<String, Option<i64>>,
     pub times: BTreeMap<u64, Times>,
     pub data: BTreeMap<u64, Data>,
-    pub writers: BTreeMap<u64, String>,
     pub attempts: BTreeMap<Uuid, u64>,
     /// Source to partition to its name, where it has one.
     pub names: BTreeMap<String, BTreeMap<i32, String>>,
@@ -378,7 +377,6 @@ impl<'a> Walk<'a> {
             lost_event_us: BTreeMap::new(),
             times: BTreeMap::new(),
             data: BTreeMap::new(),
-            writers: BTreeMap::new(),
             attempts: BTreeMap::new(),
             names: BTreeMap::new(),
         };
@@ -395,7 +393,6 @@ impl<'a> Walk<'a> {
             let birth = entries.remove(&0)?;
             let RecordedBody::Plan(plan) = birth.body else { return None };
             self.facts.attempts.insert(birth.attempt, 0);
-            self.facts.writers.insert(0, birth.writer);
             State::of_plan(Arc::new(plan), 0)
         } else if let Some(checkpoint) = newest.and_then(|at| self.checkpoints.get(&at)) {
             self.facts.first = checkpoint.upto + 1;
@@ -446,7 +443,6 @@ impl<'a> Walk<'a> {
         if state.condemned.contains(&entry.attempt) {
             self.say(Finding::new("attempt-condemned", format!("attempt {} was condemned before: its files may be gone", entry.attempt)).at(seq));
         }
-        self.facts.writers.insert(seq, entry.writer.clone());
         let mut times = Times { horizon_before: state.horizons.clone(), ..Times::default() };
         match entry.body {
             RecordedBody::Plan(plan) => {

@@ -9,7 +9,7 @@ use crate::store::iceberg_io::{LakeRoot, file_io};
 use ::iceberg::io::FileIO;
 use ::iceberg::spec::{DataContentType, DataFileFormat, FormatVersion, ManifestList, ManifestStatus, Operation, Snapshot, TableMetadata};
 use roaring::RoaringTreemap;
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 const LOG: &str = "millpond.log";
 const ENTRY: &str = "millpond.entry";
@@ -86,7 +86,6 @@ impl Reader {
                 rows_out: number("total-records").map(|_| out.into_iter().flatten().sum()),
                 by: summary.get("engine-name").cloned(),
                 removed: BTreeSet::new(),
-                added: BTreeSet::new(),
             });
             if state.commits.len() > metadata.snapshots().len() {
                 break;
@@ -114,11 +113,11 @@ impl Reader {
         let mut live: BTreeMap<String, (i64, LiveFile)> = BTreeMap::new();
         let mut deletes: Vec<(i64, String, u64, u64)> = vec![];
         let current = metadata.current_snapshot().map(|s| s.snapshot_id());
-        let mut seen: HashMap<String, ()> = HashMap::new();
+        let mut seen: HashSet<String> = HashSet::new();
         for snapshot in metadata.snapshots() {
             let now = Some(snapshot.snapshot_id()) == current;
             for manifest in self.manifests(snapshot, state, table).await? {
-                let known = seen.insert(manifest.manifest_path.clone(), ()).is_some();
+                let known = !seen.insert(manifest.manifest_path.clone());
                 if known && !now {
                     continue;
                 }
@@ -134,12 +133,10 @@ impl Reader {
                     };
                     state.referenced.insert(path.clone());
                     let by = entry.snapshot_id().unwrap_or(manifest.added_snapshot_id).to_string();
-                    if let Some(commit) = state.commits.iter_mut().find(|c| c.version == by) {
-                        match entry.status() {
-                            ManifestStatus::Added => commit.added.insert(path.clone()),
-                            ManifestStatus::Deleted => commit.removed.insert(path.clone()),
-                            ManifestStatus::Existing => false,
-                        };
+                    if entry.status() == ManifestStatus::Deleted
+                        && let Some(commit) = state.commits.iter_mut().find(|c| c.version == by)
+                    {
+                        commit.removed.insert(path.clone());
                     }
                     if !now || !entry.is_alive() {
                         continue;

@@ -7,7 +7,7 @@ use super::window::Windows;
 use super::{Finding, Options, Progress, VerifyError, instant};
 use crate::decode::Decoder;
 use crate::decode::json::JsonDecoder;
-use crate::epoch::entry::{Plan, SourcePlan, WindowedOrPlain};
+use crate::epoch::entry::{Plan, SourcePlan};
 use crate::pipeline::SourceSpec;
 use crate::source::{Position, RawBatch, Source, SourceEvent};
 use arrow::array::{Array, ArrayRef, AsArray, BinaryBuilder, Int32Array, Int64Array, StringArray, TimestampMicrosecondArray, new_null_array};
@@ -96,7 +96,7 @@ pub struct SourceRows {
 
 /// What becomes of the rows of one source under one plan.
 struct Era {
-    decoder: Option<JsonDecoder>,
+    decoder: JsonDecoder,
     /// Place of the event time among the decoded columns.
     time: Option<usize>,
     tables: Vec<EraTable>,
@@ -304,8 +304,7 @@ impl<'a> Reader<'a> {
     }
 
     fn decode_in(&mut self, raw: &RawBatch, entries: &[Option<u64>], nth: usize, era: &mut Era) -> Result<(), VerifyError> {
-        let Some(decoder) = &mut era.decoder else { return Ok(()) };
-        let decoded = decoder.decode(raw);
+        let decoded = era.decoder.decode(raw);
         let in_era = |record: u32| entries[record as usize].filter(|e| self.facts.era_of(*e) == nth);
         let dead: Vec<(u32, u64)> = decoded.dead.iter().filter_map(|(r, _)| Some((*r, in_era(*r)?))).collect();
         let (mut rows, mut records): (Vec<u32>, Vec<(u32, u64)>) = (vec![], vec![]);
@@ -463,15 +462,16 @@ fn plan_era(plan: &Plan, newest: &Plan, name: &str, source: &SourcePlan, spec: &
     let place = |column: &str| source.columns.iter().position(|c| c.name == column);
     let time_column = source.time_column.as_deref().and_then(place);
     let mut used: Vec<usize> = time_column.into_iter().collect();
-    let mut eras: Vec<(String, bool, &WindowedOrPlain, Option<usize>, Vec<usize>, Option<(SchemaRef, Vec<(String, usize)>)>)> = vec![];
+    // First with places among all columns of the source: only those that some table reads are decoded.
+    let mut made: Vec<EraTable> = vec![];
     for (table_name, table) in plan.tables.iter().filter(|(n, t)| t.source == name && tables.contains(*n)) {
         let latest = newest.tables.get(table_name).filter(|latest| latest.born == table.born).unwrap_or(table);
         let counts = newest.tables.get(table_name).is_some_and(|latest| latest.born == table.born);
         let rows = out.tables.entry(table_name.clone()).or_default();
-        let made = latest.table.spec().map_err(|e| e.to_string()).and_then(|spec| {
+        let query = latest.table.spec().map_err(|e| e.to_string()).and_then(|spec| {
             Select::new(&table.sql, name, &source.columns, table.window, source.time_column.as_deref(), &spec.schema).map_err(|e| e.to_string())
         });
-        let select = match made {
+        let select = match query {
             Ok(select) => {
                 // The same SQL over the same columns is one query, whatever else a plan changed.
                 let same = plan_of_same(rows, &table.sql, &select);
@@ -488,17 +488,20 @@ fn plan_era(plan: &Plan, newest: &Plan, name: &str, source: &SourcePlan, spec: &
                 None
             }
         };
-        let reads: Vec<usize> = select.map(|s| rows.selects[s].reads.iter().filter_map(|c| place(c)).collect()).unwrap_or_default();
+        let projection: Vec<usize> = select.map(|s| rows.selects[s].reads.iter().filter_map(|c| place(c)).collect()).unwrap_or_default();
         let late = match (&table.late, &latest.late) {
             (Some(then), Some(now)) => match (then.spec(), now.spec()) {
-                (Ok(then), Ok(now)) => Some((now.schema, then.schema.fields().iter().filter_map(|f| Some((f.name().clone(), place(f.name())?))).collect::<Vec<_>>())),
+                (Ok(then), Ok(now)) => {
+                    let columns = then.schema.fields().iter().filter_map(|f| Some((f.name().clone(), place(f.name())?)));
+                    Some(Late { schema: now.schema, columns: columns.collect() })
+                }
                 _ => None,
             },
             _ => None,
         };
-        used.extend(&reads);
-        used.extend(late.iter().flat_map(|(_, c)| c.iter().map(|(_, at)| *at)));
-        eras.push((table_name.clone(), counts, table, select, reads, late));
+        used.extend(&projection);
+        used.extend(late.iter().flat_map(|l| l.columns.values()));
+        made.push(EraTable { name: table_name.clone(), counts, select, windows: table.window.map(Windows::new), projection, late });
     }
     let mut columns_used: Vec<usize> = vec![];
     for column in used {
@@ -508,15 +511,11 @@ fn plan_era(plan: &Plan, newest: &Plan, name: &str, source: &SourcePlan, spec: &
     }
     let decoded = |column: usize| columns_used.iter().position(|u| *u == column).unwrap_or_default();
     let decoder = JsonDecoder::new(&source.columns, &columns_used, time_column, spec.max_depth).map_err(|e| VerifyError::Refused(e.to_string()))?;
-    let tables = eras.into_iter().map(|(name, counts, table, select, reads, late)| EraTable {
-        name,
-        counts,
-        select,
-        windows: table.window.map(Windows::new),
-        projection: reads.into_iter().map(decoded).collect(),
-        late: late.map(|(schema, columns)| Late { schema, columns: columns.into_iter().map(|(n, c)| (n, decoded(c))).collect() }),
-    });
-    Ok(Era { tables: tables.collect(), time: time_column.map(decoded), decoder: Some(decoder) })
+    for table in &mut made {
+        let late = table.late.iter_mut().flat_map(|l| l.columns.values_mut());
+        table.projection.iter_mut().chain(late).for_each(|column| *column = decoded(*column));
+    }
+    Ok(Era { tables: made, time: time_column.map(decoded), decoder })
 }
 
 fn plan_of_same(rows: &TableRows, sql: &str, select: &Select) -> Option<usize> {

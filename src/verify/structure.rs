@@ -10,7 +10,8 @@ use arrow::row::{RowConverter, SortField};
 use arrow::util::display::{ArrayFormatter, FormatOptions};
 use futures::TryStreamExt;
 use object_store::path::Path;
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use serde::Deserialize;
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 use uuid::Uuid;
 
@@ -48,7 +49,6 @@ pub struct Commit {
     pub rows_out: Option<u64>,
     /// The engine that made it, where it says so.
     pub by: Option<String>,
-    pub added: BTreeSet<String>,
     pub removed: BTreeSet<String>,
 }
 
@@ -160,6 +160,7 @@ pub async fn check(pipeline: &Pipeline, lake: &Lake, facts: &Facts, options: &Op
 async fn one(lake: &Lake, facts: &Facts, mut table: Checked, report: &mut Report, checked: &mut Vec<Checked>) -> Result<(), VerifyError> {
     let name = table.spec.name.clone();
     for state in &mut table.states {
+        identity(lake, facts, &name, table.born, state).await?;
         stamps(facts, &name, table.born, state);
         present(lake, &name, state).await?;
         staged(facts, &name, &table.role, table.born, state);
@@ -183,6 +184,28 @@ async fn one(lake: &Lake, facts: &Facts, mut table: Checked, report: &mut Report
         });
     }
     checked.push(table);
+    Ok(())
+}
+
+/// What a worker wrote down of a table when it opened it first.
+#[derive(Deserialize)]
+struct Filled {
+    log: Uuid,
+    uuid: String,
+}
+
+/// It is the very table that this log has filled, as far as that was written down.
+async fn identity(lake: &Lake, facts: &Facts, name: &str, born: u64, state: &mut TableState) -> Result<(), VerifyError> {
+    let path = format!("{}/tables/{name}-{born}.{}.json", lake.state_folder, state.format);
+    let Some(bytes) = footer::object(lake, &path).await.map_err(VerifyError::Unavailable)? else { return Ok(()) };
+    match serde_json::from_slice::<Filled>(&bytes) {
+        Ok(filled) if filled.log == facts.log && filled.uuid != state.uuid => {
+            let text = format!("its uuid is {}, and the table that this log has filled is {}: it was made anew in its place", state.uuid, filled.uuid);
+            state.findings.push(Finding::new("table-uuid", text).of(name, state.format));
+        }
+        Ok(_) => {}
+        Err(e) => state.unprovable.push(format!("{path}, which says what table this log has filled, is damaged: {e}")),
+    }
     Ok(())
 }
 
@@ -319,7 +342,7 @@ fn staged(facts: &Facts, name: &str, role: &Role, born: u64, state: &mut TableSt
 async fn keys(lake: &Lake, spec: &TableSpec, state: &mut TableState) {
     let fields: Option<Vec<SortField>> = spec.key.iter().map(|k| spec.schema.field_with_name(k).ok().map(|f| SortField::new(f.data_type().clone()))).collect();
     let Some(converter) = fields.and_then(|f| RowConverter::new(f).ok()) else { return };
-    let mut seen: HashMap<u128, ()> = HashMap::new();
+    let mut seen: HashSet<u128> = HashSet::new();
     let (mut twice, mut shown) = (0, vec![]);
     let options = FormatOptions::default().with_null("null");
     for file in &state.files {
@@ -329,7 +352,7 @@ async fn keys(lake: &Lake, spec: &TableSpec, state: &mut TableState) {
             let Ok(Some(batch)) = rows.try_next().await else { break };
             let Ok(encoded) = converter.convert_columns(batch.columns()) else { break };
             for (nth, row) in encoded.iter().enumerate() {
-                if seen.insert(twox_hash::XxHash3_128::oneshot(row.data()), ()).is_none() {
+                if seen.insert(twox_hash::XxHash3_128::oneshot(row.data())) {
                     continue;
                 }
                 twice += 1;

@@ -44,7 +44,7 @@ impl Tables {
                 RunKind::Partial { window_start_us } => partial.entry(window_start_us).or_default().push(run),
                 RunKind::JudgeLater => {
                     let read = self.fetch_run(&run.object, &run.run.run).await?;
-                    let Some(fold) = self.folds.get_mut(table).map(|f| f.get_mut().unwrap_or_else(|e| e.into_inner())) else { continue };
+                    let Some(fold) = self.fold_of(table) else { continue };
                     for (window, batches) in fold.judged(run.horizon_before, vec![read]).map_err(|e| folding(table, e))? {
                         judged.entry(window).or_default().push((run.entry, batches));
                     }
@@ -83,7 +83,7 @@ impl Tables {
         }
         ordered.sort_by_key(|(entry, nth, _)| (*entry, *nth));
         let first = ordered.first().map_or(0, |(entry, ..)| *entry);
-        let Some(fold) = self.folds.get_mut(table).map(|f| f.get_mut().unwrap_or_else(|e| e.into_inner())) else {
+        let Some(fold) = self.fold_of(table) else {
             return Err(failed(&"its fold is gone"));
         };
         let one = in_place(|| fold.merged(window, ordered.into_iter().flat_map(|(_, _, batches)| batches))).map_err(|e| folding(table, e))?;

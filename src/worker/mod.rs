@@ -418,7 +418,7 @@ async fn once(pipeline: &Arc<Pipeline>, plans: &[Arc<TablePlan>], options: RunOp
 }
 
 /// Every table of the lake that a plan asks for.
-fn lake_tables(plan: &crate::epoch::entry::Plan) -> BTreeSet<String> {
+fn lake_tables(plan: &Plan) -> BTreeSet<String> {
     let declared = plan.tables.values().flat_map(|t| [Some(&t.table), t.late.as_ref()]).flatten();
     declared.chain(plan.sources.values().map(|s| &s.dead)).map(|t| t.name.clone()).collect()
 }
@@ -444,7 +444,7 @@ fn flatten<T>(done: Result<Result<T, WorkerError>, tokio::task::JoinError>) -> R
 /// Gives birth to the log where there is none, and compares its plan with the file's: who loses the race for
 /// entry 0 runs under the winner's plan. Returns the very reading that was compared, and a plan to propose.
 #[allow(clippy::too_many_arguments)]
-async fn settle_plan(pipeline: &Pipeline, plans: &[Arc<TablePlan>], place: &Place, sources: &mut [Box<dyn Source>], facts: &BTreeMap<String, SourceFacts>, writer: &str, world: &Arc<dyn Surroundings>, accept: bool) -> Result<(Reading, Option<Box<crate::epoch::entry::Plan>>), WorkerError> {
+async fn settle_plan(pipeline: &Pipeline, plans: &[Arc<TablePlan>], place: &Place, sources: &mut [Box<dyn Source>], facts: &BTreeMap<String, SourceFacts>, writer: &str, world: &Arc<dyn Surroundings>, accept: bool) -> Result<(Reading, Option<Box<Plan>>), WorkerError> {
     check_declared(place, pipeline, plans)?;
     let mut existing = place.log.open().await?;
     let mut starts = BTreeMap::new();

@@ -36,6 +36,9 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
+/// Whoever wrote none of this many newest entries of the log counts as gone.
+const RECENT_ENTRIES: u64 = 50;
+
 pub struct LakeEntry {
     pub spec: Arc<TableSpec>,
     /// The declared windowed table whose windows it holds.
@@ -102,8 +105,7 @@ pub(super) fn folding(table: &str, e: FoldError) -> WorkerError {
 }
 
 impl Tables {
-    /// Opens (or creates) every table, and restores the panes as of `start`. `head` is the log's
-    /// newest entry number, read after the tables' stamps would have been written.
+    /// Opens (or creates) every table, and restores the panes as of `start`.
     pub async fn open(parts: Parts, start: Ledger) -> Result<Self, WorkerError> {
         let plans = compile(&start.plan).map_err(|e| WorkerError::Refused(e.to_string()))?;
         let mut tables = Self {
@@ -222,7 +224,7 @@ impl Tables {
         Ok(Some(Side::new(format, table, base, folder, horizon)))
     }
 
-    /// The lowest entry that all tables are stamped with or past; a stamp beyond the log is refused.
+    /// Refuses a stamp beyond the log. `head` is the number of its next entry, read after the stamps.
     pub fn check_stamps(&mut self, head: u64) -> Result<(), WorkerError> {
         self.counts_from = head;
         for (name, table) in &self.lake {
@@ -238,6 +240,10 @@ impl Tables {
             }
         }
         Ok(())
+    }
+
+    pub(super) fn fold_of(&mut self, table: &str) -> Option<&mut TableFold> {
+        self.folds.get_mut(table).map(|f| f.get_mut().unwrap_or_else(|e| e.into_inner()))
     }
 
     async fn restored(&self, table: &str) -> Result<TableFold, WorkerError> {
@@ -312,35 +318,33 @@ impl Tables {
         }
     }
 
-    fn pending_bytes(&self) -> u64 {
-        self.lake.values().flat_map(|t| &t.pending).map(|p| p.bytes).sum()
+    fn pending(&self) -> impl Iterator<Item = &Pending> {
+        self.lake.values().flat_map(|t| &t.pending)
     }
 
-    /// Emitted rows wait in memory: past this they are committed before their time.
+    /// What waits in memory; files wait in the store.
+    fn emitted_bytes(&self) -> u64 {
+        self.pending().filter(|p| !p.rows.is_empty()).map(|p| p.bytes).sum()
+    }
+
+    /// So much waits in memory that it is committed before its time.
     fn crowded(&self) -> bool {
-        let rows: u64 = self.lake.values().flat_map(|t| &t.pending).filter(|p| !p.rows.is_empty()).map(|p| p.bytes).sum();
-        rows > self.parts.pipeline.memory_bytes / 8 && self.last_commit.elapsed() > Duration::from_millis(200)
+        self.emitted_bytes() > self.parts.pipeline.memory_bytes / 8 && self.last_commit.elapsed() > Duration::from_millis(200)
     }
 
     fn tell_pressure(&mut self) {
-        let bytes = self.pending_bytes();
-        let staged: u64 = self.lake.values().flat_map(|t| &t.pending).flat_map(|p| &p.files).map(|(_, f)| f.bytes).sum();
-        self.parts.metrics.backlog_bytes.store(bytes.max(staged), Ordering::Relaxed);
+        let staged: u64 = self.pending().flat_map(|p| &p.files).map(|(_, f)| f.bytes).sum();
+        self.parts.metrics.backlog_bytes.store(self.pending().map(|p| p.bytes).sum(), Ordering::Relaxed);
         let oldest = self.lake.values().filter_map(|t| t.pending.front()).map(|p| p.since.elapsed()).max().unwrap_or_default();
-        let rows: u64 = self.lake.values().flat_map(|t| &t.pending).filter(|p| !p.rows.is_empty()).map(|p| p.bytes).sum();
         let limit = self.parts.pipeline.backlog;
-        let behind = staged > limit.bytes || oldest > Duration::from_secs(limit.hours * 3600) || rows > self.parts.pipeline.memory_bytes / 4 || self.parts.entries.len() > 8;
+        let behind = staged > limit.bytes || oldest > Duration::from_secs(limit.hours * 3600) || self.emitted_bytes() > self.parts.pipeline.memory_bytes / 4 || self.parts.entries.len() > 8;
         self.parts.pressure.behind.store(behind, Ordering::Relaxed);
         let crowded = self.folds.values_mut().any(|f| f.get_mut().unwrap_or_else(|e| e.into_inner()).crowded());
         self.parts.pressure.memory.store(crowded, Ordering::Relaxed);
     }
 
-    fn table(&mut self, name: &str) -> Option<&mut LakeEntry> {
-        self.lake.get_mut(name)
-    }
-
     fn pend(&mut self, table: &str, seq: u64, bytes: u64, change: impl FnOnce(&mut Pending)) {
-        let Some(entry) = self.table(table) else { return };
+        let Some(entry) = self.lake.get_mut(table) else { return };
         // Rows that every format holds already are not kept.
         if entry.sides.iter().all(|s| s.stamp() >= seq) {
             return;
@@ -437,8 +441,8 @@ impl Tables {
                 emit_all: t.emit_all,
             };
             let runs = by_table.remove(&name).unwrap_or_default();
-            let Some(fold) = self.folds.get_mut(&name).map(|f| f.get_mut().unwrap_or_else(|e| e.into_inner())) else { continue };
             let metrics = self.parts.metrics.clone();
+            let Some(fold) = self.fold_of(&name) else { continue };
             let changes = in_place(|| cpu(&metrics.cpu.fold, || fold.apply(&at, runs))).map_err(|e| folding(&name, e))?;
             open_windows += fold.open_windows().len() as u64;
             for change in changes.rows {
@@ -486,12 +490,15 @@ impl Tables {
         Ok(())
     }
 
-    /// Am I the one who commits? The lowest id among the log's recent writers is; the others step in
-    /// when a table has waited twice as long as it should.
+    /// Has no recent writer of the log a lower id? Then it is this worker that commits and truncates.
+    fn is_lowest(&self) -> bool {
+        let recent = self.at.writers.iter().filter(|(_, newest)| **newest + RECENT_ENTRIES > self.at.next).map(|(w, _)| w);
+        recent.min().is_none_or(|w| *w >= self.parts.head.writer)
+    }
+
+    /// Am I the one who commits? Others step in when a table has waited twice as long as it should.
     fn commits_now(&self, entry: &LakeEntry, every: Duration) -> bool {
-        let recent = self.at.writers.iter().filter(|(_, newest)| **newest + 50 > self.at.next).map(|(w, _)| w);
-        let lowest = recent.min().is_none_or(|w| *w >= self.parts.head.writer);
-        lowest || entry.pending.front().is_some_and(|p| p.since.elapsed() > every * 2)
+        self.is_lowest() || entry.pending.front().is_some_and(|p| p.since.elapsed() > every * 2)
     }
 
     async fn commit_all(&mut self, draining: bool) -> Result<(), WorkerError> {
@@ -591,8 +598,7 @@ impl Tables {
     /// Who ends does it whatever its id: of runs that are all short, each follows one that is gone and was lower.
     async fn checkpoint_and_truncate(&mut self, ending: bool) -> Result<(), WorkerError> {
         let lowest = self.lowest_stamp();
-        let recent = self.at.writers.iter().filter(|(_, newest)| **newest + 50 > self.at.next).map(|(w, _)| w);
-        if !ending && recent.min().is_some_and(|w| *w < self.parts.head.writer) {
+        if !ending && !self.is_lowest() {
             return Ok(());
         }
         let Some(upto) = checkpoint::upto(self.parts.cadence, self.at.next, lowest, self.at.checkpoint.map(|c| c.upto)) else { return Ok(()) };

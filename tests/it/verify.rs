@@ -480,6 +480,10 @@ fn every_corruption_of_an_iceberg_table_is_found_and_named() {
     site.plant("a stamp of another log", &["stamp-log"], |s| property(s, "spend", "millpond.log", json!("00000000-0000-4000-8000-000000000000")));
     site.plant("a stamp lost", &["stamp-missing"], |s| edit_json(&s.metadata("spend"), |m| drop(m["properties"].as_object_mut().unwrap().remove("millpond.log"))));
     site.plant("a table under another uuid", &["table-uuid"], |s| edit_json(&s.metadata("spend"), |m| m["table-uuid"] = json!("00000000-0000-4000-8000-000000000000")));
+    site.plant("a table under another uuid that its properties know", &["table-uuid"], |s| {
+        let other = json!("00000000-0000-4000-8000-000000000000");
+        edit_json(&s.metadata("spend"), |m| (m["table-uuid"], m["properties"]["millpond.table-uuid"]) = (other.clone(), other));
+    });
     site.plant("a table dropped from the catalog", &["table-missing"], |s| s.catalog("delete from iceberg_tables where table_name = ?1", &["spend"]));
     site.plant("a metadata file cut short", &["table-unreadable"], |s| {
         let bytes = std::fs::read(s.metadata("spend")).unwrap();
@@ -570,6 +574,9 @@ fn every_corruption_of_a_delta_table_is_found_and_named() {
             other["metaData"]["id"] = json!("00000000-0000-4000-8000-000000000000");
             a.push(other);
         });
+    });
+    site.plant("a table under another id from its first version on", &["table-uuid"], |s| {
+        s.edit_commit("spend", "metaData", |a| a.iter_mut().filter_map(|a| a.get_mut("metaData")).for_each(|m| m["id"] = json!("00000000-0000-4000-8000-000000000000")));
     });
     site.plant("a commit removed from the middle", &["metadata-missing"], |s| std::fs::remove_file(&s.commits("plain")[1]).unwrap());
     site.plant("the newest commit removed", &["row-missing"], |s| std::fs::remove_file(s.commits("plain").last().unwrap()).unwrap());

@@ -18,7 +18,6 @@ mod tests;
 mod upkeep;
 mod vector;
 
-pub use schema::file_schema;
 pub use table::DeltaTable;
 
 use super::{ANOTHER_NAME, CommitError, LakeTable, Stamp, TableFormat};

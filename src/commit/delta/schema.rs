@@ -6,7 +6,6 @@
 use crate::pipeline::TYPE_KEY;
 use arrow::datatypes::{DataType, Field, Schema, TimeUnit};
 use serde_json::{Value, json};
-use std::sync::Arc;
 
 /// The Delta type of an Arrow field: a primitive's name, or the object of a struct, array or map.
 /// The error names the field.
@@ -79,25 +78,6 @@ pub(super) fn schema_string(fields: &[Value]) -> String {
 pub(super) fn parse_schema(text: &str) -> Result<Vec<Value>, String> {
     let schema: Value = serde_json::from_str(text).map_err(|e| format!("schemaString is no json: {e}"))?;
     schema["fields"].as_array().cloned().ok_or_else(|| "schemaString has no fields".to_string())
-}
-
-/// The Arrow schema of the Parquet files of a Delta table: what Delta has no type for becomes text
-/// (uuid with hyphens, time as `HH:MM:SS.ffffff`). Field metadata stays.
-pub fn file_schema(schema: &Schema) -> Schema {
-    Schema::new_with_metadata(schema.fields().iter().map(|f| file_field(f)).collect::<Vec<_>>(), schema.metadata().clone())
-}
-
-fn file_field(field: &Arc<Field>) -> Arc<Field> {
-    let ty = match field.data_type() {
-        DataType::FixedSizeBinary(16) if is_uuid(field) => DataType::Utf8,
-        DataType::Time32(_) | DataType::Time64(_) => DataType::Utf8,
-        DataType::Struct(fields) => DataType::Struct(fields.iter().map(file_field).collect()),
-        DataType::List(item) => DataType::List(file_field(item)),
-        DataType::LargeList(item) => DataType::LargeList(file_field(item)),
-        DataType::Map(entries, sorted) => DataType::Map(file_field(entries), *sorted),
-        _ => return field.clone(),
-    };
-    Arc::new(field.as_ref().clone().with_data_type(ty))
 }
 
 /// How a table's schema differs from the one that is wanted.
