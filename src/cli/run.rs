@@ -1,6 +1,6 @@
 //! `millpond run FILE`.
 
-use super::{OK, SystemClock, fail, load, report};
+use super::{OK, SystemClock, fail, footprint, load, report};
 use crate::observe::{Metrics, http};
 use crate::worker::surroundings::System;
 use crate::worker::{self, RunOptions, WorkerError, progress};
@@ -46,6 +46,7 @@ pub async fn main(a: Arguments) -> i32 {
         Ok(loaded) => loaded,
         Err(problems) => return report(&problems, a.json),
     };
+    footprint::keep_within(loaded.pipeline.memory_bytes);
     let metrics = Arc::new(Metrics::default());
     if let Some(at) = loaded.pipeline.listen {
         match http::serve(at, metrics.clone()).await {

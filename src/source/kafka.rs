@@ -49,7 +49,9 @@ const DEFAULTS: [(&str, &str); 14] = [
     // A live topic is fetched ten times a second, not once for each record.
     ("fetch.wait.max.ms", "100"),
     ("fetch.min.bytes", "65536"),
-    ("fetch.message.max.bytes", "4194304"),
+    // Small enough that one answer holds something of each of 16 partitions: the next request begins
+    // with the first ones again, and those that found no room would wait until these are read.
+    ("fetch.message.max.bytes", "524288"),
     ("fetch.max.bytes", "8388608"),
     ("queued.min.messages", "100000"),
     // Of values; librdkafka adds some 500 bytes to each record.

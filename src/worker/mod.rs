@@ -168,7 +168,7 @@ impl Place {
         let log = Log::new(store.clone(), Path::from(format!("{state_folder}/log")));
         let catalog = SqliteCatalog::open(&pipeline.lake.iceberg_catalog, &pipeline.lake.catalog_name)
             .await
-            .map_err(|e| WorkerError::Unavailable(format!("cannot open the Iceberg catalog {}: {e}", pipeline.lake.iceberg_catalog.display())))?;
+            .map_err(|e| WorkerError::Unavailable(e.to_string()))?;
         let now: Arc<dyn Fn() -> i64 + Send + Sync> = Arc::new({
             let clock = clock.clone();
             move || clock.now_ms()
@@ -303,6 +303,7 @@ async fn once(pipeline: &Arc<Pipeline>, plans: &[Arc<TablePlan>], options: RunOp
         pressure: pressure.clone(),
         entries,
         ending: change.as_ref().map(|to| &lake_tables(&reading.start.plan) - &lake_tables(to)).unwrap_or_default(),
+        held: reading.stamps,
     };
     let mut tables = Tables::open(parts, reading.start).await?;
     // The stamps were read first: a stamp beyond this end of the log cannot come from it.
