@@ -101,14 +101,15 @@ fn temper(rng: &mut Rng) -> Temper {
         return Temper {
             faults: [0, 10][rng.below(2) as usize],
             naps: 5,
-            naps_deciding: [700, 0][rng.below(2) as usize],
+            naps_deciding: 700,
             naps_staging: [5, 700][rng.below(2) as usize],
             life_ms: 0,
             workers: 2 + rng.below(2) as usize,
             lagging: None,
             cadence: Cadence { trail: rng.below(2), every: 1 + rng.below(2), most_runs: 256 },
             reread_runs: false,
-            clean,
+            // And delete what it staged, where they may.
+            clean: rng.chance(75).then_some(Clean { after_ms: 0, every_ms: 500 }),
             one_host,
             power_cuts,
             skew_ms,
