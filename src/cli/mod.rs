@@ -1,5 +1,6 @@
 //! The command line: one file per verb; human and `--json` output come from one value.
 
+pub mod footprint;
 mod query;
 mod run;
 mod schema;

@@ -1,6 +1,6 @@
 //! `millpond run FILE`.
 
-use super::{OK, SystemClock, fail, load, report};
+use super::{OK, SystemClock, fail, footprint, load, report};
 use crate::observe::{Metrics, http};
 use crate::worker::surroundings::System;
 use crate::worker::{self, RunOptions, WorkerError, progress};
@@ -46,6 +46,7 @@ pub async fn main(a: Arguments) -> i32 {
         Ok(loaded) => loaded,
         Err(problems) => return report(&problems, a.json),
     };
+    footprint::keep_within(loaded.pipeline.memory_bytes);
     let metrics = Arc::new(Metrics::default());
     if let Some(at) = loaded.pipeline.listen {
         match http::serve(at, metrics.clone()).await {
@@ -54,12 +55,16 @@ pub async fn main(a: Arguments) -> i32 {
         }
     }
     let stop = Arc::new(AtomicBool::new(false));
-    watch_signals(stop.clone());
+    watch_signals(stop.clone(), metrics.clone());
     let shown = tokio::spawn(progress::show(metrics.clone(), a.json));
     let options = RunOptions { until_end: a.until_end, last: a.last, reread_runs: a.reread_runs, deadline: Duration::from_secs(a.deadline), accept: a.accept };
     let world = Arc::new(System { clock: Arc::new(SystemClock) });
     let start = Instant::now();
-    let done = worker::run(loaded.pipeline, loaded.plans, options, metrics.clone(), world, stop).await;
+    let working = tokio::spawn(worker::run(loaded.pipeline, loaded.plans, options, metrics.clone(), world, stop.clone()));
+    let done = tokio::select! {
+        done = working => done.unwrap_or_else(|e| Err(WorkerError::Internal(e.to_string()))),
+        () = stopped_early(&stop, &metrics) => Ok(()),
+    };
     shown.abort();
     if let Err(e) = done {
         return fail(e, a.json);
@@ -85,8 +90,23 @@ pub async fn main(a: Arguments) -> i32 {
     OK
 }
 
+/// How long a worker that is still starting may take to end by itself.
+const EARLY: Duration = Duration::from_millis(300);
+
+/// Resolves when the worker was stopped before it had begun: there is nothing to drain, and what it waits for (a broker
+/// that does not answer) may take long. To end it there is what a kill does: the next start goes on from the log.
+async fn stopped_early(stop: &AtomicBool, metrics: &Metrics) {
+    loop {
+        tokio::time::sleep(EARLY).await;
+        if stop.load(Ordering::Relaxed) && !metrics.ready.load(Ordering::Relaxed) {
+            tokio::time::sleep(EARLY).await;
+            return;
+        }
+    }
+}
+
 /// The first signal drains, the second one ends the process at once: the log has all that counts.
-fn watch_signals(stop: Arc<AtomicBool>) {
+fn watch_signals(stop: Arc<AtomicBool>, metrics: Arc<Metrics>) {
     tokio::spawn(async move {
         let (Ok(mut interrupt), Ok(mut terminate)) = (signal(SignalKind::interrupt()), signal(SignalKind::terminate())) else { return };
         loop {
@@ -96,9 +116,14 @@ fn watch_signals(stop: Arc<AtomicBool>) {
             }
             if stop.swap(true, Ordering::Relaxed) {
                 eprintln!("\nended at once; nothing is lost");
-                std::process::exit(130);
+                // SAFETY: takes a number and does not return. Not `exit`, for the reason that `main` names.
+                unsafe { libc::_exit(130) };
             }
-            eprintln!("\nstopping: bringing the tables up to what was decided (again: end at once)");
+            if metrics.ready.load(Ordering::Relaxed) {
+                eprintln!("\nstopping: bringing the tables up to what was decided (again: end at once)");
+            } else {
+                eprintln!("\nstopping: it had not begun");
+            }
         }
     });
 }

@@ -2,7 +2,8 @@
 
 use super::{OK, SystemClock, fail, has_run, load, report};
 use crate::epoch::ledger::PartitionState;
-use crate::pipeline::{Pipeline, SourceSpec};
+use crate::pipeline::{Input, Pipeline, SourceSpec};
+use crate::source::kafka;
 use crate::worker::progress::instant;
 use crate::worker::{Clock, Place, WorkerError, open_source};
 use serde_json::{Value, json};
@@ -49,6 +50,7 @@ async fn status(pipeline: &Arc<Pipeline>) -> Result<Value, WorkerError> {
     let head = &reading.head;
     let ends = ends(pipeline);
     let time = |t: Option<i64>| t.map(instant);
+    let grouped = |name: &String| pipeline.sources.iter().any(|s| s.name == *name && matches!(s.input, Input::Kafka(_)));
     let sources: serde_json::Map<String, Value> = head
         .sources
         .iter()
@@ -66,7 +68,10 @@ async fn status(pipeline: &Arc<Pipeline>) -> Result<Value, WorkerError> {
             let unknown = ends.and_then(|e| e.as_ref().err());
             (
                 name.clone(),
-                json!({ "records": s.records, "dead": s.dead, "lag": lag, "lag_unknown": unknown, "watermark": time(s.watermark), "partitions": partitions }),
+                json!({
+                    "records": s.records, "dead": s.dead, "lag": lag, "lag_unknown": unknown, "watermark": time(s.watermark),
+                    "group": grouped(name).then(|| kafka::group(&pipeline.name, name, head.log)), "partitions": partitions,
+                }),
             )
         })
         .collect();
@@ -140,6 +145,9 @@ fn print_human(value: &Value) {
             (None, None) => "not in the pipeline file".into(),
         };
         println!("source {name}: {} records, {} dead, {lag}, complete to {}", source["records"], source["dead"], text(&source["watermark"]));
+        if let Some(group) = source["group"].as_str() {
+            println!("  consumer group {group}");
+        }
         for (partition, p) in source["partitions"].as_object().into_iter().flatten() {
             let of = p["end"].as_i64().map_or_else(String::new, |end| format!(" of {end}"));
             println!("  partition {partition}: offset {}{of}, latest event {}", p["offset"], text(&p["latest_event"]));

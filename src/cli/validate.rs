@@ -1,6 +1,6 @@
 //! `millpond validate FILE`.
 
-use super::{CONFIG, OK, SystemClock, code_of, load, report};
+use super::{CONFIG, OK, SystemClock, code_of, has_run, load, report};
 use crate::epoch::plan::{self, Fit, Given};
 use crate::pipeline::{PartitionTransform, Pipeline, TableFormatKind};
 use crate::store::probe;
@@ -86,6 +86,15 @@ async fn connected(pipeline: &Arc<Pipeline>, plans: &[Arc<crate::pipeline::sql::
         }
     }
     let mut notes = vec![];
+    // Where it never ran nothing is to be left behind: the store is tried in a folder of its own, as near as there is one.
+    let trial = match trial(pipeline) {
+        Ok(trial) => trial,
+        Err(e) => {
+            failures.push(e);
+            return Err(failures);
+        }
+    };
+    let pipeline = trial.as_ref().map_or(pipeline, |t| &t.pipeline);
     match Place::open(pipeline, &clock).await {
         Err(e) => failures.push(e),
         Ok(place) => {
@@ -118,4 +127,33 @@ async fn connected(pipeline: &Arc<Pipeline>, plans: &[Arc<crate::pipeline::sql::
         }
     }
     if failures.is_empty() { Ok(notes) } else { Err(failures) }
+}
+
+/// A lake for one validation, removed when it is dropped.
+struct Trial {
+    pipeline: Arc<Pipeline>,
+    folder: PathBuf,
+}
+
+impl Drop for Trial {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.folder);
+    }
+}
+
+/// A trial lake beside the one that a first run will make; `None` where there has been a run.
+fn trial(pipeline: &Arc<Pipeline>) -> Result<Option<Trial>, WorkerError> {
+    if has_run(pipeline) {
+        return Ok(None);
+    }
+    let root = &pipeline.lake.root;
+    let near = root.ancestors().find(|f| f.exists()).unwrap_or(root);
+    let folder = near.join(format!(".millpond-validate-{}", Uuid::new_v4()));
+    std::fs::create_dir(&folder).map_err(|e| WorkerError::Unavailable(format!("cannot make lake.root {}: {e}; check the path, its permissions and free space", root.display())))?;
+    let mut tried = Pipeline::clone(pipeline);
+    tried.lake.root = folder.join("lake");
+    if !tried.lake.iceberg_catalog.exists() {
+        tried.lake.iceberg_catalog = tried.lake.root.join("catalog.db");
+    }
+    Ok(Some(Trial { pipeline: Arc::new(tried), folder }))
 }

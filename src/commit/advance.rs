@@ -50,6 +50,8 @@ pub struct Side {
     kind: TableFormatKind,
     table: Box<dyn LakeTable>,
     base: Base,
+    /// The highest entry that it was seen stamped with.
+    held: u64,
     index_folder: PathBuf,
     index: Option<KeyIndex>,
     /// The table's horizon at its stamp, or a lower one: what ends after it can still be corrected. The
@@ -63,17 +65,41 @@ pub struct Side {
 
 impl Side {
     pub fn new(kind: TableFormatKind, table: Box<dyn LakeTable>, base: Base, index_folder: PathBuf, horizon: Option<i64>) -> Self {
-        Self { kind, table, base, index_folder, index: None, horizon, unknown: false, disturbed: true }
+        Self { kind, table, held: base.stamp.entry, base, index_folder, index: None, horizon, unknown: false, disturbed: true }
     }
 
     pub fn kind(&self) -> TableFormatKind {
         self.kind
     }
 
-    /// The entry that the table was stamped with when it was looked at last.
+    /// The entry that the table was stamped with when it was looked at last, or a later one up to which there
+    /// is nothing for it.
     pub fn stamp(&self) -> u64 {
         self.base.stamp.entry
     }
+
+    /// The entry that the table itself says, as it was looked at last.
+    pub fn held(&self) -> u64 {
+        self.held
+    }
+
+    /// Looks at the table anew. What it held before it must hold still: the rows in between are nowhere else by now.
+    async fn look(&mut self, name: &str) -> Result<(), CommitError> {
+        self.base = self.table.load().await?;
+        let found = self.base.stamp.entry;
+        if found < self.held {
+            return Err(set_back(self.kind, name, &self.base.version, found, self.held));
+        }
+        self.held = found;
+        Ok(())
+    }
+}
+
+/// A table that lacks what it held before, without a trace of who took it.
+pub fn set_back(format: TableFormatKind, table: &str, place: &str, found: u64, held: u64) -> CommitError {
+    CommitError::Refused(format!(
+        "the {format} table {table} ({place}) is stamped with the log's entry {found}, and was with entry {held} before: an older copy of it, or of its catalog, was put in its place, and the log may not hold the entries between any more; put the newer one back, or {ANOTHER_NAME}"
+    ))
 }
 
 /// One turn of the committer at one side of a table.
@@ -109,7 +135,7 @@ fn index_error(e: KeyIndexError) -> CommitError {
 pub async fn advance(side: &mut Side, pending: &VecDeque<Pending>, mut what: Advance<'_>) -> Result<(), CommitError> {
     for _ in 0..MOVES {
         if side.unknown || what.only_look {
-            side.base = side.table.load().await?;
+            side.look(&what.spec.name).await?;
             side.unknown = false;
         }
         let todo: Vec<&Pending> = pending.iter().filter(|p| p.seq > side.stamp() && concerns(p, side.kind)).collect();
@@ -128,7 +154,7 @@ pub async fn advance(side: &mut Side, pending: &VecDeque<Pending>, mut what: Adv
             Committed::Moved => {
                 side.disturbed = true;
                 let before = side.stamp();
-                side.base = side.table.load().await?;
+                side.look(&what.spec.name).await?;
                 if mutant::on(Mutant::StampNotCheckedAgain) {
                     side.base.stamp.entry = before;
                 }
@@ -353,6 +379,7 @@ async fn commit(side: &mut Side, todo: &[&Pending], what: &Advance<'_>) -> Resul
         what.metrics.commit_files_read.fetch_add(report.data_files_read, Ordering::Relaxed);
         side.base.version.clone_from(&report.version);
         side.base.stamp = what.stamp.clone();
+        side.held = what.stamp.entry;
         side.horizon = what.horizon;
         match side.index.as_mut().filter(|_| indexed) {
             Some(index) => {

@@ -158,4 +158,7 @@ pub trait TableFormat: Send + Sync {
 
     /// Opens it if it exists; creates nothing.
     async fn open(&self, spec: Arc<TableSpec>) -> Result<Option<Box<dyn LakeTable>>, CommitError>;
+
+    /// Where a table is looked for, for people.
+    fn place(&self, table: &str) -> String;
 }

@@ -1,7 +1,9 @@
 //! Checkpoints: where a reader starts, so that the log can be short.
 
 use super::ledger::Ledger;
+use crate::pipeline::TableFormatKind;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 
 /// Everything that the entries up to and including `upto` add up to.
 ///
@@ -14,6 +16,20 @@ pub struct Checkpoint {
     pub upto: u64,
     /// The state before entry `upto + 1`.
     pub ledger: Box<Ledger>,
+    /// The stamps that its writer had read from the tables, or written.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub stamps: Stamps,
+}
+
+/// Table to format to the entry that it is stamped with.
+pub type Stamps = BTreeMap<String, BTreeMap<TableFormatKind, u64>>;
+
+/// Whether a table that is stamped with `found` lacks entries that the log may not hold any more: it was
+/// stamped with `held` when the checkpoint as of `upto` was written, and an older copy of it lies there now.
+///
+/// A stamp below M alone says nothing: nothing may have come for the table since.
+pub fn lacks_entries(found: u64, held: u64, upto: u64) -> bool {
+    found < held && found < upto
 }
 
 /// How far checkpoints trail the head, in entries, so that other workers' reads are not in vain.

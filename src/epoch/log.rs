@@ -1,5 +1,6 @@
 //! The log in an object store: reading it whole or from where one stands, and appending to it.
 
+use super::checkpoint::Stamps;
 use super::decide::{self, PutAnswer, ReadBack, Verdict};
 use super::entry::{self, Body, CheckpointRef, Entry};
 use super::ledger::{Corrupt, Ledger};
@@ -52,6 +53,8 @@ pub struct Reading {
     pub tail: Vec<(u64, Entry)>,
     /// The state at the head.
     pub head: Ledger,
+    /// What the checkpoint that it starts from says of the tables.
+    pub stamps: Stamps,
 }
 
 #[derive(Debug, Clone)]
@@ -133,13 +136,13 @@ impl Log {
 
     async fn read_from(&self, checkpoint: Option<CheckpointRef>, last: u64) -> Result<Reading, LogError> {
         let missing = |seq: u64| LogError::Damaged(format!("log entry {} is missing although later ones exist; restore it from a backup", self.path(seq)));
-        let (start, first) = match checkpoint {
+        let (start, first, stamps) = match checkpoint {
             None => {
                 let birth = self.read(0).await?.ok_or_else(|| missing(0))?;
-                (Ledger::born(&birth)?, 1)
+                (Ledger::born(&birth)?, 1, Stamps::new())
             }
             Some(at) => match self.read(at.entry).await?.ok_or_else(|| missing(at.entry))?.body {
-                Body::Checkpoint(c) if c.ledger.next == c.upto + 1 => (*c.ledger, c.upto + 1),
+                Body::Checkpoint(c) if c.ledger.next == c.upto + 1 => (*c.ledger, c.upto + 1, c.stamps),
                 Body::Checkpoint(c) => {
                     return Err(LogError::Damaged(format!("log entry {} is a checkpoint as of entry {}, and its state is that before entry {}", self.path(at.entry), c.upto, c.ledger.next)));
                 }
@@ -153,7 +156,7 @@ impl Log {
             head.apply(&entry)?;
             tail.push((seq, entry));
         }
-        Ok(Reading { start, tail, head })
+        Ok(Reading { start, tail, head, stamps })
     }
 
     /// Entries from `next` on, as far as there are any.

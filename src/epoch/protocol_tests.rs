@@ -179,7 +179,7 @@ async fn writer(nth: u64, store: &Unreliable, log: Log, rng: &Mutex<Rng>, seen: 
                         let (_, e) = recent.remove(0);
                         trail.apply(&e).expect("it was applied before");
                     }
-                    Body::Checkpoint(Checkpoint { upto, ledger: Box::new(trail.clone()) })
+                    Body::Checkpoint(Checkpoint { upto, ledger: Box::new(trail.clone()), stamps: Default::default() })
                 }
                 2 => {
                     // The cleaner has searched the log up to here, and the tables: it names what it found nowhere.
@@ -368,7 +368,7 @@ async fn a_sleeper_whose_put_succeeds_on_a_freed_name_starts_over() {
             at_two = Some(ledger.clone());
         }
     }
-    let checkpoint = entry(20, 0, 6, Body::Checkpoint(Checkpoint { upto: 2, ledger: Box::new(at_two.unwrap()) }));
+    let checkpoint = entry(20, 0, 6, Body::Checkpoint(Checkpoint { upto: 2, ledger: Box::new(at_two.unwrap()), stamps: Default::default() }));
     assert!(matches!(log.propose(6, &checkpoint, |_| {}).await, Ok(Proposed::Decided(6))));
     ledger.apply(&checkpoint).unwrap();
     assert_eq!(log.truncate(2).await.unwrap(), 3);

@@ -183,7 +183,7 @@ fn work_that_began_at_or_below_the_newest_m_is_stale_whatever_its_kind() {
     for n in 0..3 {
         apply(&mut at_three, 10 + n, Body::Data(data(&[(0, n as i64, n as i64 + 1, None)], None)));
     }
-    let checkpoint = |upto| Body::Checkpoint(Checkpoint { upto, ledger: Box::new(at_three.clone()) });
+    let checkpoint = |upto| Body::Checkpoint(Checkpoint { upto, ledger: Box::new(at_three.clone()), stamps: Default::default() });
     apply(&mut l, 30, checkpoint(3));
     assert_eq!(l.checkpoint, Some(CheckpointRef { entry: 6, upto: 3 }));
     assert_eq!(l.attempts.keys().copied().collect::<Vec<_>>(), [4, 5, 6], "what M holds is for the tables to know");
@@ -221,7 +221,7 @@ fn condemned_attempts_are_forgotten_when_m_reaches_their_note() {
     let as_of = |upto: u64| {
         let mut state = ledger();
         (state.next, state.plan_entry) = (upto + 1, 0);
-        Body::Checkpoint(Checkpoint { upto, ledger: Box::new(state) })
+        Body::Checkpoint(Checkpoint { upto, ledger: Box::new(state), stamps: Default::default() })
     };
     let late = |l: &Ledger| fits(l, &entry(50, 0, began, Body::Data(data(&[(0, 2, 3, None)], None))));
     apply(&mut l, 13, as_of(note - 1));
@@ -242,7 +242,7 @@ fn a_reader_from_a_checkpoint_ends_where_one_from_the_start_does() {
     for n in 0..9u64 {
         if n == 7 {
             let at: Ledger = at_four.clone().unwrap();
-            all.push(entry(100, 0, whole.next, Body::Checkpoint(Checkpoint { upto: 4, ledger: Box::new(at) })));
+            all.push(entry(100, 0, whole.next, Body::Checkpoint(Checkpoint { upto: 4, ledger: Box::new(at), stamps: Default::default() })));
         } else if n == 5 {
             all.push(entry(n as u128 + 10, 0, whole.next, Body::Note(Note::Condemned { attempts: vec![Uuid::from_u128(999)] })));
         } else {
@@ -575,7 +575,7 @@ fn runs_of_an_earlier_life_of_a_name_stay_dead() {
     let mut second = data(&[(0, 10, 11, Some(4))], None);
     second.runs = Some(RunObject { path: "runs/b".into(), bytes: 200, runs: vec![run("sums", 5)] });
     apply(&mut l, 3, Body::Data(second));
-    apply(&mut l, 4, Body::Checkpoint(Checkpoint { upto: 1, ledger: Box::new(then) }));
+    apply(&mut l, 4, Body::Checkpoint(Checkpoint { upto: 1, ledger: Box::new(then), stamps: Default::default() }));
     assert_eq!(l.runs["sums"].iter().map(|r| r.object.as_str()).collect::<Vec<_>>(), ["runs/b"]);
 }
 
@@ -599,7 +599,7 @@ fn samples() -> Vec<(&'static str, Entry)> {
         ("plan-birth", birth_of(FILE, 2)),
         ("plan-change", entry(2, 0, 1, Body::Plan(Plan { replaces: Some(0), ..second }))),
         ("data", with_checkpoint),
-        ("checkpoint", entry(4, 0, 3, Body::Checkpoint(Checkpoint { upto: start.next - 1, ledger: Box::new(start) }))),
+        ("checkpoint", entry(4, 0, 3, Body::Checkpoint(Checkpoint { upto: start.next - 1, ledger: Box::new(start), stamps: Default::default() }))),
         ("note-end-of-input", entry(5, 0, 4, Body::Note(Note::EndOfInput { ends: starts(2) }))),
         ("note-condemned", entry(6, 0, 5, Body::Note(Note::Condemned { attempts: vec![MINE, THEIRS] }))),
     ]
@@ -651,7 +651,7 @@ fn an_older_checkpoint_brings_no_runs_back_that_a_newer_one_has_merged() {
     state.runs.insert("sums".into(), vec![run("merged twice")]);
     state.runs_as_of = 40;
     let mut behind = Ledger { runs_as_of: 20, ..state.clone() };
-    let checkpoint = || Body::Checkpoint(Checkpoint { upto: 30, ledger: Box::new(older.clone()) });
+    let checkpoint = || Body::Checkpoint(Checkpoint { upto: 30, ledger: Box::new(older.clone()), stamps: Default::default() });
     apply(&mut state, 2, checkpoint());
     assert_eq!((state.runs["sums"][0].object.as_str(), state.runs_as_of), ("merged twice", 40));
     apply(&mut behind, 2, checkpoint());

@@ -404,7 +404,7 @@ impl World {
         }
         state.runs_as_of = m;
         self.nap().await;
-        let mut e = entry(0, reading.head.plan_entry, reading.head.next, Body::Checkpoint(Checkpoint { upto: m, ledger: Box::new(state) }));
+        let mut e = entry(0, reading.head.plan_entry, reading.head.next, Body::Checkpoint(Checkpoint { upto: m, ledger: Box::new(state), stamps: Default::default() }));
         (e.attempt, e.writer) = (attempt, format!("c{nth}"));
         if matches!(self.append(&mut reading.head, e).await, Fate::Decided) {
             self.checkpoints.fetch_add(1, Ordering::Relaxed);

@@ -209,7 +209,7 @@ impl Ledgers {
             Kind::Birth => self.birth.body.clone(),
             Kind::Data { from, to, claims } => Body::Data(data(code.attempt, from, to, claims)),
             Kind::Plan { replaces } => Body::Plan(real::Plan { replaces: Some(replaces as u64), ..ledger.plan.clone() }),
-            Kind::Checkpoint { upto, .. } => Body::Checkpoint(Checkpoint { upto: upto as u64, ledger: Box::new(self.checkpointed(log, code)?) }),
+            Kind::Checkpoint { upto, .. } => Body::Checkpoint(Checkpoint { upto: upto as u64, ledger: Box::new(self.checkpointed(log, code)?), stamps: Default::default() }),
             Kind::Condemned { attempts } => Body::Note(Note::Condemned { attempts: ids(attempts).collect() }),
         };
         Ok(entry(id(code.attempt).as_u128(), code.plan as u64, code.began as u64, body))

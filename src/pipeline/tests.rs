@@ -508,7 +508,7 @@ p.yaml:11:3: error: `a__dead` ends with `__dead`, which marks tables that Millpo
    expected: another name
 "#),
         ("owned options", with("topic: events}", "topic: events, options: {group.id: g, auto.offset.reset: earliest, security.protocol: sasl_sll}}"), r#"
-p.yaml:4:63: error: `group.id` cannot be set: the consumer group is the pipeline's name
+p.yaml:4:63: error: `group.id` cannot be set: the consumer group is made of the pipeline, the source and the log, whose workers share the partitions
  4 |     kafka: {brokers: localhost:9092, topic: events, options: {group.id: g, auto.offset.reset: earliest, security.protocol: sasl_sll}}
    |                                                               ^^^^^^^^
    expected: any other property of librdkafka

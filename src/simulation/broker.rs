@@ -10,6 +10,7 @@ use crate::source::{Position, RawBatch, RawRecord, Source, SourceError, SourceEv
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
+use uuid::Uuid;
 
 /// A row as the producer meant it.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -242,7 +243,7 @@ impl Source for SimSource {
         Ok(partitions.iter().map(|p| (*p, topic.partitions[*p as usize].begin)).collect())
     }
 
-    fn join(&mut self) -> Result<(), SourceError> {
+    fn join(&mut self, _: Uuid) -> Result<(), SourceError> {
         self.trouble()?;
         let mut topic = self.world.broker.topic.lock().unwrap();
         topic.next_member += 1;

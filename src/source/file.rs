@@ -9,6 +9,8 @@ use std::io::{self, BufRead, BufReader, ErrorKind, Read};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use uuid::Uuid;
+
 use super::{Position, RawBatch, RawRecord, Source, SourceError, SourceEvent, SourceFacts};
 use crate::pipeline::{Input, SourceSpec};
 
@@ -274,7 +276,7 @@ impl Source for FileSource {
     }
 
     /// Every file is this worker's.
-    fn join(&mut self) -> Result<(), SourceError> {
+    fn join(&mut self, _: Uuid) -> Result<(), SourceError> {
         self.files()?;
         self.assigned = true;
         Ok(())
@@ -355,7 +357,7 @@ mod tests {
     /// Reads from `start` to the end: per partition the values with their offsets, and the last `to`.
     type Read = BTreeMap<i32, (Vec<(i64, String)>, i64)>;
     fn read_all(source: &mut FileSource, start: i64) -> Result<Read, SourceError> {
-        source.join().unwrap();
+        source.join(Uuid::nil()).unwrap();
         let SourceEvent::Assigned(partitions) = source.poll(Duration::ZERO)? else { panic!("expected an assignment") };
         let at = Position { offset: start, leader_epoch: -1 };
         source.start(&partitions.iter().map(|p| (*p, at)).collect())?;
@@ -479,7 +481,7 @@ mod tests {
             std::fs::write(dir.path().join(name), "x\n".repeat(BATCH_RECORDS * 2)).unwrap();
         }
         let mut source = source(&dir.path().join("?"), 100);
-        source.join().unwrap();
+        source.join(Uuid::nil()).unwrap();
         source.poll(Duration::ZERO).unwrap();
         let at = Position { offset: 0, leader_epoch: -1 };
         source.start(&[(0, at), (1, at)].into()).unwrap();

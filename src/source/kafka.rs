@@ -1,4 +1,4 @@
-//! Kafka: one consumer, whose group only deals out partitions. Where reading starts comes from the
+//! Kafka: one consumer, whose group only deals out partitions, among the workers of one log. Where reading starts comes from the
 //! epoch log, never from the group, and nothing is ever skipped silently: a position that the
 //! brokers no longer hold is refused, with the choices named.
 //!
@@ -17,15 +17,17 @@ use std::time::{Duration, Instant};
 use rdkafka::ClientConfig;
 use rdkafka::bindings as rd;
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
-use rdkafka::error::RDKafkaErrorCode as Code;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
 use rdkafka::message::Message;
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
+use uuid::Uuid;
 
 use self::admin::{AdminError, At};
 use self::cut::Cutter;
 use self::fetch::{FetchQueue, PartitionError};
 use self::membership::Membership;
 use super::{Position, RawBatch, Source, SourceError, SourceEvent, SourceFacts};
+use crate::pipeline::keys::nearest;
 use crate::pipeline::{Input, SourceSpec, Start};
 
 /// Properties that the guarantees rest on, with their values; `options` must not name them.
@@ -47,7 +49,9 @@ const DEFAULTS: [(&str, &str); 14] = [
     // A live topic is fetched ten times a second, not once for each record.
     ("fetch.wait.max.ms", "100"),
     ("fetch.min.bytes", "65536"),
-    ("fetch.message.max.bytes", "4194304"),
+    // Small enough that one answer holds something of each of 16 partitions: the next request begins
+    // with the first ones again, and those that found no room would wait until these are read.
+    ("fetch.message.max.bytes", "524288"),
     ("fetch.max.bytes", "8388608"),
     ("queued.min.messages", "100000"),
     // Of values; librdkafka adds some 500 bytes to each record.
@@ -68,6 +72,10 @@ const LINGER: Duration = Duration::from_millis(20);
 const EVENT_INTERVAL: Duration = Duration::from_millis(50);
 /// How long a partition that was just assigned may take until it can be placed.
 const SEEK_PATIENCE: Duration = Duration::from_secs(15);
+/// How long brokers that cannot be connected to at all are tried again, at a start, before that is told.
+const FIRST_PATIENCE: Duration = Duration::from_secs(2);
+/// How long the brokers may take to name their topics, when one that was asked for is not there.
+const NAMES_PATIENCE: Duration = Duration::from_secs(3);
 /// A new leader may know of less than was acknowledged for a moment.
 const END_PATIENCE: Duration = Duration::from_secs(3);
 /// How often a position that the brokers hold is placed again before their refusal is believed.
@@ -80,10 +88,14 @@ pub struct KafkaSource {
     /// Dropped before the consumer that it belongs to.
     fetch: FetchQueue,
     consumer: BaseConsumer<Membership>,
+    /// Of the consumer, which is made anew with a group once the log is known.
+    config: ClientConfig,
+    pipeline: String,
     name: String,
     brokers: String,
     topic: String,
     topic_c: CString,
+    /// Empty before [`Source::join`].
     group: String,
     principal: String,
     start: Start,
@@ -91,6 +103,8 @@ pub struct KafkaSource {
     /// Between `start` and the next `Assigned`.
     reading: bool,
     paused: BTreeSet<i32>,
+    /// What [`Source::pause`] asked for; `paused` follows as soon as the brokers allow.
+    to_pause: BTreeSet<i32>,
     /// The brokers have answered once: a login that fails from now on may pass.
     reached: bool,
     /// Errors in the stream that are not dealt with yet.
@@ -112,7 +126,6 @@ impl KafkaSource {
         let Input::Kafka(input) = &spec.input else {
             return Err(refused("expected a kafka source, found another kind".into()));
         };
-        let group = format!("millpond-{pipeline}-{}", spec.name);
         let mut config = ClientConfig::new();
         // KIP-848 groups: the broker decides about sessions and assignment.
         let new_protocol = input.options.get("group.protocol").is_some_and(|v| v == "consumer");
@@ -127,27 +140,30 @@ impl KafkaSource {
             }
             config.set(key, value);
         }
-        config.set("bootstrap.servers", &input.brokers).set("group.id", &group);
+        config.set("bootstrap.servers", &input.brokers);
         if !input.options.contains_key("client.id") {
             config.set("client.id", format!("millpond-{worker}"));
         }
-        let consumer: BaseConsumer<Membership> = config
-            .create_with_context(Membership::new(&input.topic))
-            .map_err(|e| refused(format!("librdkafka refuses the options: {e}")))?;
         let topic_c = fetch::c_name(&input.topic).ok_or_else(|| refused("the topic's name holds a NUL".into()))?;
+        let consumer: BaseConsumer<Membership> = config
+            .create_with_context(Membership::new(&input.topic, topic_c.clone()))
+            .map_err(|e| refused(format!("librdkafka refuses the options: {e}")))?;
         Ok(Self {
             fetch: FetchQueue::new(consumer.client().native_ptr()),
             consumer,
+            config,
+            pipeline: pipeline.to_string(),
             name: spec.name.clone(),
             brokers: input.brokers.clone(),
             topic: input.topic.clone(),
             topic_c,
-            group,
+            group: String::new(),
             principal: principal(&input.options),
             start: input.start.clone(),
             cutter: Cutter::new(spec.max_record_bytes),
             reading: false,
             paused: BTreeSet::new(),
+            to_pause: BTreeSet::new(),
             reached: false,
             failed: Vec::new(),
             placed_again: BTreeMap::new(),
@@ -167,21 +183,31 @@ impl KafkaSource {
     /// Serves the consumer's events: rebalances, errors, commits.
     fn pump(&self) {
         while let Some(event) = self.consumer.poll(Duration::ZERO) {
-            // Errors have come by the context already.
-            if let Ok(message) = event {
-                self.consumer.context().told().strayed.insert(message.partition());
+            let mut told = self.consumer.context().told();
+            match event {
+                Ok(message) => _ = told.strayed.insert(message.partition()),
+                Err(KafkaError::PartitionEOF(partition)) => _ = told.strayed.insert(partition),
+                // It ended the fetching of a partition, and does not say of which.
+                Err(KafkaError::MessageConsumption(code)) if is_about_a_position(code) => {
+                    let owned = told.owned.clone();
+                    told.strayed.extend(owned);
+                }
+                // Other errors have come by the context already.
+                Err(_) => {}
             }
         }
     }
 
-    /// Sends an admin request, serving events meanwhile; a login that fails before the brokers were
-    /// ever reached ends it at once.
+    /// Sends an admin request, serving events meanwhile. Before the brokers were ever reached, a login that fails ends it
+    /// at once, and so does, soon, that none of them can be connected to.
     fn ask<T>(&mut self, request: impl FnOnce(*mut rd::rd_kafka_t, &str, admin::Pump<'_>) -> Result<T, AdminError>) -> Result<T, SourceError> {
-        let reached = self.reached;
+        let (reached, asked) = (self.reached, Instant::now());
         let answer = request(self.client(), &self.topic, &|| {
             self.pump();
-            let denied = self.consumer.context().told().denied.clone()?;
-            (!reached).then_some(AdminError { code: denied.0, text: denied.1 })
+            let told = self.consumer.context().told();
+            let denied = told.denied.clone().map(|(code, text)| AdminError { code, text });
+            let away = || AdminError { code: Code::AllBrokersDown, text: "no broker can be connected to".into() };
+            denied.or_else(|| (told.all_away && asked.elapsed() >= FIRST_PATIENCE).then(away)).filter(|_| !reached)
         });
         match answer {
             Ok(answer) => {
@@ -197,9 +223,12 @@ impl KafkaSource {
     fn judge(&self, code: Code, text: &str) -> SourceError {
         let (topic, brokers) = (&self.topic, &self.brokers);
         match code {
-            Code::UnknownTopicOrPartition | Code::UnknownTopic | Code::UnknownTopicId | Code::InvalidTopic => self.refused(format!(
-                "topic `{topic}` does not exist on {brokers}; create it (kafka-topics.sh --bootstrap-server {brokers} --create --topic {topic} --partitions 4) or correct `topic`"
-            )),
+            Code::UnknownTopicOrPartition | Code::UnknownTopic | Code::UnknownTopicId | Code::InvalidTopic => {
+                let meant = self.topic_meant().map_or_else(String::new, |near| format!("; did you mean `{near}`?"));
+                self.refused(format!(
+                    "topic `{topic}` does not exist on {brokers}; create it (kafka-topics.sh --bootstrap-server {brokers} --create --topic {topic} --partitions 4) or correct `topic`{meant}"
+                ))
+            }
             Code::TopicAuthorizationFailed => self.refused(format!(
                 "{} may not read topic `{topic}` on {brokers}; allow it Read and Describe on Topic:{topic}",
                 self.principal
@@ -216,12 +245,25 @@ impl KafkaSource {
                 self.refused(format!("no TLS connection to {brokers} as {}: {text}; check `security.protocol` and `ssl.*` in `options`", self.principal))
             }
             Code::Fatal | Code::Fenced => self.refused(format!("the consumer of topic `{topic}` cannot go on: {text}")),
+            _ if !self.reached => {
+                let told = self.consumer.context().told();
+                let why = told.last_error.as_deref().unwrap_or(text);
+                // What follows counts repetitions, and would make each telling another one.
+                let why = why.split(" (after ").next().unwrap_or(why);
+                SourceError::Unavailable(format!("source `{}`: no answer from {brokers}: {why}; correct `brokers`, or start them", self.name))
+            }
             _ => {
                 let last = self.consumer.context().told().last_error.clone();
                 let why = last.filter(|l| l != text).map_or(String::new(), |l| format!(" (last heard: {l})"));
                 SourceError::Unavailable(format!("source `{}`: {brokers}, topic `{topic}`: {text}{why}", self.name))
             }
         }
+    }
+
+    /// The topic on these brokers that is named much like ours.
+    fn topic_meant(&self) -> Option<String> {
+        let all = self.consumer.fetch_metadata(None, NAMES_PATIENCE).ok()?;
+        nearest(&self.topic, all.topics().iter().map(|t| t.name()).filter(|n| *n != self.topic && !n.starts_with("__"))).map(str::to_string)
     }
 
     fn notice(&mut self, text: String) {
@@ -237,7 +279,7 @@ impl KafkaSource {
             let mut told = self.consumer.context().told();
             (std::mem::take(&mut told.errors), std::mem::take(&mut told.strayed), told.commit_failed.take())
         };
-        for (code, text) in errors {
+        for (code, text) in errors.into_iter().filter(|(code, _)| !is_about_a_position(*code)) {
             self.weigh(code, &text)?;
         }
         if let Some(text) = commit_failed {
@@ -247,7 +289,11 @@ impl KafkaSource {
         // them again, by ours.
         let strayed: BTreeMap<i32, Position> = strayed.into_iter().filter_map(|p| Some((p, self.cutter.position(p)?))).collect();
         if self.reading && !strayed.is_empty() {
-            self.place(&strayed)?;
+            let placed = self.place(&strayed);
+            if placed.is_err() {
+                self.consumer.context().told().strayed.extend(strayed.into_keys());
+            }
+            placed?;
         }
         Ok(())
     }
@@ -332,8 +378,9 @@ impl KafkaSource {
 
     /// Makes partitions that are ours deliver from these positions, by our queue. The leader epoch
     /// goes along, so that librdkafka asks the brokers whether that log was truncated (KIP-320);
-    /// it does so for a seek only, not for an assignment.
-    fn place(&mut self, positions: &BTreeMap<i32, Position>) -> Result<(), SourceError> {
+    /// it does so for a seek only, not for an assignment. False where a rebalance came between: some may not be placed,
+    /// the next poll tells of it, and another start follows.
+    fn place(&mut self, positions: &BTreeMap<i32, Position>) -> Result<bool, SourceError> {
         let deadline = Instant::now() + SEEK_PATIENCE;
         let mut left: BTreeMap<i32, Position> = positions.clone();
         let mut rounds = 0;
@@ -366,12 +413,13 @@ impl KafkaSource {
                 !done
             });
             if left.is_empty() {
-                return Ok(());
+                // Once more: what revived a partition has also led it back to the consumer's own queue, perhaps only now.
+                positions.keys().for_each(|p| _ = self.fetch.attach(self.client(), &self.topic_c, *p));
+                return Ok(true);
             }
             self.pump();
             if self.consumer.context().told().changed {
-                // The next poll says so, and another start follows.
-                return Ok(());
+                return Ok(false);
             }
             if Instant::now() >= deadline {
                 let which: Vec<i32> = left.into_keys().collect();
@@ -407,7 +455,7 @@ impl KafkaSource {
             // as a record, and whatever pauses a partition then goes on one offset too far; and what
             // it took a marker for is of leader epoch 0. We place a partition again after every
             // pause, but that error is still delivered.
-            Code::AutoOffsetReset | Code::OffsetOutOfRange | Code::LogTruncation => {
+            code if is_about_a_position(code) => {
                 let Some(position) = self.cutter.position(partition) else { return Ok(()) };
                 let at = position.offset;
                 if let Some(range) = self.ranges(&[partition])?.get(&partition)
@@ -425,7 +473,7 @@ impl KafkaSource {
                         return Err(self.truncated(partition, at, &error.text));
                     }
                 }
-                self.place(&[(partition, position)].into())
+                self.place(&[(partition, position)].into()).map(drop)
             }
             // The other partitions go on; it is asked for again and again.
             Code::BadCompression => {
@@ -449,6 +497,26 @@ impl KafkaSource {
         ))
     }
 
+    /// Pauses and resumes until only what should be is paused.
+    fn hold(&mut self) -> Result<(), SourceError> {
+        let (wanted, now) = (&self.to_pause, &self.paused);
+        let (stop, go): (Vec<i32>, Vec<i32>) = (wanted.difference(now).copied().collect(), now.difference(wanted).copied().collect());
+        let failed = |name: &str, e| SourceError::Unavailable(format!("source `{name}`: {e}"));
+        if !stop.is_empty() {
+            let list = self.list(stop.iter().map(|p| (*p, 0)))?;
+            self.consumer.pause(&list).map_err(|e| failed(&self.name, e))?;
+            self.paused.extend(stop);
+        }
+        // Never from where librdkafka would go on: see `partition_failed`.
+        let positions: BTreeMap<i32, Position> = go.iter().filter_map(|p| Some((*p, self.cutter.position(*p)?))).collect();
+        if !positions.is_empty() && self.place(&positions)? {
+            let list = self.list(go.iter().map(|p| (*p, 0)))?;
+            self.consumer.resume(&list).map_err(|e| failed(&self.name, e))?;
+            self.paused.clone_from(&self.to_pause);
+        }
+        Ok(())
+    }
+
     fn take(&mut self) -> Option<RawBatch> {
         let batch = self.cutter.take(&self.paused)?;
         self.placed_again.remove(&batch.partition);
@@ -469,6 +537,17 @@ impl KafkaSource {
         }
         Ok(count > 0)
     }
+}
+
+/// The consumer group in which the workers of one log share a source. Two lakes may have pipelines of one name: each
+/// must have all partitions, so the end of the log's uuid, which is chance, goes in.
+pub fn group(pipeline: &str, source: &str, log: Uuid) -> String {
+    format!("millpond-{pipeline}-{source}-{:08x}", log.as_u128() as u32)
+}
+
+/// Such an error ends the fetching of the partition; it goes on from where it is placed next.
+fn is_about_a_position(code: Code) -> bool {
+    matches!(code, Code::AutoOffsetReset | Code::OffsetOutOfRange | Code::LogTruncation)
 }
 
 /// The entry of a partition in a list, for what the safe type cannot say.
@@ -525,7 +604,16 @@ impl Source for KafkaSource {
         }
     }
 
-    fn join(&mut self) -> Result<(), SourceError> {
+    fn join(&mut self, log: Uuid) -> Result<(), SourceError> {
+        if self.group.is_empty() {
+            let group = group(&self.pipeline, &self.name, log);
+            let grouped = self.config.set("group.id", &group).create_with_context(Membership::new(&self.topic, self.topic_c.clone()));
+            let consumer: BaseConsumer<Membership> = grouped.map_err(|e| self.refused(format!("librdkafka refuses the options: {e}")))?;
+            // The queue goes before the consumer that it belongs to.
+            self.fetch = FetchQueue::new(consumer.client().native_ptr());
+            self.consumer = consumer;
+            self.group = group;
+        }
         self.consumer.subscribe(&[&self.topic]).map_err(|e| self.refused(format!("cannot subscribe to topic `{}`: {e}", self.topic)))
     }
 
@@ -536,11 +624,14 @@ impl Source for KafkaSource {
         let positions: BTreeMap<i32, Position> = positions.iter().filter(|(p, _)| owned.contains(p)).map(|(p, at)| (*p, *at)).collect();
         self.reading = false;
         self.paused.clear();
+        self.to_pause.clear();
         self.cutter.clear();
         self.failed.clear();
         if !positions.is_empty() {
             self.check(&positions)?;
-            self.place(&positions)?;
+            if !self.place(&positions)? {
+                return Ok(());
+            }
             let list = self.list(positions.iter().map(|(p, at)| (*p, at.offset)))?;
             self.consumer.resume(&list).map_err(|e| SourceError::Unavailable(format!("source `{}`: {e}", self.name)))?;
         }
@@ -563,7 +654,11 @@ impl Source for KafkaSource {
                 self.cutter.clear();
                 self.failed.clear();
                 self.paused.clear();
+                self.to_pause.clear();
                 return Ok(SourceEvent::Assigned(partitions));
+            }
+            if self.paused != self.to_pause {
+                self.hold()?;
             }
             if let Some(text) = self.notices.pop_front() {
                 return Ok(SourceEvent::Notice(text));
@@ -598,22 +693,8 @@ impl Source for KafkaSource {
     }
 
     fn pause(&mut self, partitions: &[i32]) -> Result<(), SourceError> {
-        let wanted: BTreeSet<i32> = partitions.iter().copied().filter(|p| self.cutter.position(*p).is_some()).collect();
-        let (stop, go): (Vec<i32>, Vec<i32>) = (wanted.difference(&self.paused).copied().collect(), self.paused.difference(&wanted).copied().collect());
-        let failed = |name: &str, e| SourceError::Unavailable(format!("source `{name}`: {e}"));
-        if !stop.is_empty() {
-            let list = self.list(stop.iter().map(|p| (*p, 0)))?;
-            self.consumer.pause(&list).map_err(|e| failed(&self.name, e))?;
-        }
-        if !go.is_empty() {
-            // Never from where librdkafka would go on: see `partition_failed`.
-            let positions: BTreeMap<i32, Position> = go.iter().filter_map(|p| Some((*p, self.cutter.position(*p)?))).collect();
-            self.place(&positions)?;
-            let list = self.list(go.iter().map(|p| (*p, 0)))?;
-            self.consumer.resume(&list).map_err(|e| failed(&self.name, e))?;
-        }
-        self.paused = wanted;
-        Ok(())
+        self.to_pause = partitions.iter().copied().filter(|p| self.cutter.position(*p).is_some()).collect();
+        self.hold()
     }
 
     fn report_committed(&mut self, offsets: &BTreeMap<i32, i64>) -> Result<(), SourceError> {

@@ -11,6 +11,8 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::time::Duration;
 
+use uuid::Uuid;
+
 /// Raw records of one partition, in offset order, covering the half-open interval `from..to` of
 /// offsets. Offsets that hold no record (control records, aborted or compacted ones) lie within
 /// the interval all the same.
@@ -109,8 +111,8 @@ pub trait Source: Send {
     /// Where the pipeline file's `start` lies for these partitions, as offsets.
     fn start_offsets(&mut self, partitions: &[i32]) -> Result<BTreeMap<i32, i64>, SourceError>;
 
-    /// Joins the others that read this source for the pipeline. `Assigned` events follow.
-    fn join(&mut self) -> Result<(), SourceError>;
+    /// Joins the others that read this source for the log of this id. `Assigned` events follow.
+    fn join(&mut self, log: Uuid) -> Result<(), SourceError>;
 
     /// Reads the assigned partitions from here (also after work was void: again from here).
     /// Batches delivered before belong to the reading before.

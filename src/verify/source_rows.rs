@@ -220,7 +220,7 @@ impl<'a> Reader<'a> {
         if left.is_empty() {
             return Ok(());
         }
-        source.join()?;
+        source.join(self.facts.log)?;
         let (mut read, mut silent) = (0u64, 0);
         while !left.is_empty() {
             match source.poll(Duration::from_millis(200))? {

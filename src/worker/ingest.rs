@@ -127,7 +127,11 @@ impl Ingest {
                 since = Instant::now();
             }
             let Some(work) = &mut open else { continue };
-            let full = |work: &Open, held: &[Arc<AtomicU64>]| held.iter().map(|h| h.load(Ordering::Relaxed)).sum::<u64>().max(work.raw_bytes / 2) >= epoch_bytes;
+            let full = |work: &Open, held: &[Arc<AtomicU64>]| {
+                // Groups outgrow their tables by doubling, and are copied into runs while the next epoch is gathered.
+                let held: u64 = held.iter().map(|h| h.load(Ordering::Relaxed)).sum();
+                held >= epoch_bytes / 2 || work.raw_bytes / 2 >= epoch_bytes
+            };
             // An epoch that is full and may not be decided takes nothing more: the sources wait.
             let blocked = full(work, &self.held) && self.pressure.behind.load(Ordering::Relaxed);
             let left = every.saturating_sub(since.elapsed());

@@ -168,7 +168,7 @@ impl Place {
         let log = Log::new(store.clone(), Path::from(format!("{state_folder}/log")));
         let catalog = SqliteCatalog::open(&pipeline.lake.iceberg_catalog, &pipeline.lake.catalog_name)
             .await
-            .map_err(|e| WorkerError::Unavailable(format!("cannot open the Iceberg catalog {}: {e}", pipeline.lake.iceberg_catalog.display())))?;
+            .map_err(|e| WorkerError::Unavailable(e.to_string()))?;
         let now: Arc<dyn Fn() -> i64 + Send + Sync> = Arc::new({
             let clock = clock.clone();
             move || clock.now_ms()
@@ -253,11 +253,8 @@ fn is_full(root: &std::path::Path) -> bool {
 
 async fn once(pipeline: &Arc<Pipeline>, plans: &[Arc<TablePlan>], options: RunOptions, metrics: &Arc<Metrics>, world: &Arc<dyn Surroundings>, stop: &Arc<AtomicBool>, settled: &mut bool) -> Result<(), WorkerError> {
     let (clock, ids, hosting) = (world.clock(), world.ids(), world.hosting());
-    let place = world.open_place(pipeline).await?;
-    probe::create_if_absent(&place.store, &Path::from(format!("{}/probe", place.state_folder)), ids()).await?;
-    let scratch = Scratch::claim(&pipeline.lake.root.join(&place.state_folder).join("scratch")).map_err(|e| WorkerError::Unavailable(format!("cannot use the local state folder: {e}")))?;
     let writer = format!("w{}", ids().simple());
-
+    // Before the lake is made: a wrong topic should leave nothing behind.
     let mut sources = vec![];
     let mut facts = BTreeMap::new();
     for spec in &pipeline.sources {
@@ -271,6 +268,9 @@ async fn once(pipeline: &Arc<Pipeline>, plans: &[Arc<TablePlan>], options: RunOp
         facts.insert(spec.name.clone(), found);
         sources.push(source);
     }
+    let place = world.open_place(pipeline).await?;
+    probe::create_if_absent(&place.store, &Path::from(format!("{}/probe", place.state_folder)), ids()).await?;
+    let scratch = Scratch::claim(&pipeline.lake.root.join(&place.state_folder).join("scratch")).map_err(|e| WorkerError::Unavailable(format!("cannot use the local state folder: {e}")))?;
     let (reading, change) = settle_plan(pipeline, plans, &place, &mut sources, &facts, &writer, world, options.accept).await?;
     // A plan is proposed once, at start: what replaced it since then is newer, whatever was to be accepted.
     if *settled && change.is_some() {
@@ -303,6 +303,7 @@ async fn once(pipeline: &Arc<Pipeline>, plans: &[Arc<TablePlan>], options: RunOp
         pressure: pressure.clone(),
         entries,
         ending: change.as_ref().map(|to| &lake_tables(&reading.start.plan) - &lake_tables(to)).unwrap_or_default(),
+        held: reading.stamps,
     };
     let mut tables = Tables::open(parts, reading.start).await?;
     // The stamps were read first: a stamp beyond this end of the log cannot come from it.
@@ -322,9 +323,10 @@ async fn once(pipeline: &Arc<Pipeline>, plans: &[Arc<TablePlan>], options: RunOp
     let layouts = layouts(pipeline, plans, &head, &facts).await?;
     let (lanes, held, lanes_hosted) = spawn_lanes(pipeline, &layouts, metrics, world.as_ref())?;
     let until = options.until_end.then(|| facts.iter().map(|(n, f)| (n.clone(), f.partitions.iter().map(|(p, (_, end))| (*p, *end)).collect())).collect::<ByPartition<i64>>());
+    let log = head.with(|l| l.log).await;
     let mut source_threads = vec![];
     for (source, spec) in sources.into_iter().zip(&pipeline.sources) {
-        source_threads.push(SourceThread::spawn(spec.name.clone(), source, metrics.clone(), hosting).map_err(|e| WorkerError::Internal(e.to_string()))?);
+        source_threads.push(SourceThread::spawn(spec.name.clone(), source, log, metrics.clone(), hosting).map_err(|e| WorkerError::Internal(e.to_string()))?);
     }
     let cleaner = Cleaner::new(&pipeline.name, &place.state_folder, place.store.clone(), place.local.clone(), place.log.clone(), place.formats.clone(), pipeline.clean.after_ms as i64);
     let mut cleaning = Cleaning::new(cleaner, head.clone(), metrics.clone(), clock.clone(), ids.clone(), scratch.path().to_path_buf());

@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
+use uuid::Uuid;
 
 /// Batches that wait between a source's thread and the ingest half.
 const QUEUED: usize = 4;
@@ -42,11 +43,11 @@ pub struct SourceThread {
 }
 
 impl SourceThread {
-    /// Joins the source's other readers and starts to poll.
-    pub fn spawn(name: String, source: Box<dyn Source>, metrics: Arc<Metrics>, hosting: Hosting) -> std::io::Result<Self> {
+    /// Joins those that read the source for the same log, and starts to poll.
+    pub fn spawn(name: String, source: Box<dyn Source>, log: Uuid, metrics: Arc<Metrics>, hosting: Hosting) -> std::io::Result<Self> {
         let (commands, received) = mpsc::unbounded_channel();
         let (sender, events) = mpsc::channel(QUEUED);
-        let hosted = hosting.start(format!("source {name}"), Box::pin(run(source, received, sender, metrics, hosting)))?;
+        let hosted = hosting.start(format!("source {name}"), Box::pin(run(source, log, received, sender, metrics, hosting)))?;
         Ok(Self { name, commands, events, hosted: Some(hosted) })
     }
 
@@ -79,7 +80,14 @@ impl Drop for SourceThread {
     }
 }
 
-async fn run(mut source: Box<dyn Source>, mut commands: mpsc::UnboundedReceiver<Command>, events: mpsc::Sender<Event>, metrics: Arc<Metrics>, hosting: Hosting) {
+async fn run(
+    mut source: Box<dyn Source>,
+    log: Uuid,
+    mut commands: mpsc::UnboundedReceiver<Command>,
+    events: mpsc::Sender<Event>,
+    metrics: Arc<Metrics>,
+    hosting: Hosting,
+) {
     let mut generation = 0;
     let mut started = false;
     let mut joined = false;
@@ -143,7 +151,7 @@ async fn run(mut source: Box<dyn Source>, mut commands: mpsc::UnboundedReceiver<
             continue;
         }
         if !joined {
-            match source.join() {
+            match source.join(log) {
                 Ok(()) => joined = true,
                 Err(SourceError::Unavailable(why)) => {
                     waiting.push_back(Event::Notice(why));

@@ -6,10 +6,10 @@ use super::progress::instant;
 use super::receipt::{Receipt, Receipts};
 use super::surroundings::Ids;
 use super::{Clock, Pressure, WorkerError};
-use crate::commit::advance::{Advance, Pending, Side, advance};
+use crate::commit::advance::{Advance, Pending, Side, advance, set_back};
 use crate::commit::upsert::ChangeOp;
 use crate::commit::{ANOTHER_NAME, CommitError, Stamp, TableFormat};
-use crate::epoch::checkpoint::{self, Cadence, Checkpoint};
+use crate::epoch::checkpoint::{self, Cadence, Checkpoint, Stamps};
 use crate::epoch::entry::{Body, Entry, SpecRecord};
 use crate::epoch::history::{self, History};
 use crate::epoch::ledger::{Ledger, LiveRun, Times};
@@ -51,6 +51,8 @@ pub struct Tables {
     pub(super) parts: Parts,
     /// The log's state at the fold's position.
     pub(super) at: Ledger,
+    /// M of the checkpoint from which the fold starts.
+    begun: u64,
     /// The log's state at the newest checkpoint's M, and the entries since.
     pub(super) trail: Ledger,
     recent: VecDeque<(u64, Arc<Entry>)>,
@@ -83,6 +85,8 @@ pub struct Parts {
     pub entries: mpsc::UnboundedReceiver<Decided>,
     /// Tables that the plan which this worker is about to propose lets end.
     pub ending: BTreeSet<String>,
+    /// What the tables were stamped with when the checkpoint was written from which the fold starts.
+    pub held: Stamps,
 }
 
 fn refused(e: CommitError) -> WorkerError {
@@ -106,6 +110,7 @@ impl Tables {
         let plans = compile(&start.plan).map_err(|e| WorkerError::Refused(e.to_string()))?;
         let mut tables = Self {
             parts,
+            begun: start.next.saturating_sub(1),
             trail: start.clone(),
             recent: VecDeque::new(),
             at: start,
@@ -191,7 +196,8 @@ impl Tables {
             (Some(table), _) => table,
             (None, Some(uuid)) => {
                 return Err(WorkerError::Refused(format!(
-                    "the {format} table {name} (uuid {uuid}) is gone: it was dropped, or its catalog was replaced; bring it back, or {ANOTHER_NAME}"
+                    "the {format} table {name} (uuid {uuid}) is gone: it is not at {}, so that it was dropped, or the place was emptied; bring it back, or {ANOTHER_NAME}",
+                    maker.place(name)
                 )));
             }
             (None, None) if lives.is_some() => maker.open_or_create(spec, birth).await.map_err(refused)?,
@@ -207,6 +213,10 @@ impl Tables {
                 )));
             }
             _ => {}
+        }
+        let held = self.parts.held.get(name).and_then(|of| of.get(&format)).copied().unwrap_or(0);
+        if checkpoint::lacks_entries(base.stamp.entry, held, self.begun) {
+            return Err(refused(set_back(format, name, &maker.place(name), base.stamp.entry, held)));
         }
         // Versions of a table that was dropped and made anew say nothing about this one.
         let folder = self.parts.scratch.join("index").join(format!("{name}-{format}-{}", base.table_uuid));
@@ -619,7 +629,8 @@ impl Tables {
         self.merge_runs(&mut trail, attempt).await?;
         trail.runs_as_of = upto;
         let live = objects(&trail);
-        let body = Body::Checkpoint(Checkpoint { upto, ledger: Box::new(trail) });
+        let stamps = self.lake.iter().map(|(name, table)| (name.clone(), table.sides.iter().map(|s| (s.kind(), s.held())).collect())).collect();
+        let body = Body::Checkpoint(Checkpoint { upto, ledger: Box::new(trail), stamps });
         match self.parts.head.append(attempt, began, body, vec![], self.parts.clock.now_ms()).await? {
             Appended::Stale(_) => return Ok(()),
             Appended::Decided(_) => failpoint::hit("checkpoint-decided"),

@@ -166,6 +166,7 @@ impl World {
             pressure: Arc::default(),
             entries,
             ending: Default::default(),
+            held: reading.stamps,
         };
         let mut tables = Tables::open(parts, reading.start).await.unwrap_or_else(|e| panic!("{e}"));
         head.refresh().await.unwrap();

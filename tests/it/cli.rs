@@ -130,6 +130,52 @@ fn the_schema_of_the_file_is_json() {
     assert_eq!(Pond::new("").millpond(&["run"]).code, 2);
 }
 
+/// What a first try gets wrong is told soon, and leaves nothing behind.
+#[test]
+fn a_first_try_that_fails_makes_no_lake() {
+    let broker = Broker::start();
+    broker.create_topic("first-tries", 1);
+    let left = |pond: &Pond| -> Vec<String> {
+        let entries = std::fs::read_dir(pond.path()).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap());
+        entries.filter(|n| *n != "pipeline.yaml" && !n.ends_with(".out") && !n.ends_with(".err")).collect()
+    };
+    let misspelt = Pond::new(&pipeline(&broker.address(), "first-trys"));
+    let away = Pond::new(&pipeline("127.0.0.1:1", "first-tries"));
+    let right = Pond::new(&pipeline(&broker.address(), "first-tries"));
+    for verb in ["validate", "run"] {
+        let ended = misspelt.millpond(&[verb, "pipeline.yaml"]);
+        assert!(ended.code != 0 && ended.stderr.contains("did you mean `first-tries`?"), "{ended:?}");
+    }
+    let started = Instant::now();
+    let ended = away.millpond(&["validate", "pipeline.yaml"]);
+    assert_eq!(ended.code, 69, "{ended:?}");
+    assert!(ended.stderr.contains("no answer from 127.0.0.1:1") && ended.stderr.contains("refused") && ended.stderr.contains("`brokers`"), "{ended:?}");
+    assert!(started.elapsed() < Duration::from_secs(8), "told only after {:?}", started.elapsed());
+    for verb in ["status", "verify", "query"] {
+        away.millpond(&[&[verb, "pipeline.yaml"][..], if verb == "query" { &["select 1"] } else { &[] }].concat());
+    }
+    let ended = right.millpond(&["validate", "pipeline.yaml"]);
+    assert!(ended.code == 0 && ended.stdout.contains("has not run yet"), "{ended:?}");
+    for pond in [&misspelt, &away, &right] {
+        assert_eq!(left(pond), Vec::<String>::new());
+    }
+}
+
+/// A broker that takes connections and says nothing, as behind a wrong port or a firewall: Ctrl-C ends the waiting.
+#[test]
+fn a_run_that_waits_for_its_first_answer_stops_at_once() {
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let pond = Pond::new(&pipeline(&silent.local_addr().unwrap().to_string(), "any"));
+    let running = pond.start(&["run", "pipeline.yaml"]);
+    let connected = silent.accept().unwrap();
+    running.signal(libc::SIGINT);
+    let signalled = Instant::now();
+    let ended = running.wait();
+    assert_eq!(ended.code, 0, "{ended:?}");
+    assert!(signalled.elapsed() < Duration::from_secs(4), "it took {:?}: {ended:?}", signalled.elapsed());
+    drop(connected);
+}
+
 /// FAULTS 24: the topic is deleted and made again, and its offsets mean other records.
 #[test]
 fn a_missing_topic_and_one_made_again_are_told() {

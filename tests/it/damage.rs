@@ -149,6 +149,48 @@ fn a_damaged_delta_checkpoint_is_passed_over_while_the_commits_are_there() {
     assert_holds(&pond, 3, "after the commit came back");
 }
 
+/// FAULTS 16: the catalog is one file. Cut, overwritten or gone, it is named; put back, nothing is lost.
+#[test]
+fn a_damaged_catalog_is_named_and_nothing_is_lost_once_it_is_restored() {
+    let pond = Pond::new(PIPELINE);
+    let dir = pond.path().canonicalize().unwrap();
+    arrive(&dir, 0);
+    pond.until_end();
+    let path = dir.join("lake/catalog.db");
+    let zeroed = |kept: &[u8]| [&kept[..100], &vec![0; kept.len() - 100]].concat();
+    let noise = |kept: &[u8]| (0..kept.len() as u64).map(|n| (n.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 32) as u8).collect();
+    // What is done to it, the exit code, and what must be said.
+    type Damage<'a> = (&'a str, &'a dyn Fn(&[u8]) -> Option<Vec<u8>>, i32, &'a str);
+    let damages: [Damage<'_>; 5] = [
+        ("cut", &|kept| Some(kept[..kept.len() / 3].to_vec()), 69, "is damaged"),
+        ("noise", &|kept| Some(noise(kept)), 69, "is damaged"),
+        ("zeros behind its header", &|kept| Some(zeroed(kept)), 69, "is damaged"),
+        ("empty", &|_| Some(vec![]), 75, "is gone"),
+        ("deleted", &|_| None, 75, "is gone"),
+    ];
+    let mut rounds = 1;
+    for (what, damage, code, said) in damages {
+        arrive(&dir, rounds);
+        rounds += 1;
+        let kept = fs::read(&path).unwrap();
+        match damage(&kept) {
+            Some(bytes) => fs::write(&path, bytes).unwrap(),
+            None => fs::remove_file(&path).unwrap(),
+        }
+        let ended = pond.millpond(&["run", "pipeline.yaml", "--until-end", "--json"]);
+        assert!(ended.code == code && ended.stdout.contains(said) && ended.stdout.contains(path.to_str().unwrap()), "{what}: {ended:?}");
+        assert!(ended.stdout.contains("restore it") || ended.stdout.contains("bring it back"), "{what}: no way out in {ended:?}");
+        let judged = pond.millpond(&["verify", "pipeline.yaml"]);
+        assert!(judged.code == 3 && judged.stdout.contains(path.to_str().unwrap()), "{what}: {judged:?}");
+        for beside in ["catalog.db-wal", "catalog.db-shm"] {
+            let _ = fs::remove_file(path.with_file_name(beside));
+        }
+        fs::write(&path, kept).unwrap();
+        pond.until_end();
+        assert_holds(&pond, rounds, what);
+    }
+}
+
 /// FAULTS 18: a reader or a writer that holds the catalog: waited for, and told.
 #[test]
 fn a_catalog_that_others_lock_is_waited_for() {

@@ -48,7 +48,7 @@ fn f29_a_failed_login_or_acl_names_principal_and_resource() {
     for id in 0..20 {
         broker.produce(topic, id % 2, "k", &format!("{{\"id\":{id}}}"), 0);
     }
-    for (principal, group) in [("User:scram", "millpond-scram-events"), ("User:plain", "millpond-plain-events"), ("User:CN=reader", "millpond-tls-events")] {
+    for (principal, group) in [("User:scram", "millpond-scram-"), ("User:plain", "millpond-plain-"), ("User:CN=reader", "millpond-tls-")] {
         secured.allow_topic(principal, topic);
         secured.allow_group(principal, group);
     }

@@ -3,13 +3,14 @@
 
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::fs;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::support::kafka::Broker;
 use crate::support::millpond::act;
 use crate::support::process::{Pipeline, until};
-use crate::support::spending::{Content, Growing, Terms, content, difference, expected, pipeline, steady};
+use crate::support::spending::{Content, Growing, Terms, content, difference, expected, pipeline, produce, steady};
 
 const PATIENCE: Duration = Duration::from_secs(90);
 const FORMATS: [&str; 2] = ["delta", "iceberg"];
@@ -73,7 +74,7 @@ fn others_commit_to_the_tables_of_a_worker_that_runs() {
     let topic = "live_hands";
     broker.create_topic(topic, 4);
     let dir = tempfile::Builder::new().prefix("millpond-live-hands-").tempdir().unwrap();
-    let terms = Terms { epoch: "60ms", commit: "300ms", options: "" };
+    let terms = Terms { epoch: "60ms", commit: "1s", options: "" };
     let lake = pipeline(dir.path().to_path_buf(), NAME, broker, topic, &terms);
     let root: PathBuf = dir.path().join("lake");
     let growing = Growing::new(broker, topic);
@@ -151,4 +152,88 @@ fn judged(lake: &Pipeline, gone: &BTreeMap<&str, usize>, appended: usize) {
 fn named(notes: &[&str], what: &str) -> u64 {
     let count = |note: &&str| note.strip_suffix(what)?.trim_end().trim_end_matches("rows").trim_end().rsplit(' ').next()?.parse::<u64>().ok();
     notes.iter().filter_map(count).sum()
+}
+
+/// A folder or a file, and what lies in it, as a backup takes it and puts it back.
+fn put(from: &Path, to: &Path) {
+    if from.is_dir() {
+        let _ = fs::remove_dir_all(to);
+        fs::create_dir_all(to).unwrap();
+        for entry in fs::read_dir(from).unwrap().map(|e| e.unwrap()) {
+            put(&entry.path(), &to.join(entry.file_name()));
+        }
+    } else {
+        fs::copy(from, to).unwrap();
+    }
+}
+
+/// The catalog with what SQLite has not moved into it yet.
+fn put_catalog(from: &Path, to: &Path) {
+    for name in ["catalog.db-shm", "catalog.db-wal", "catalog.db"] {
+        let _ = fs::remove_file(to.join(name));
+    }
+    for name in ["catalog.db", "catalog.db-wal"].into_iter().filter(|n| from.join(n).exists()) {
+        put(&from.join(name), &to.join(name));
+    }
+}
+
+/// FAULTS 21: a backup of the catalog, or of a table, is put back that is older than what the log still
+/// holds. What came in between is nowhere else: going on would lose it silently.
+#[test]
+fn an_older_copy_of_a_table_is_refused_until_the_newer_one_is_back() {
+    let broker = Broker::start();
+    let topic = "older_copy";
+    broker.create_topic(topic, 4);
+    let dir = tempfile::Builder::new().prefix("millpond-older-copy-").tempdir().unwrap();
+    let terms = Terms { epoch: "20ms", commit: "60ms", options: "" };
+    let lake = pipeline(dir.path().to_path_buf(), "older", broker, topic, &terms);
+    let (root, older, newer) = (dir.path().join("lake"), dir.path().join("of yesterday"), dir.path().join("of today"));
+    for folder in [&older, &newer] {
+        fs::create_dir_all(folder).unwrap();
+    }
+    let mut written = 0;
+    let mut more = || {
+        produce(broker, topic, &steady(written, 24));
+        written += 24;
+    };
+    let count = |format: &str| lake.query(format, "select count(*) as n from large").ok().and_then(|r| r.first()?["n"].as_i64()).unwrap_or(0);
+
+    more();
+    let mut worker = lake.start(&[], None);
+    until(PATIENCE, "rows are in the tables", || FORMATS.iter().all(|f| count(f) > 0));
+    worker.signal(libc::SIGTERM);
+    worker.wait(PATIENCE);
+    put_catalog(&root, &older);
+    put(&root.join("delta/older/large"), &older.join("large"));
+    let at = lake.log("older").last().copied().unwrap();
+
+    // The catalog is replaced under a worker whose log has left that copy behind.
+    let mut worker = lake.start(&[], None);
+    until(PATIENCE, "the log is truncated past the copies", || {
+        more();
+        lake.log("older").first().is_some_and(|first| *first > at + 1)
+    });
+    worker.signal(libc::SIGSTOP);
+    put_catalog(&root, &newer);
+    put_catalog(&older, &root);
+    worker.signal(libc::SIGCONT);
+    more();
+    assert_eq!(worker.wait(PATIENCE).code(), Some(75), "{}", worker.told());
+    let said = |told: &str, what: &str| assert!(told.contains(what) && told.contains("an older copy") && told.contains("put the newer one back"), "{told}");
+    said(&worker.told(), "the iceberg table ");
+
+    // It lies there when a worker starts.
+    let mut worker = lake.start(&["--until-end"], None);
+    assert_eq!(worker.wait(PATIENCE).code(), Some(75), "{}", worker.told());
+    said(&worker.told(), "in the catalog ");
+    put_catalog(&newer, &root);
+    put(&root.join("delta/older/large"), &newer.join("large"));
+    put(&older.join("large"), &root.join("delta/older/large"));
+    let mut worker = lake.start(&["--until-end"], None);
+    assert_eq!(worker.wait(PATIENCE).code(), Some(75), "{}", worker.told());
+    said(&worker.told(), "the delta table large ");
+
+    put(&newer.join("large"), &root.join("delta/older/large"));
+    lake.complete(&["--until-end", "--final"]);
+    assert_holds(&lake, &expected(&steady(0, written)), "after the newer copies were put back");
 }

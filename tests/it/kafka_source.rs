@@ -3,15 +3,20 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use millpond::pipeline::{Format, Input, KafkaInput, SourceSpec, Start};
 use millpond::source::kafka::KafkaSource;
 use millpond::source::{Position, Source, SourceError, SourceEvent};
 
+use uuid::Uuid;
+
 use crate::support::generate::{Events, Load, TimeText, Totals, produce_events};
 use crate::support::kafka::Broker;
+use crate::support::proxy::{LIST_OFFSETS, Slow};
 
+const LOG: Uuid = Uuid::from_u128(7);
 const PATIENCE: Duration = Duration::from_secs(40);
 
 fn spec(broker: &Broker, topic: &str) -> SourceSpec {
@@ -115,7 +120,7 @@ fn reads_every_record_once_in_tiling_intervals() {
     assert_eq!(facts.partitions, [(0, (0, 10_000)), (1, (0, 10_000)), (2, (0, 10_000))].into());
     assert!(facts.incarnation.is_some());
     assert_eq!(source.start_offsets(&[0, 1, 2]).unwrap(), [(0, 0), (1, 0), (2, 0)].into());
-    source.join().unwrap();
+    source.join(LOG).unwrap();
     let mut seen = Seen::default();
     seen.until_ends(&mut source, 3).unwrap();
     for partition in 0..3 {
@@ -146,7 +151,7 @@ fn a_record_keeps_its_parts_and_a_too_large_one_only_its_place() {
     let mut spec = spec(broker, "parts");
     spec.max_record_bytes = 500_000;
     let mut source = KafkaSource::new(&spec, "p-parts", "w1").unwrap();
-    source.join().unwrap();
+    source.join(LOG).unwrap();
     let mut seen = Seen::default();
     let mut records = Vec::new();
     let deadline = Instant::now() + PATIENCE;
@@ -176,7 +181,7 @@ fn aborted_transactions_are_gaps_inside_the_intervals_and_the_end_covers_them() 
     let mut source = source(broker, "aborts");
     let end = source.facts().unwrap().partitions[&0].1;
     assert_eq!(end, 11, "six records and a marker for each of four transactions, and one aborted record");
-    source.join().unwrap();
+    source.join(LOG).unwrap();
     let mut seen = Seen::default();
     seen.until_ends(&mut source, 1).unwrap();
     assert_eq!(seen.all(), ["a", "b", "c"]);
@@ -197,7 +202,7 @@ fn a_position_behind_an_aborted_tail_of_a_later_epoch_is_no_truncation() {
     broker.up();
     broker.produce_in_transaction("tail", 0, &["aborted"], false);
     let mut source = source(&broker, "tail");
-    source.join().unwrap();
+    source.join(LOG).unwrap();
     let mut seen = Seen::default();
     seen.until_ends(&mut source, 1).unwrap();
     assert_eq!(seen.offsets(), [(0, 3)].into());
@@ -225,12 +230,12 @@ fn rebalances_behind_an_aborted_tail_of_a_later_epoch_are_no_truncation() {
         broker.produce_in_transaction("tails", partition, &["aborted"], false);
     }
     let mut stays = source(&broker, "tails");
-    stays.join().unwrap();
+    stays.join(LOG).unwrap();
     let mut seen = Seen::default();
     seen.until_ends(&mut stays, 2).unwrap();
     for round in 0..3 {
         let mut comes = KafkaSource::new(&spec(&broker, "tails"), "p-tails", &format!("w{round}")).unwrap();
-        comes.join().unwrap();
+        comes.join(LOG).unwrap();
         let mut other = Seen { positions: seen.positions.clone(), ..Seen::default() };
         let deadline = Instant::now() + PATIENCE;
         while other.at_end.is_empty() {
@@ -278,7 +283,7 @@ fn a_topic_that_is_deleted_while_it_is_read_is_refused() {
     broker.create_topic("gone", 1);
     broker.produce("gone", 0, "k", "v", 0);
     let mut source = source(broker, "gone");
-    source.join().unwrap();
+    source.join(LOG).unwrap();
     let mut seen = Seen::default();
     seen.until_ends(&mut source, 1).unwrap();
     broker.delete_topic("gone");
@@ -296,7 +301,7 @@ fn positions_that_the_broker_does_not_hold_are_refused() {
     }
     broker.delete_records("range", 0, 8);
     let mut source = source(broker, "range");
-    source.join().unwrap();
+    source.join(LOG).unwrap();
     let mut seen = Seen { positions: [(0, Position { offset: 5, leader_epoch: -1 })].into(), ..Seen::default() };
     let text = refusal(seen.until_ends(&mut source, 1));
     assert!(text.contains("partition 0") && text.contains("offset 5") && text.contains("8..20") && text.contains("3 offsets were deleted"), "{text}");
@@ -321,7 +326,7 @@ fn records_that_expire_unread_while_reading_are_refused() {
     broker.create_topic("expire", 1);
     broker.produce("expire", 0, "k", "0", 0);
     let mut source = source(broker, "expire");
-    source.join().unwrap();
+    source.join(LOG).unwrap();
     let mut seen = Seen::default();
     seen.until_ends(&mut source, 1).unwrap();
     source.pause(&[0]).unwrap();
@@ -344,7 +349,7 @@ fn deleting_what_was_read_disturbs_nothing() {
         broker.produce("consumed", 0, "k", &format!("{i}"), 0);
     }
     let mut source = source(broker, "consumed");
-    source.join().unwrap();
+    source.join(LOG).unwrap();
     let mut seen = Seen::default();
     seen.until_ends(&mut source, 1).unwrap();
     broker.delete_records("consumed", 0, 5);
@@ -365,7 +370,7 @@ fn partitions_added_later_are_picked_up() {
     broker.create_topic("grow", 1);
     broker.produce("grow", 0, "k", "a", 0);
     let mut source = source(broker, "grow");
-    source.join().unwrap();
+    source.join(LOG).unwrap();
     let mut seen = Seen::default();
     seen.until_ends(&mut source, 1).unwrap();
     broker.add_partitions("grow", 3);
@@ -398,11 +403,11 @@ fn two_workers_share_the_partitions() {
     let broker = Broker::start();
     broker.create_topic("share", 4);
     let mut first = source(broker, "share");
-    first.join().unwrap();
+    first.join(LOG).unwrap();
     let mut seen = Seen::default();
     seen.until_ends(&mut first, 4).unwrap();
     let mut second = KafkaSource::new(&spec(broker, "share"), "p-share", "w2").unwrap();
-    second.join().unwrap();
+    second.join(LOG).unwrap();
     let (mut one, mut two) = (vec![], vec![]);
     let deadline = Instant::now() + PATIENCE;
     let mut other = Seen::default();
@@ -441,7 +446,7 @@ fn a_broker_that_goes_away_is_waited_for() {
     broker.create_topic("away", 2);
     broker.produce("away", 0, "k", "before", 0);
     let mut source = source(&broker, "away");
-    source.join().unwrap();
+    source.join(LOG).unwrap();
     let mut seen = Seen::default();
     seen.until_ends(&mut source, 2).unwrap();
     broker.down();
@@ -453,12 +458,116 @@ fn a_broker_that_goes_away_is_waited_for() {
     assert!(source.facts().is_ok());
 }
 
+/// FAULTS 23. Partitions are dealt out anew while a topic grows and the brokers are slow to tell offsets: an
+/// answer that comes after its reader was placed must not place it again.
+#[test]
+fn a_slow_answer_about_offsets_passes_no_record_over() {
+    let slow = Slow::start();
+    slow.broker.create_topic("slow", 2);
+    let mut spec = spec(&slow.broker, "slow");
+    let Input::Kafka(input) = &mut spec.input else { unreachable!() };
+    input.brokers = slow.address();
+    let open = |worker: &str| KafkaSource::new(&spec, "p-slow", worker).unwrap();
+    let mut first = open("w1");
+    first.join(LOG).unwrap();
+    let mut seen = Seen::default();
+    seen.until_ends(&mut first, 2).unwrap();
+    slow.delay(LIST_OFFSETS, Duration::from_millis(700));
+    let stop = AtomicBool::new(false);
+    let both = std::thread::scope(|scope| {
+        let written = scope.spawn(|| {
+            let producer = slow.broker.producer();
+            let mut n = 0;
+            while !stop.load(Ordering::Relaxed) {
+                producer.send("slow", n % 2, "k", &(n / 2).to_string(), 0);
+                n += 1;
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            producer.flush();
+            n / 2
+        });
+        // One comes and goes: what it had is taken over while the records go on.
+        let mut second = open("w2");
+        second.join(LOG).unwrap();
+        let deadline = Instant::now() + PATIENCE;
+        let mut other = Seen { positions: [(0, Position { offset: 0, leader_epoch: -1 }), (1, Position { offset: 0, leader_epoch: -1 })].into(), ..Seen::default() };
+        while other.values.is_empty() {
+            assert!(Instant::now() < deadline, "the second got no partition");
+            let event = first.poll(Duration::from_millis(20)).unwrap();
+            seen.take(&mut first, event).unwrap();
+            let event = second.poll(Duration::from_millis(20)).unwrap();
+            other.take(&mut second, event).unwrap();
+        }
+        drop(second);
+        let until = Instant::now() + Duration::from_secs(5);
+        while Instant::now() < until {
+            let event = first.poll(Duration::from_millis(20)).unwrap();
+            seen.take(&mut first, event).unwrap();
+        }
+        stop.store(true, Ordering::Relaxed);
+        let both = i64::from(written.join().unwrap());
+        seen.until(&mut first, "all that was written", |s| s.offsets().values().all(|o| *o >= both)).unwrap();
+        both
+    });
+    assert!(slow.held() > 5, "only {} answers were slow", slow.held());
+    for partition in 0..2 {
+        let offsets: Vec<i64> = seen.values[&partition].iter().map(|(o, _)| *o).collect();
+        let missing: Vec<i64> = (0..both).filter(|o| offsets.binary_search(o).is_err()).collect();
+        assert!(missing.is_empty(), "partition {partition}: {} of {both} records were passed over: {missing:?}", missing.len());
+    }
+}
+
+/// FAULTS 23, 24: the first records have expired, so that the place at which a partition is taken over is none.
+#[test]
+fn partitions_whose_first_records_are_gone_change_hands() {
+    let broker = Broker::start();
+    broker.create_topic("expired", 3);
+    let producer = broker.producer();
+    for n in 0..300 {
+        producer.send("expired", n % 3, "k", &n.to_string(), 0);
+    }
+    producer.flush();
+    for partition in 0..3 {
+        broker.delete_records("expired", partition, 60);
+    }
+    let at = |offset| (0..3).map(|p| (p, Position { offset, leader_epoch: 0 })).collect::<BTreeMap<_, _>>();
+    let mut stays = source(broker, "expired");
+    stays.join(LOG).unwrap();
+    let mut seen = Seen { positions: at(60), ..Seen::default() };
+    seen.until_ends(&mut stays, 3).unwrap();
+    for round in 0..2 {
+        let mut comes = KafkaSource::new(&spec(broker, "expired"), "p-expired", &format!("w{round}")).unwrap();
+        comes.join(LOG).unwrap();
+        let mut other = Seen { positions: at(100), ..Seen::default() };
+        let deadline = Instant::now() + PATIENCE;
+        while other.at_end.is_empty() {
+            assert!(Instant::now() < deadline, "round {round}: the other got no partition");
+            let event = stays.poll(Duration::from_millis(10)).unwrap();
+            seen.take(&mut stays, event).unwrap();
+            let event = comes.poll(Duration::from_millis(10)).unwrap();
+            other.take(&mut comes, event).unwrap();
+        }
+        assert!(other.all().is_empty(), "round {round}: it began before its positions");
+        assert_eq!(other.notices, Vec::<String>::new());
+    }
+    let ours = |s: &Seen| s.offsets().values().all(|o| *o == 101);
+    for partition in 0..3 {
+        broker.produce("expired", partition, "k", "last", 0);
+    }
+    seen.until(&mut stays, "what comes after", ours).unwrap();
+    assert_eq!(seen.notices, Vec::<String>::new());
+    for partition in 0..3 {
+        let offsets: Vec<i64> = seen.values[&partition].iter().map(|(o, _)| *o).collect();
+        assert_eq!(offsets, (60..101).collect::<Vec<_>>());
+    }
+}
+
 #[test]
 fn paused_partitions_wait_and_lose_nothing() {
     let broker = Broker::start();
     broker.create_topic("pause", 2);
     let mut source = source(broker, "pause");
-    source.join().unwrap();
+    source.join(LOG).unwrap();
     let mut seen = Seen::default();
     seen.until_ends(&mut source, 2).unwrap();
     source.pause(&[0]).unwrap();
@@ -505,7 +614,7 @@ fn a_file_is_loaded_once_keyed_and_with_its_times() {
     assert_eq!(load.run().unwrap(), 6_099);
     assert_eq!(load.run().unwrap(), 0, "it is there already");
     let mut source = source(broker, "flights");
-    source.join().unwrap();
+    source.join(LOG).unwrap();
     let mut seen = Seen::default();
     seen.until_ends(&mut source, 4).unwrap();
     let rows: Vec<serde_json::Value> = seen.all().iter().map(|t| serde_json::from_str(t).unwrap()).collect();
@@ -520,7 +629,7 @@ fn generated_events_arrive_as_generated() {
     broker.create_topic("generated", 4);
     let totals = produce_events(&broker.address(), "generated", 4, 50_000, 1_000, 42, TimeText::Rfc3339).unwrap();
     let mut source = source(broker, "generated");
-    source.join().unwrap();
+    source.join(LOG).unwrap();
     let mut seen = Seen::default();
     seen.until_ends(&mut source, 4).unwrap();
     let mut found = Totals::default();
@@ -544,7 +653,7 @@ fn cost_of_reading() {
     broker.create_topic("cost", 4);
     produce_events(&broker.address(), "cost", 4, 2_000_000, 1_000_000, 42, TimeText::Rfc3339).unwrap();
     let mut source = source(broker, "cost");
-    source.join().unwrap();
+    source.join(LOG).unwrap();
     let cpu = || {
         // SAFETY: plain data, filled by the call.
         let used = unsafe {

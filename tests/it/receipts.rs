@@ -27,7 +27,7 @@ commit: {{every: 200ms}}
 #[test]
 fn the_groups_offsets_follow_the_tables_and_are_never_read() {
     let broker = Broker::start();
-    let (topic, group) = ("shown", "millpond-shown-events");
+    let topic = "shown";
     broker.create_topic(topic, 3);
     let producer = broker.producer();
     let sends = |ids: std::ops::Range<i64>| {
@@ -38,10 +38,12 @@ fn the_groups_offsets_follow_the_tables_and_are_never_read() {
     };
     let pond = Pond::new(&pipeline(broker, topic));
     let source = || pond.status()["sources"]["events"].clone();
-    let committed = || broker.committed(group, topic, 3);
 
     sends(0..30);
     assert_eq!(pond.until_end()["lag"], json!({"events": 0}));
+    let group = source()["group"].as_str().unwrap().to_string();
+    assert!(group.starts_with("millpond-shown-events-") && pond.millpond(&["status", "pipeline.yaml"]).stdout.contains(&group), "{group}");
+    let committed = || broker.committed(&group, topic, 3);
     assert_eq!(committed(), [Some(10), Some(10), Some(10)], "what the tables hold");
     assert_eq!(source()["lag"], 0);
 
@@ -53,13 +55,13 @@ fn the_groups_offsets_follow_the_tables_and_are_never_read() {
     assert!(human.contains("lag 4") && human.contains("partition 0: offset 10 of 12"), "{human}");
 
     // Set back, or ahead, by hand: the log knows better, and the next receipt says so.
-    broker.set_committed(group, topic, &[(0, 0), (1, 11), (2, 3)]);
+    broker.set_committed(&group, topic, &[(0, 0), (1, 11), (2, 3)]);
     assert_eq!(pond.until_end()["records"], 4);
     assert_eq!(committed(), [Some(12), Some(11), Some(11)]);
     assert_eq!(pond.number("select count(distinct id) from rows"), 34);
     assert_eq!(pond.number("select count(*) from rows"), 34);
     // A run that finds nothing new reads nothing for them.
-    broker.set_committed(group, topic, &[(0, 0)]);
+    broker.set_committed(&group, topic, &[(0, 0)]);
     assert_eq!(pond.until_end()["records"], 0);
 
     // They follow while a worker runs, too.
@@ -89,4 +91,41 @@ fn status_without_the_broker_says_that_the_lag_is_unknown() {
     let source = &status["sources"]["events"];
     assert_eq!((&source["lag"], &source["partitions"]["0"]["offset"]), (&Value::Null, &json!(0)), "{status}");
     assert!(source["lag_unknown"].as_str().is_some_and(|why| !why.is_empty()), "{status}");
+}
+
+/// Two lakes may be fed from one cluster under one name, a test and the real one: neither takes partitions from the other.
+#[test]
+fn two_lakes_with_one_pipeline_name_share_no_group() {
+    let broker = Broker::start();
+    let topic = "two_lakes";
+    broker.create_topic(topic, 2);
+    let send = |ids: std::ops::Range<i64>| {
+        for id in ids {
+            broker.produce(topic, (id % 2) as i32, "k", &format!(r#"{{"id":{id},"at":"2026-01-31T10:00:00Z"}}"#), 0);
+        }
+    };
+    send(0..10);
+    let (one, other) = (Pond::new(&pipeline(broker, topic)), Pond::new(&pipeline(broker, topic)));
+    // One runs on, and holds every partition of its group.
+    let running = one.start(&["run", "pipeline.yaml"]);
+    let start = Instant::now();
+    let rows = |pond: &Pond| pond.millpond(&["query", "pipeline.yaml", "select count(*) as n from rows", "--json"]).stdout.trim().to_string();
+    while rows(&one) != r#"{"n":10}"# {
+        assert!(start.elapsed() < Duration::from_secs(60), "{}", running.stderr());
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    assert_eq!(other.until_end()["records"], 10);
+    send(10..14);
+    assert_eq!(other.until_end()["records"], 4);
+    while rows(&one) != r#"{"n":14}"# {
+        assert!(start.elapsed() < Duration::from_secs(60), "{}", running.stderr());
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    running.signal(libc::SIGTERM);
+    assert_eq!(running.wait().code, 0);
+    let group = |pond: &Pond| pond.status()["sources"]["events"]["group"].as_str().unwrap().to_string();
+    assert_ne!(group(&one), group(&other));
+    for pond in [&one, &other] {
+        assert_eq!(broker.committed(&group(pond), topic, 2), [Some(7), Some(7)]);
+    }
 }

@@ -210,4 +210,8 @@ impl TableFormat for DeltaFormat {
         let log = stamped_by(&state, &site)?;
         Ok(Some(Box::new(DeltaTable::new(site, spec, state, log)?)))
     }
+
+    fn place(&self, table: &str) -> String {
+        format!("{}/delta/{}/{table}", self.root_url.as_str().trim_end_matches('/'), self.pipeline)
+    }
 }

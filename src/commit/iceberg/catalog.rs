@@ -20,6 +20,9 @@ pub enum CatalogError {
     /// Nothing was changed.
     #[error("the Iceberg catalog {path} cannot be opened: {reason}")]
     Unavailable { path: String, reason: String },
+    /// Nothing was changed.
+    #[error("the Iceberg catalog {path} is damaged: {reason}; restore it from a copy")]
+    Damaged { path: String, reason: String },
     /// Whether something was changed nobody knows.
     #[error("the Iceberg catalog {path} gave no answer to a change: {reason}")]
     AnswerLost { path: String, reason: String },
@@ -252,6 +255,7 @@ impl Shared {
             Some(ErrorCode::SystemIoFailure | ErrorCode::DiskFull | ErrorCode::DatabaseCorrupt | ErrorCode::OutOfMemory) if changing => {
                 CatalogError::AnswerLost { path, reason }
             }
+            Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => CatalogError::Damaged { path, reason },
             _ => CatalogError::Unavailable { path, reason },
         }
     }

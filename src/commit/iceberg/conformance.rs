@@ -249,7 +249,7 @@ pub(crate) async fn what_it_says_is_so(catalog: &impl Catalog, truth: &impl Cata
                 never.insert(to);
             }
             Err(CatalogError::AnswerLost { .. }) => _ = unknown.insert(to),
-            Err(CatalogError::Busy { .. } | CatalogError::Unavailable { .. }) => {
+            Err(CatalogError::Busy { .. } | CatalogError::Unavailable { .. } | CatalogError::Damaged { .. }) => {
                 told.not_done += 1;
                 never.insert(to);
             }

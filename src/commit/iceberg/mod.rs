@@ -130,6 +130,10 @@ impl TableFormat for IcebergFormat {
             (Some(_), _) => Ok(Some(self.opened(spec, self.log).await?)),
         }
     }
+
+    fn place(&self, table: &str) -> String {
+        format!("{} in the catalog {}", self.lake.identifier(table), self.lake.catalog.place())
+    }
 }
 
 impl Lake {

@@ -74,7 +74,7 @@ impl IcebergTable {
                 self.loaded = None;
                 return Ok(Committed::Unknown(reason));
             }
-            Err(e @ (CatalogError::Busy { .. } | CatalogError::Unavailable { .. })) => {
+            Err(e @ (CatalogError::Busy { .. } | CatalogError::Unavailable { .. } | CatalogError::Damaged { .. })) => {
                 self.discard(&proposal.written).await;
                 return Err(super::unavailable(e));
             }

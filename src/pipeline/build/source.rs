@@ -16,7 +16,7 @@ use super::lake::absolute;
 const OWNED: [(&str, &str); 17] = [
     ("bootstrap.servers", "it is written as `brokers`"),
     ("metadata.broker.list", "it is written as `brokers`"),
-    ("group.id", "the consumer group is the pipeline's name"),
+    ("group.id", "the consumer group is made of the pipeline, the source and the log, whose workers share the partitions"),
     ("enable.auto.commit", "offsets of record are in the epoch log, and the group's are set after the tables have the rows"),
     ("auto.commit.enable", "offsets of record are in the epoch log, and the group's are set after the tables have the rows"),
     ("auto.commit.interval.ms", "nothing is committed on a timer: offsets follow the tables"),

@@ -132,6 +132,18 @@ unsafe fn take(message: &rd::rd_kafka_message_t, cutter: &mut Cutter, errors: &m
     }
 }
 
+/// Makes a partition known to librdkafka before anything of it is assigned. False where that fails.
+pub(super) fn touch(client: *mut rd::rd_kafka_t, topic: &CStr, partition: i32) -> bool {
+    // SAFETY: the client is alive; the reference is given back.
+    unsafe {
+        let queue = rd::rd_kafka_queue_get_partition(client, topic.as_ptr(), partition);
+        if !queue.is_null() {
+            rd::rd_kafka_queue_destroy(queue);
+        }
+        !queue.is_null()
+    }
+}
+
 /// A topic's name as C wants it; `None` where it holds a NUL, which no topic's name does.
 pub(super) fn c_name(topic: &str) -> Option<CString> {
     CString::new(topic).ok()

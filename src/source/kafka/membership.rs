@@ -1,10 +1,11 @@
 //! What librdkafka tells a consumer while it is polled: which partitions are its own, and errors.
 //!
-//! The group is used for assignment only. A new partition is taken over paused and at its end, so
-//! that neither a committed offset is looked up nor a record fetched before the epoch log has said
-//! where reading starts.
+//! The group is used for assignment only. A new partition is held back first and then taken over at a
+//! number, so that no offset is looked up and no record asked for before the epoch log has said where
+//! reading starts.
 
 use std::collections::{BTreeSet, VecDeque};
+use std::ffi::CString;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use rdkafka::client::ClientContext;
@@ -14,6 +15,8 @@ use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 use rdkafka::statistics::Statistics;
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use rdkafka::types::RDKafkaRespErr;
+
+use super::fetch;
 
 /// At most this many errors wait for the reader; older ones are dropped.
 const ERRORS_KEPT: usize = 64;
@@ -32,16 +35,19 @@ pub(super) struct Told {
     /// The last thing that went wrong with a connection.
     pub last_error: Option<String>,
     pub commit_failed: Option<String>,
+    /// No broker could be connected to, at least once.
+    pub all_away: bool,
 }
 
 pub(super) struct Membership {
     topic: String,
+    topic_c: CString,
     told: Mutex<Told>,
 }
 
 impl Membership {
-    pub fn new(topic: &str) -> Self {
-        Self { topic: topic.to_string(), told: Mutex::default() }
+    pub fn new(topic: &str, topic_c: CString) -> Self {
+        Self { topic: topic.to_string(), topic_c, told: Mutex::default() }
     }
 
     /// Callbacks only write plain values, so a poisoned lock holds nothing half done.
@@ -82,6 +88,7 @@ impl ClientContext for Membership {
         if matches!(code, RDKafkaErrorCode::Authentication | RDKafkaErrorCode::SSL) {
             told.denied = Some((code, reason.to_string()));
         }
+        told.all_away |= code == RDKafkaErrorCode::AllBrokersDown;
         if code != RDKafkaErrorCode::AllBrokersDown || told.last_error.is_none() {
             told.last_error = Some(reason.to_string());
         }
@@ -97,6 +104,17 @@ impl ConsumerContext for Membership {
         let partitions: Vec<i32> = list.elements_for_topic(&self.topic).iter().map(|e| e.partition()).collect();
         let cooperative = matches!(consumer.rebalance_protocol(), RebalanceProtocol::Cooperative);
         if event == RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS {
+            // Held back before they are taken over: between the two, records would be asked for already, and the
+            // answer that there are none at 0 (they expired) ends the fetching, perhaps after the seek.
+            let mut held = Ok(());
+            for partition in &partitions {
+                // Makes the partition known, without which it cannot be held.
+                fetch::touch(consumer.client().native_ptr(), &self.topic_c, *partition);
+            }
+            if !partitions.is_empty() {
+                held = consumer.pause(list).and_then(|()| list.elements().iter().try_for_each(|e| e.error()));
+            }
+            self.failed("holding new partitions back", held);
             // They are placed by a seek. Any number will do until then, but it must be one: a place that
             // librdkafka has to look up (the end, the beginning, the group's) is looked up again half a second
             // after an answer that the seek has overtaken, and reading goes on from there, past records that
@@ -104,9 +122,6 @@ impl ConsumerContext for Membership {
             self.failed("taking over partitions", list.set_all_offsets(Offset::Offset(0)));
             let taken = if cooperative { consumer.incremental_assign(list) } else { consumer.assign(list) };
             self.failed("taking over partitions", taken);
-            if !partitions.is_empty() {
-                self.failed("holding new partitions back", consumer.pause(list));
-            }
             let mut told = self.told();
             if !cooperative {
                 told.owned.clear();

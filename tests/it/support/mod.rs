@@ -6,5 +6,6 @@ pub mod generate;
 pub mod kafka;
 pub mod millpond;
 pub mod process;
+pub mod proxy;
 pub mod secured;
 pub mod spending;

@@ -7,6 +7,7 @@ use std::ptr;
 
 use rdkafka::bindings as rd;
 use rdkafka::bindings::rd_kafka_AclOperation_t as Op;
+use rdkafka::bindings::rd_kafka_ResourcePatternType_t as Pattern;
 use rdkafka::bindings::rd_kafka_ResourceType_t as Resource;
 
 use super::kafka::Broker;
@@ -85,14 +86,16 @@ impl Secured {
         });
     }
 
-    /// Allows `principal` to do something.
+    /// Allows `principal` to do something. A group's name is the beginning of one: its end is known only once the lake is there.
     pub fn allow(&self, principal: &str, resource: Resource, name: &str, op: Op) {
         let [name, principal, host] = [name, principal, "*"].map(|s| CString::new(s).unwrap());
         self.ask(|client, queue| {
             // SAFETY: as above.
             unsafe {
-                let (literal, allow) = (rd::rd_kafka_ResourcePatternType_t::RD_KAFKA_RESOURCE_PATTERN_LITERAL, rd::rd_kafka_AclPermissionType_t::RD_KAFKA_ACL_PERMISSION_TYPE_ALLOW);
-                let mut acl = rd::rd_kafka_AclBinding_new(resource, name.as_ptr(), literal, principal.as_ptr(), host.as_ptr(), op, allow, ptr::null_mut(), 0);
+                let (literal, prefixed) = (Pattern::RD_KAFKA_RESOURCE_PATTERN_LITERAL, Pattern::RD_KAFKA_RESOURCE_PATTERN_PREFIXED);
+                let pattern = if resource == Resource::RD_KAFKA_RESOURCE_GROUP { prefixed } else { literal };
+                let allow = rd::rd_kafka_AclPermissionType_t::RD_KAFKA_ACL_PERMISSION_TYPE_ALLOW;
+                let mut acl = rd::rd_kafka_AclBinding_new(resource, name.as_ptr(), pattern, principal.as_ptr(), host.as_ptr(), op, allow, ptr::null_mut(), 0);
                 assert!(!acl.is_null());
                 rd::rd_kafka_CreateAcls(client, &mut acl, 1, ptr::null(), queue);
                 rd::rd_kafka_AclBinding_destroy(acl);
