@@ -383,6 +383,9 @@ fn table_change(name: &str, before: &WindowedOrPlain, after: &WindowedOrPlain, c
     Ok(())
 }
 
+/// [`compile`], or what remembers its answers.
+pub type Compile = fn(&Plan) -> Result<BTreeMap<String, Arc<TablePlan>>, PlanError>;
+
 /// Plans the tables of a plan entry again: what the fold runs on, whatever the pipeline file says by now.
 pub fn compile(plan: &Plan) -> Result<BTreeMap<String, Arc<TablePlan>>, PlanError> {
     let source = |(name, s): (&String, &SourcePlan)| SourceSpec {

@@ -300,6 +300,7 @@ async fn once(pipeline: &Arc<Pipeline>, plans: &[Arc<TablePlan>], options: RunOp
         clock: clock.clone(),
         ids: ids.clone(),
         cadence: world.cadence(),
+        compile: world.compile(),
         pressure: pressure.clone(),
         entries,
         ending: change.as_ref().map(|to| &lake_tables(&reading.start.plan) - &lake_tables(to)).unwrap_or_default(),
