@@ -79,9 +79,7 @@ impl Metrics {
         }
         let mut waiting = self.waiting.lock().unwrap_or_else(|e| e.into_inner());
         if waiting.insert(what.to_string(), why.to_string()).as_deref() != Some(why) {
-            // `source events` is also how what it says of itself begins.
-            let again = what.split_once(' ').map(|(kind, name)| format!("{kind} `{name}`: "));
-            eprintln!("waiting for {what}: {}", again.and_then(|a| why.strip_prefix(&a)).unwrap_or(why));
+            eprintln!("waiting for {what}: {why}");
         }
     }
 

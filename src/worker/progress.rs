@@ -42,14 +42,14 @@ fn line(m: &Metrics, rate: f64) -> String {
     let lags = m.lags();
     let lag = if lags.is_empty() { String::new() } else { format!("lag {}, ", lags.values().sum::<u64>()) };
     format!(
-        "{} rows, {rate:.0} rows/s, {lag}{} open windows, {} late, {} dead, {} epochs, {} commits{}",
+        "{} rows, {rate:.0} rows/s, {lag}{} open windows, {} late, {} dead, {} epochs, {} commits; {}",
         get(&m.records),
         get(&m.open_windows),
         get(&m.late),
         get(&m.dead),
         get(&m.epochs),
         get(&m.commits),
-        marks.iter().map(|m| format!("; {m}")).collect::<String>()
+        marks.join("; ")
     )
 }
 
