@@ -103,6 +103,7 @@ fn a_full_disk_is_waited_for() {
     assert_content(&full, &expected(&events), "after a full disk");
 }
 
+/// FAULTS 28: it waits, says why, stops within its deadline meanwhile, and goes on.
 /// A start needs space before there is anything to fall back on: it says so, is not ready, and goes on.
 #[test]
 fn a_disk_that_is_full_at_the_start_is_waited_for() {
@@ -158,7 +159,6 @@ fn a_disk_that_is_full_at_the_start_is_waited_for() {
     assert_eq!(run.wait(Duration::from_secs(20)).code(), Some(69), "{}", run.told());
 }
 
-/// FAULTS 28: it waits, says why, stops within its deadline meanwhile, and goes on.
 #[test]
 fn a_broker_that_goes_away_is_waited_for() {
     let broker = Broker::own();
