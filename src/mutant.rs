@@ -53,20 +53,29 @@ pub enum Mutant {
     BlindRetry,
     /// The key index is not brought to the version that is committed against.
     IndexNotSynced,
+    /// Deletes resolved before another engine's compaction are committed after it: those that hit no file any more
+    /// are dropped.
+    DeletesLostUnderCompaction,
+    /// A table that was rolled back is committed to.
+    RollbackIgnored,
+    /// The cleaner deletes the files of attempts that it found nowhere, and condemns them then.
+    DeletesBeforeCondemning,
+    /// The cleaner deletes what a commit from the table's stamp may still bring.
+    UnpassedStampDeleted,
     /// A worker's ids begin again when it is started again.
     EpochsReusedAfterRestart,
 }
 
 impl Mutant {
-    /// Not seen to be found yet: the simulation has too few worlds in which these bugs show.
-    pub const UNSEEN: [Self; 3] = [Self::OldWorkFits, Self::OldPlanFits, Self::AnyPositionFits];
-
-    /// What the simulation finds.
-    pub const FOUND: [Self; 20] = [
+    /// All of them: the simulation finds each.
+    pub const ALL: [Self; 27] = [
         Self::TakenMeansLost,
         Self::TakenMeansWon,
         Self::FreedNameDecides,
+        Self::OldWorkFits,
         Self::CondemnedProposed,
+        Self::OldPlanFits,
+        Self::AnyPositionFits,
         Self::ExpiredBoundFits,
         Self::CheckpointForgotten,
         Self::NoSecondList,
@@ -82,6 +91,10 @@ impl Mutant {
         Self::StampNotCheckedAgain,
         Self::BlindRetry,
         Self::IndexNotSynced,
+        Self::DeletesLostUnderCompaction,
+        Self::RollbackIgnored,
+        Self::DeletesBeforeCondemning,
+        Self::UnpassedStampDeleted,
         Self::EpochsReusedAfterRestart,
     ];
 }

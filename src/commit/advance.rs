@@ -252,7 +252,8 @@ async fn sync_index(side: &mut Side, what: &Advance<'_>) -> Result<(), CommitErr
         Some(index) => index,
         None => KeyIndex::open(side.index_folder.clone(), what.spec, side.kind).map_err(index_error)?,
     };
-    if index.version() != Some(side.base.version.as_str()) && !(mutant::on(Mutant::IndexNotSynced) && index.version().is_some()) {
+    let left_behind = mutant::on(Mutant::IndexNotSynced) || mutant::on(Mutant::DeletesLostUnderCompaction);
+    if index.version() != Some(side.base.version.as_str()) && !(left_behind && index.version().is_some()) {
         let live = side.table.live_files().await?;
         let schema = match side.kind {
             TableFormatKind::Iceberg => what.spec.schema.clone(),

@@ -25,6 +25,7 @@
 use crate::commit::{CommitError, TableFormat};
 use crate::epoch::entry::Note;
 use crate::epoch::log::{Log, LogError, Reading};
+use crate::mutant::{self, Mutant};
 use crate::pipeline::TableFormatKind;
 use crate::runtime::offload;
 use crate::stage::TableSpec;
@@ -43,6 +44,10 @@ pub const FILES_AT_ONCE: usize = 50_000;
 
 /// Attempts that one note names at most. The rest waits for the next pass.
 pub const ATTEMPTS_AT_ONCE: usize = 1_000;
+
+/// Probes are left alone for a day at least, so that no clock that is ahead takes one away under the racers of a start:
+/// they would create it a second time, and a sound store be refused as one without conditional puts.
+const PROBES_AFTER_MS: i64 = 86_400_000;
 
 const PARALLEL_DELETES: usize = 8;
 
@@ -136,7 +141,7 @@ impl Cleaner {
         if !nothing && let Some(reading) = self.log.open().await? {
             self.clean(tables, runs, &reading, notes, attempt, &mut done).await?;
         }
-        self.sweep(before_ms, &mut done).await;
+        self.sweep(before_ms, now_ms.saturating_sub(self.after_ms.max(PROBES_AFTER_MS)), &mut done).await;
         Ok(done)
     }
 
@@ -186,11 +191,14 @@ impl Cleaner {
         of_attempts.retain(|(of, _)| !unsure.contains(of));
         done.found += (free.len() + of_attempts.len()) as u64;
 
-        let (of_held, nowhere): (Vec<_>, Vec<_>) = of_attempts.into_iter().partition(|(of, _)| held.contains(of));
+        let (of_held, mut nowhere): (Vec<_>, Vec<_>) = of_attempts.into_iter().partition(|(of, _)| held.contains(of));
         free.extend(self.settled(of_held, reading).await?);
         let named: BTreeSet<Uuid> = nowhere.iter().map(|(of, _)| *of).collect();
         let mut condemned: BTreeSet<Uuid> = named.iter().copied().filter(|a| reading.head.condemned.contains_key(a)).collect();
         let new: Vec<Uuid> = named.difference(&condemned).copied().take(ATTEMPTS_AT_ONCE).collect();
+        if mutant::on(Mutant::DeletesBeforeCondemning) {
+            self.delete(nowhere.drain(..).map(|(_, file)| file).collect(), done).await;
+        }
         if !new.is_empty() && notes.append(attempt, reading.head.next, Note::Condemned { attempts: new.clone() }).await? {
             done.attempts_condemned += new.len() as u64;
             condemned.extend(new);
@@ -299,9 +307,9 @@ impl Cleaner {
 
     /// What no log speaks of: names of the start's probe, and puts that a kill cut short. Nobody needs either
     /// once it is old: a writer that wakes up finds its put failed, and puts again.
-    async fn sweep(&self, before_ms: i64, done: &mut Cleaned) {
+    async fn sweep(&self, before_ms: i64, probes_before_ms: i64, done: &mut Cleaned) {
         let probes: Vec<ObjectMeta> = self.store.list(Some(&Path::from(format!("{}/probe", self.state_folder)))).try_collect().await.unwrap_or_default();
-        let old = |o: &ObjectMeta| o.last_modified.timestamp_millis() <= before_ms && crate::store::probe::is_probe(&o.location);
+        let old = |o: &ObjectMeta| o.last_modified.timestamp_millis() <= probes_before_ms && crate::store::probe::is_probe(&o.location);
         let probes: Vec<Candidate> = probes.into_iter().filter(old).map(|o| Candidate { path: o.location, bytes: o.size, owner: Owner::Stamp(0) }).collect();
         done.found += probes.len() as u64;
         self.delete(probes, done).await;

@@ -26,7 +26,7 @@ pub struct Decided {
     pub entries: Vec<Entry>,
     pub ledger: Option<Ledger>,
     states: Vec<Ledger>,
-    attempts: BTreeSet<Uuid>,
+    attempts: BTreeMap<Uuid, u64>,
     pub condemned: BTreeSet<Uuid>,
     pub strays: u64,
     /// Attempts whose writer was told that they do not fit.
@@ -37,8 +37,9 @@ pub struct Decided {
 }
 
 impl Decided {
-    /// Entry `seq` has landed on its name for the first time. Returns what is wrong with it.
-    pub fn landed(&mut self, seq: u64, entry: Entry, world: &World) -> Result<(), String> {
+    /// Entry `seq` has landed on its name for the first time, from a worker whose clock is off by `skew_ms`. Returns
+    /// what is wrong with it.
+    pub fn landed(&mut self, seq: u64, entry: Entry, world: &World, skew_ms: i64) -> Result<(), String> {
         if seq as usize != self.entries.len() {
             return Err(format!("entry {seq} landed when the log ended at {}", self.entries.len()));
         }
@@ -49,7 +50,7 @@ impl Decided {
                 ledger.apply(&entry).map(|_| ()).map_err(|e| format!("I1, I5: {e}"))?;
             }
         }
-        if !self.attempts.insert(entry.attempt) {
+        if self.attempts.insert(entry.attempt, seq).is_some() {
             return Err(format!("attempt {} was decided a second time, as entry {seq}", entry.attempt));
         }
         if self.condemned.contains(&entry.attempt) {
@@ -62,7 +63,7 @@ impl Decided {
             Body::Data(data) => {
                 for (p, interval) in data.intervals.get("events").into_iter().flatten().filter(|(_, i)| i.claims_idle()) {
                     let topic = world.broker.topic.lock().unwrap();
-                    let end = topic.partitions[*p as usize].written_at(data.read_at_ms - super::world::START_MS - 1);
+                    let end = topic.partitions[*p as usize].written_at(data.read_at_ms - skew_ms - super::world::START_MS - 1);
                     if end > interval.from {
                         return Err(format!("entry {seq} claims partition {p} idle at {}, and the broker's end was {end} when its making began", interval.from));
                     }
@@ -92,6 +93,16 @@ impl Decided {
         self.states.extend(self.ledger.clone());
         self.entries.push(entry);
         Ok(())
+    }
+
+    /// The entry that this attempt became.
+    pub fn entry_of(&self, attempt: Uuid) -> Option<u64> {
+        self.attempts.get(&attempt).copied()
+    }
+
+    /// M of the newest checkpoint.
+    pub fn upto(&self) -> Option<u64> {
+        self.upto
     }
 
     /// The rules of DESIGN section 2, asked without the code that decides by them.

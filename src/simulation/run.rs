@@ -2,7 +2,7 @@
 
 use super::broker::{Partition, Row, Slot, wall};
 use super::check;
-use super::cleaner;
+use super::disk;
 use super::foreign;
 use super::reckoning::{MINUTE, Reckoning};
 use super::store::pause;
@@ -12,7 +12,7 @@ use crate::epoch::protocol_tests::Rng;
 use crate::epoch::tests::loaded;
 use crate::observe::Metrics;
 use crate::pipeline::sql::TablePlan;
-use crate::pipeline::{Pipeline, TableFormatKind};
+use crate::pipeline::{Clean, Pipeline, TableFormatKind};
 use crate::worker::surroundings::Task;
 use crate::worker::{self, RunOptions, WorkerError};
 use std::collections::BTreeMap;
@@ -90,17 +90,29 @@ fn temper(rng: &mut Rng) -> Temper {
         let from = rng.below(3000) as i64;
         (kind, from, from + 500 + rng.below(4000) as i64)
     });
+    let clean = cleaning(rng);
+    let one_host = rng.chance(50);
+    let power_cuts = [0, 30][rng.below(2) as usize];
+    let memory = rng.chance(12).then_some(1 << 12);
+    let off = |rng: &mut Rng| rng.below(2 * 7_200_000) as i64 - 7_200_000;
+    let skew_ms = if rng.chance(30) { [off(rng), off(rng), off(rng)] } else { [0; 3] };
     if rng.chance(25) {
         // Whoever is about to decide falls asleep, and the others shorten the log as fast as they can.
         return Temper {
             faults: [0, 10][rng.below(2) as usize],
             naps: 5,
-            naps_deciding: 700,
+            naps_deciding: [700, 0][rng.below(2) as usize],
+            naps_staging: [5, 700][rng.below(2) as usize],
             life_ms: 0,
             workers: 2 + rng.below(2) as usize,
             lagging: None,
             cadence: Cadence { trail: rng.below(2), every: 1 + rng.below(2), most_runs: 256 },
             reread_runs: false,
+            clean,
+            one_host,
+            power_cuts,
+            skew_ms,
+            memory,
         };
     }
     let naps = [0, 5, 20, 60][rng.below(4) as usize];
@@ -108,37 +120,57 @@ fn temper(rng: &mut Rng) -> Temper {
         faults: [0, 10, 40, 100][wild as usize],
         naps,
         naps_deciding: naps * 8,
+        naps_staging: naps,
         life_ms: [0, 4000, 2000, 1000][rng.below(4) as usize],
         workers: [1, 2, 2, 3][rng.below(4) as usize],
         lagging,
         cadence: Cadence { trail: rng.below(4), every: 2 + rng.below(6), most_runs: [2, 6, 256][rng.below(3) as usize] },
         reread_runs: rng.chance(50),
+        clean,
+        one_host,
+        power_cuts,
+        skew_ms,
+        memory,
     }
+}
+
+/// In some worlds everybody cleans up all the time.
+fn cleaning(rng: &mut Rng) -> Option<Clean> {
+    let every_ms = [500, 1500][rng.below(2) as usize];
+    rng.chance(40).then(|| Clean { after_ms: [0, 0, 300, 2000][rng.below(4) as usize], every_ms })
 }
 
 /// Everything that the lives of a seed share.
 struct Scene {
     world: Arc<World>,
     /// The file that whoever starts now is given.
-    file: Mutex<(Arc<Pipeline>, Vec<Arc<TablePlan>>)>,
+    file: Mutex<(Pipeline, Vec<Arc<TablePlan>>)>,
     lives: AtomicU64,
+    /// The local disks of all hosts.
     root: std::path::PathBuf,
 }
 
 impl Scene {
     fn give(&self, file: &File) {
         let (mut pipeline, plans) = file.planned();
-        pipeline.lake.root = self.root.clone();
-        *self.file.lock().unwrap() = (Arc::new(pipeline), plans);
+        pipeline.memory_bytes = self.world.temper.memory.unwrap_or(pipeline.memory_bytes);
+        pipeline.clean = self.world.temper.clean.unwrap_or(pipeline.clean);
+        *self.file.lock().unwrap() = (pipeline, plans);
+    }
+
+    /// Where the local disk of a worker's host begins.
+    fn host(&self, slot: usize) -> std::path::PathBuf {
+        if self.world.temper.one_host { self.root.join("host") } else { self.root.join(format!("host-{slot}")) }
     }
 
     /// Starts a worker. Its future is its life: dropped, it is killed.
     fn live(&self, slot: usize, options: RunOptions, stop: Arc<AtomicBool>) -> impl Future<Output = Result<(), WorkerError>> + Send + 'static {
         let nth = self.lives.fetch_add(1, Ordering::Relaxed);
         let who = format!("w{slot}.{nth}");
-        let life = Life { world: self.world.clone(), who, skew_ms: 0, given: Arc::new(AtomicU64::new(slot as u64 * 1_000_000)) };
-        let (pipeline, plans) = self.file.lock().unwrap().clone();
-        worker::run(pipeline, plans, options, Arc::new(Metrics::default()), Arc::new(life), stop)
+        let life = Life { world: self.world.clone(), who, skew_ms: self.world.skew_ms(slot), given: Arc::new(AtomicU64::new(slot as u64 * 1_000_000)) };
+        let (mut pipeline, plans) = self.file.lock().unwrap().clone();
+        pipeline.lake.root = self.host(slot);
+        worker::run(Arc::new(pipeline), plans, options, Arc::new(Metrics::default()), Arc::new(life), stop)
     }
 }
 
@@ -165,7 +197,16 @@ async fn one_life(scene: &Arc<Scene>, slot: usize, mut options: RunOptions, time
                 () = pause(2000) => {}
             }
         }
-        None => note("is killed".into()),
+        None => {
+            note("is killed".into());
+            if !world.temper.one_host && world.chance(world.temper.power_cuts) {
+                life.0.abort();
+                let _ = (&mut life.0).await;
+                // Its tasks end with it.
+                pause(1).await;
+                disk::tear(world, &scene.host(slot)).unwrap_or_else(|e| world.fail(format!("the simulated disk of worker {slot}: {e}")));
+            }
+        }
         Some(Ok(Ok(()))) if options.until_end => note("has reached the end".into()),
         Some(Ok(Ok(()))) => world.fail(format!("worker {slot} ended without being asked to")),
         Some(Ok(Err(WorkerError::Unavailable(why)))) => note(format!("gives up: {why}")),
@@ -331,7 +372,7 @@ pub fn run_seed(seed: u64) -> Outcome {
         let mut rng = Rng(seed);
         let (temper, file) = (temper(&mut rng), File::roll(&mut rng));
         let all = happenings(&mut rng);
-        let (partitions, rows) = (1 + rng.below(3), 15 + rng.below(30) as i64);
+        let (partitions, rows) = (1 + rng.below(3), 12 + rng.below(24) as i64);
         let world = World::new(seed, rng, temper);
         world.trace.note("world", format_args!("{:?}", world.temper));
         world.trace.note("world", format_args!("{all:?}"));
@@ -339,8 +380,7 @@ pub fn run_seed(seed: u64) -> Outcome {
         world.broker.topic.lock().unwrap().partitions = (0..partitions).map(|_| Partition::default()).collect();
         let listening = world.clone();
         crate::mutant::listen(Some(Box::new(move |attempt, entry| listening.told(attempt, entry))));
-        let empty = loaded_nothing();
-        let scene = Arc::new(Scene { world: world.clone(), file: Mutex::new(empty), lives: AtomicU64::new(0), root: dir.path().to_path_buf() });
+        let scene = Arc::new(Scene { world: world.clone(), file: Mutex::new(file.planned()), lives: AtomicU64::new(0), root: dir.path().to_path_buf() });
         scene.give(&file);
         scenario(&scene, file, rows, all).await;
         crate::mutant::listen(None);
@@ -361,18 +401,11 @@ pub fn run_seed(seed: u64) -> Outcome {
     })
 }
 
-fn loaded_nothing() -> (Arc<Pipeline>, Vec<Arc<TablePlan>>) {
-    let file = File { tables: vec![0], formats: "iceberg", lateness_min: [0, 0], on_update: false, idle: false };
-    let (pipeline, plans) = file.planned();
-    (Arc::new(pipeline), plans)
-}
-
 async fn scenario(scene: &Arc<Scene>, file: File, rows: i64, all: Vec<(u64, Happening)>) {
     let world = &scene.world;
     let hosts: Vec<_> = (0..world.temper.workers).map(|slot| Task(tokio::spawn(host(scene.clone(), slot)))).collect();
     let producer = Task(tokio::spawn(produce(world.clone(), rows)));
     let hand = Task(tokio::spawn(happen(scene.clone(), file, all)));
-    let cleaner = world.chance(50).then(|| Task(tokio::spawn(cleaner::clean(world.clone()))));
     while !(producer.0.is_finished() && hand.0.is_finished()) && world.failed().is_none() {
         pause(50).await;
     }
@@ -386,7 +419,7 @@ async fn scenario(scene: &Arc<Scene>, file: File, rows: i64, all: Vec<(u64, Happ
     }
     world.calm.store(true, Ordering::Relaxed);
     world.trace.note("world", "calm: everybody is killed, and one worker brings everything to its end");
-    drop((hosts, producer, hand, cleaner));
+    drop((hosts, producer, hand));
     world.broker.topic.lock().unwrap().calm();
     pause(1).await;
     finish(scene).await;
@@ -428,4 +461,26 @@ async fn finish(scene: &Arc<Scene>) {
             world.fail(format!("{kind} table {table} stopped at entry {stamp:?}"));
         }
     }
+    if let Some(clean) = world.temper.clean.filter(|_| !doomed && world.seed % 4 == 0 && world.failed().is_none()) {
+        nothing_leaks(scene, clean.after_ms).await;
+    }
+}
+
+/// What belongs to nobody goes away in the end: workers start, clean up, and end.
+async fn nothing_leaks(scene: &Arc<Scene>, after_ms: u64) {
+    let world = &scene.world;
+    // Whatever is still under way lands.
+    pause(10_000).await;
+    let mut left = vec![];
+    for _ in 0..4 {
+        let began = wall(world);
+        pause(after_ms + 1).await;
+        one_life(scene, 9, RunOptions { until_end: true, ..RunOptions::default() }, 600_000).await;
+        left = world.orphans(began);
+        if left.is_empty() || world.failed().is_some() {
+            return;
+        }
+    }
+    let left: Vec<&str> = left.iter().map(|at| at.as_ref()).collect();
+    world.fail(format!("what belongs to nobody stays:\n    {}", left.join("\n    ")));
 }

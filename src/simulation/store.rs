@@ -77,11 +77,7 @@ impl Delegating for WorkerStore {
     async fn put_opts(&self, at: &Path, payload: PutPayload, options: PutOptions) -> Result<PutResult> {
         let bytes: Bytes = payload.into();
         let create = matches!(options.mode, PutMode::Create);
-        if create && at.as_ref().contains("/log/0") {
-            self.world.dawdle_deciding(&self.who, at).await;
-        } else {
-            self.world.dawdle(&self.who, at).await;
-        }
+        self.world.dawdle_before_put(&self.who, at, create).await;
         let fate = self.world.fate(at, create);
         if fate != Fate::Done {
             self.world.trace.note(&self.who, format_args!("put {at}: {fate:?}"));

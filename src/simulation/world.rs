@@ -4,18 +4,22 @@
 use super::broker::{Broker, SimSource, wall};
 use super::check::{self, Decided};
 use super::reckoning::{Reckoning, Rows};
+use super::references::References;
 use super::store::{Fate, WorkerCatalog, WorkerStore};
 use super::trace::Trace;
 use crate::commit::TableFormat;
 use crate::commit::delta::DeltaFormat;
 use crate::commit::iceberg::{Ambient, IcebergFormat};
 use crate::epoch::checkpoint::Cadence;
-use crate::epoch::entry::{Entry, parse};
+use crate::epoch::entry::{Entry, Plan, parse};
 use crate::epoch::log::Log;
+use crate::epoch::plan::{self, Compile, PlanError};
 use crate::epoch::protocol_tests::Rng;
 use crate::mutant::{self, Mutant};
-use crate::pipeline::{Pipeline, SourceSpec, TableFormatKind};
+use crate::pipeline::sql::TablePlan;
+use crate::pipeline::{Clean, Pipeline, SourceSpec, TableFormatKind};
 use crate::source::{Source, SourceError};
+use crate::stage::names::{self, Owner};
 use crate::store::double::Double;
 use crate::worker::surroundings::{Hosting, Ids, Surroundings};
 use crate::worker::{Clock, Place, WorkerError};
@@ -26,7 +30,7 @@ use object_store::path::Path;
 use object_store::{ObjectMeta, ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutResult};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 use uuid::Uuid;
 
@@ -45,6 +49,8 @@ pub struct Temper {
     pub naps: u64,
     /// Those of the log's entries.
     pub naps_deciding: u64,
+    /// Those of the files that an epoch stages.
+    pub naps_staging: u64,
     /// Virtual milliseconds that a worker lives, about; 0: it is never killed.
     pub life_ms: u64,
     pub workers: usize,
@@ -52,6 +58,16 @@ pub struct Temper {
     pub lagging: Option<(TableFormatKind, i64, i64)>,
     pub cadence: Cadence,
     pub reread_runs: bool,
+    /// `None`: nobody lives long enough to clean up.
+    pub clean: Option<Clean>,
+    /// All workers share one host, and its disk.
+    pub one_host: bool,
+    /// Of a hundred kills, those that take the host's power away.
+    pub power_cuts: u64,
+    /// How far the clock of each worker is off, in milliseconds: by its slot. Those of others are right.
+    pub skew_ms: [i64; 3],
+    /// Bytes for panes and the like, where they are so few that panes spill all the time.
+    pub memory: Option<u64>,
 }
 
 pub struct World {
@@ -62,7 +78,9 @@ pub struct World {
     /// Nothing goes wrong any more.
     pub calm: AtomicBool,
     pub objects: Arc<InMemory>,
-    modified: Mutex<BTreeMap<Path, i64>>,
+    /// When an object was written, and by whom; what is not in it others wrote.
+    written: Mutex<BTreeMap<Path, (i64, String)>>,
+    references: Mutex<References>,
     /// Namespace and table to where the table's metadata lies.
     catalog: Mutex<BTreeMap<(String, String), String>>,
     pub broker: Broker,
@@ -97,7 +115,8 @@ impl World {
             temper,
             calm: AtomicBool::new(false),
             objects: Arc::new(InMemory::new()),
-            modified: Mutex::default(),
+            written: Mutex::default(),
+            references: Mutex::default(),
             catalog: Mutex::default(),
             broker: Broker::default(),
             decided: Mutex::default(),
@@ -162,6 +181,11 @@ impl World {
         self.expected.lock().unwrap().iter().any(|word| why.contains(word))
     }
 
+    /// How far the clock of the worker in this slot is off.
+    pub fn skew_ms(&self, slot: usize) -> i64 {
+        self.temper.skew_ms.get(slot).copied().unwrap_or(0)
+    }
+
     /// Whether the log holds something for this table beyond its stamp.
     pub fn waits(&self, table: &str, kind: TableFormatKind, stamp: Option<u64>) -> bool {
         let decided = self.decided.lock().unwrap();
@@ -187,11 +211,17 @@ impl World {
         self.doze(who, at, self.temper.naps).await;
     }
 
-    /// As [`World::dawdle`], of a worker that is about to decide.
-    pub async fn dawdle_deciding(&self, who: &str, at: &Path) {
-        if !self.quiet() {
-            self.doze(who, at, self.temper.naps_deciding).await;
+    /// As [`World::dawdle`], of a worker that is about to put an object.
+    pub async fn dawdle_before_put(&self, who: &str, at: &Path, create: bool) {
+        if self.quiet() {
+            return;
         }
+        let naps = match at.filename().and_then(names::owner) {
+            _ if create && at.as_ref().contains("/log/0") => self.temper.naps_deciding,
+            Some(Owner::Attempt(_)) => self.temper.naps_staging,
+            _ => self.temper.naps,
+        };
+        self.doze(who, at, naps).await;
     }
 
     async fn doze(&self, who: &str, at: &Path, naps: u64) {
@@ -258,7 +288,7 @@ impl World {
     pub async fn put(&self, who: &str, at: &Path, bytes: Bytes, create: bool) -> object_store::Result<PutResult> {
         let mode = if create { PutMode::Create } else { PutMode::Overwrite };
         let put = self.objects.put_opts(at, bytes.clone().into(), PutOptions { mode, ..Default::default() }).await?;
-        self.modified.lock().unwrap().insert(at.clone(), wall(self));
+        self.written.lock().unwrap().insert(at.clone(), (wall(self), who.to_string()));
         if !at.as_ref().contains("/probe/") {
             self.trace.note(who, format_args!("wrote {at} ({} bytes)", if at.as_ref().contains("/log/") || create { bytes.len() } else { 0 }));
         }
@@ -270,6 +300,8 @@ impl World {
             && version.ends_with(".json")
             && let Some(table) = folder.rsplit('/').next()
         {
+            let known = self.references.lock().unwrap().delta(self, table, &bytes);
+            known.unwrap_or_else(|why| self.fail(why));
             self.committed(who, table, TableFormatKind::Delta).await;
         }
         Ok(put)
@@ -279,14 +311,33 @@ impl World {
         if !at.as_ref().contains("/probe/") {
             self.trace.note(who, format_args!("deleted {at}"));
         }
+        if self.objects.head(at).await.is_ok()
+            && let Some(why) = self.references.lock().unwrap().objection(self, who, at)
+        {
+            self.fail(format!("I4: {at} is deleted, and {why}"));
+        }
         self.objects.delete(at).await
     }
 
     /// The clock of the store is the simulation's.
     pub fn dated(&self, mut meta: ObjectMeta) -> ObjectMeta {
-        let at = self.modified.lock().unwrap().get(&meta.location).copied().unwrap_or(START_MS);
+        let at = self.modified_at(&meta.location).unwrap_or(START_MS);
         meta.last_modified = chrono::DateTime::from_timestamp_millis(at).unwrap_or_default();
         meta
+    }
+
+    pub fn modified_at(&self, at: &Path) -> Option<i64> {
+        self.written.lock().unwrap().get(at).map(|(ms, _)| *ms)
+    }
+
+    /// The worker's life that wrote this; `None`: another hand.
+    pub fn author(&self, at: &Path) -> Option<String> {
+        self.written.lock().unwrap().get(at).map(|(_, who)| who.clone()).filter(|who| who != "foreign")
+    }
+
+    /// What should be gone from the store by now.
+    pub fn orphans(&self, before_ms: i64) -> Vec<Path> {
+        self.references.lock().unwrap().orphans(self, before_ms)
     }
 
     async fn entry_landed(&self, who: &str, at: &Path, bytes: &Bytes) {
@@ -301,7 +352,9 @@ impl World {
         }
         self.trace.note(who, format_args!("DECIDED entry {seq}: {}", summary(&entry)));
         let missing = check::missing(self, &entry).await;
-        let done = self.decided.lock().unwrap().landed(seq, entry, self);
+        // `w2.17` is the seventeenth life, in slot 2.
+        let slot = who.strip_prefix('w').and_then(|w| w.split_once('.')?.0.parse().ok());
+        let done = self.decided.lock().unwrap().landed(seq, entry, self, slot.map_or(0, |s| self.skew_ms(s)));
         if let Err(why) = done {
             self.fail(why);
         }
@@ -317,8 +370,16 @@ impl World {
     pub fn create_table(&self, who: &str, namespace: &str, table: &str, location: &str) -> String {
         let mut catalog = self.catalog.lock().unwrap();
         let now = catalog.entry((namespace.to_string(), table.to_string())).or_insert_with(|| location.to_string()).clone();
+        self.refers(namespace, table, &now);
         self.trace.note(who, format_args!("table {table} is at {now}"));
         now
+    }
+
+    fn refers(&self, namespace: &str, table: &str, location: &str) {
+        if namespace == PIPELINE {
+            let known = self.references.lock().unwrap().iceberg(self, table, location);
+            known.unwrap_or_else(|why| self.fail(why));
+        }
     }
 
     pub async fn swap(&self, who: &str, namespace: &str, table: &str, from: &str, to: &str) -> bool {
@@ -327,6 +388,7 @@ impl World {
             let Some(now) = catalog.get_mut(&(namespace.to_string(), table.to_string())).filter(|now| *now == from) else { return false };
             *now = to.to_string();
         }
+        self.refers(namespace, table, to);
         self.trace.note(who, format_args!("COMMITTED {table} {to}"));
         self.committed(who, table, TableFormatKind::Iceberg).await;
         true
@@ -459,4 +521,23 @@ impl Surroundings for Life {
     fn cadence(&self) -> Cadence {
         self.world.temper.cadence
     }
+
+    fn compile(&self) -> Compile {
+        compiled
+    }
+}
+
+type Compiled = BTreeMap<String, Arc<TablePlan>>;
+
+/// What a plan means is found out once: it costs a good part of a start.
+fn compiled(plan: &Plan) -> Result<Compiled, PlanError> {
+    static KNOWN: OnceLock<Mutex<BTreeMap<String, Compiled>>> = OnceLock::new();
+    let mut known = KNOWN.get_or_init(Mutex::default).lock().unwrap_or_else(|e| e.into_inner());
+    let fingerprint = plan.fingerprint();
+    if let Some(found) = known.get(&fingerprint) {
+        return Ok(found.clone());
+    }
+    let made = plan::compile(plan)?;
+    known.insert(fingerprint, made.clone());
+    Ok(made)
 }

@@ -69,6 +69,8 @@ pub struct Ingest {
 struct Reading {
     generation: u64,
     own: BTreeSet<i32>,
+    /// Where the log stood when the source was started.
+    started: BTreeMap<i32, i64>,
     /// Where the next batch of a partition must start.
     next: BTreeMap<i32, i64>,
     /// Partitions whose end was seen at `next`.
@@ -233,7 +235,18 @@ impl Ingest {
                 self.start(nth, &mut readings[nth]).await?;
                 return Ok(Gathered::Reassigned);
             }
-            Event::Failed(SourceError::Refused(why)) => return Err(WorkerError::Refused(why)),
+            Event::Failed(SourceError::Refused(why)) => {
+                // Others may have gone on since the log was read, and what lay there may have been removed.
+                self.head.refresh().await?;
+                let name = &self.sources[nth].name;
+                let started = &readings[nth].started;
+                let moved = self.head.with(|l| started.iter().any(|(p, at)| l.position(name, *p).is_some_and(|now| now > *at))).await;
+                if !moved {
+                    return Err(WorkerError::Refused(why));
+                }
+                self.start(nth, &mut readings[nth]).await?;
+                return Ok(Gathered::Reassigned);
+            }
         }
         Ok(Gathered::Nothing)
     }
@@ -316,6 +329,7 @@ impl Ingest {
         }
         reading.generation += 1;
         reading.next = positions.iter().map(|(p, at)| (*p, at.offset)).collect();
+        reading.started.clone_from(&reading.next);
         reading.at_end.clear();
         reading.paused.clear();
         let now = Instant::now();

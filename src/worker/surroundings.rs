@@ -4,6 +4,7 @@
 
 use super::{Clock, Place, WorkerError, open_source};
 use crate::epoch::checkpoint::Cadence;
+use crate::epoch::plan::{self, Compile};
 use crate::pipeline::{Pipeline, SourceSpec};
 use crate::source::{Source, SourceError};
 use async_trait::async_trait;
@@ -35,6 +36,11 @@ pub trait Surroundings: Send + Sync {
     /// How often the log is made short.
     fn cadence(&self) -> Cadence {
         Cadence::default()
+    }
+
+    /// How the log's plans become those of tables.
+    fn compile(&self) -> Compile {
+        plan::compile
     }
 }
 

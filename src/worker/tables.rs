@@ -13,7 +13,7 @@ use crate::epoch::checkpoint::{self, Cadence, Checkpoint, Stamps};
 use crate::epoch::entry::{Body, Entry, SpecRecord};
 use crate::epoch::history::{self, History};
 use crate::epoch::ledger::{Ledger, LiveRun, Times};
-use crate::epoch::plan::compile;
+use crate::epoch::plan::Compile;
 use crate::failpoint;
 use crate::mutant::{self, Mutant};
 use crate::fold::{EntryTimes, FoldConfig, FoldError, TableFold};
@@ -81,6 +81,7 @@ pub struct Parts {
     pub clock: Arc<dyn Clock>,
     pub ids: Ids,
     pub cadence: Cadence,
+    pub compile: Compile,
     pub pressure: Arc<Pressure>,
     pub entries: mpsc::UnboundedReceiver<Decided>,
     /// Tables that the plan which this worker is about to propose lets end.
@@ -107,7 +108,7 @@ pub(super) fn folding(table: &str, e: FoldError) -> WorkerError {
 impl Tables {
     /// Opens (or creates) every table, and restores the panes as of `start`.
     pub async fn open(parts: Parts, start: Ledger) -> Result<Self, WorkerError> {
-        let plans = compile(&start.plan).map_err(|e| WorkerError::Refused(e.to_string()))?;
+        let plans = (parts.compile)(&start.plan).map_err(|e| WorkerError::Refused(e.to_string()))?;
         let mut tables = Self {
             parts,
             begun: start.next.saturating_sub(1),
@@ -413,11 +414,13 @@ impl Tables {
     }
 
     async fn change_plan(&mut self) -> Result<(), WorkerError> {
-        self.plans = compile(&self.at.plan).map_err(|e| WorkerError::Refused(e.to_string()))?;
+        self.plans = (self.parts.compile)(&self.at.plan).map_err(|e| WorkerError::Refused(e.to_string()))?;
         let windowed: Vec<String> = self.at.plan.tables.iter().filter(|(_, t)| t.window.is_some()).map(|(n, _)| n.clone()).collect();
         self.folds.retain(|name, _| windowed.contains(name));
         for table in windowed {
-            // Panes of a table that goes on are the same runs, read under the new plan.
+            // Panes of a table that goes on are the same runs, read under the new plan. The old ones go first: what they
+            // spilled has the names that the new ones give, and is deleted with them.
+            self.folds.remove(&table);
             let fold = self.restored(&table).await?;
             self.folds.insert(table, Mutex::new(fold));
         }

@@ -163,6 +163,7 @@ impl World {
             clock: Arc::new(Still),
             ids: Arc::new(Uuid::now_v7),
             cadence: Cadence::default(),
+            compile: crate::epoch::plan::compile,
             pressure: Arc::default(),
             entries,
             ending: Default::default(),

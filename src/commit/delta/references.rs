@@ -3,6 +3,7 @@
 use super::log::{self, State, object_path};
 use super::upkeep::{DAY_MS, interval_ms};
 use crate::commit::{Base, CommitError};
+use crate::mutant::{self, Mutant};
 use crate::stage::names::{self, Owner};
 use object_store::ObjectStore;
 use std::collections::BTreeSet;
@@ -14,7 +15,7 @@ const REMOVED_RETENTION: &str = "delta.deletedFileRetentionDuration";
 pub(super) async fn unneeded(store: &dyn ObjectStore, state: &State, base: &Base, mut names: BTreeSet<String>, now_ms: i64) -> Result<BTreeSet<String>, CommitError> {
     names.retain(|name| match names::owner(name) {
         Some(Owner::Attempt(_)) => true,
-        Some(Owner::Stamp(stamp)) => stamp < base.stamp.entry,
+        Some(Owner::Stamp(stamp)) => stamp < base.stamp.entry || mutant::on(Mutant::UnpassedStampDeleted),
         // No name of ours in a Delta table.
         Some(Owner::Metadata(_)) | None => false,
     });

@@ -4,6 +4,7 @@ use super::propose::metadata_version;
 use super::table::IcebergTable;
 use super::stamp;
 use crate::commit::{Base, CommitError, LakeTable};
+use crate::mutant::{self, Mutant};
 use crate::stage::names::{self, Owner};
 use iceberg::spec::TableMetadata;
 use std::collections::{BTreeSet, HashSet};
@@ -16,7 +17,7 @@ impl IcebergTable {
         let version = metadata_version(&loaded.location);
         names.retain(|name| match names::owner(name) {
             Some(Owner::Attempt(_)) => true,
-            Some(Owner::Stamp(stamp)) => stamp < base.stamp.entry,
+            Some(Owner::Stamp(stamp)) => stamp < base.stamp.entry || mutant::on(Mutant::UnpassedStampDeleted),
             // A swap to it starts from a version below its own, and a location is never used twice.
             Some(Owner::Metadata(of)) => of <= version,
             None => false,

@@ -4,6 +4,7 @@ use super::propose::ManifestCache;
 use super::stamp::{self, Found, Link, Soundness};
 use super::{Lake, schema, storage, unavailable};
 use crate::commit::{ANOTHER_NAME, Base, CommitError, CommitRow, Committed, LakeTable, LiveFile, TableChange};
+use crate::mutant::{self, Mutant};
 use crate::pipeline::TableFormatKind;
 use crate::stage::TableSpec;
 use async_trait::async_trait;
@@ -98,6 +99,7 @@ impl IcebergTable {
         let stamped = found.snapshot.map_or(String::new(), |(id, n)| format!("snapshot {id} (sequence number {n})"));
         let foreign = match stamp::judge(&links, found.snapshot) {
             Soundness::Sound { foreign } => foreign,
+            Soundness::RolledBack | Soundness::Unproven if mutant::on(Mutant::RollbackIgnored) => links.len() as u64,
             Soundness::RolledBack => {
                 return refused(format!(
                     "the Iceberg table {name} was rolled back: our newest commit is {stamped} with the log's entry {}, and the table is at {head} without it; set the branch forward to {stamped} again, or {ANOTHER_NAME}",

@@ -1,0 +1,211 @@
+//! What may be deleted (I4): who still names a file, told without the code that cleans.
+//!
+//! Kept up to date with every commit of every table, and asked at every delete of anybody, so that what is
+//! wrong shows at once, whether somebody misses the file later or not.
+
+use super::world::{LAKE_URL, PIPELINE, World};
+use crate::epoch::entry::Body;
+use crate::pipeline::TableFormatKind;
+use crate::stage::names::{self, Owner};
+use bytes::Bytes;
+use futures::{FutureExt, TryStreamExt};
+use iceberg::spec::{FormatVersion, Manifest, ManifestList, TableMetadata};
+use object_store::path::Path;
+use object_store::{ObjectMeta, ObjectStore, ObjectStoreExt};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+/// A table as its newest version is.
+#[derive(Debug, Default)]
+struct Table {
+    /// Its newest metadata file, where that was not read yet: most worlds never ask.
+    unread: Option<String>,
+    /// The entry that it is stamped with.
+    stamp: u64,
+    /// The number of its metadata file, in Iceberg.
+    version: u64,
+    /// Metadata files that the newest one names, itself included; in Delta every file that was ever added: removed
+    /// ones are kept for days for those who read older versions, and a simulation does not last so long.
+    own: BTreeSet<Path>,
+    /// By retained snapshot: its list, manifests and files.
+    snapshots: Vec<Arc<BTreeSet<Path>>>,
+}
+
+impl Table {
+    fn names(&self, at: &Path) -> bool {
+        self.own.contains(at) || self.snapshots.iter().any(|s| s.contains(at))
+    }
+}
+
+#[derive(Debug, Default)]
+pub struct References {
+    tables: BTreeMap<(TableFormatKind, String), Table>,
+    /// What immutable files name, by their path: manifest lists with all below them, and manifests.
+    lists: BTreeMap<Path, Arc<BTreeSet<Path>>>,
+    manifests: BTreeMap<Path, BTreeSet<Path>>,
+}
+
+fn inside(location: &str) -> Path {
+    Path::from(location.trim_start_matches(LAKE_URL))
+}
+
+/// The simulated store answers at once.
+fn read(world: &World, at: &Path) -> Result<Bytes, String> {
+    let got = world.objects.get(at).now_or_never().ok_or("the store does not answer at once")?.map_err(|e| format!("I4: {at} cannot be read: {e}"))?;
+    got.bytes().now_or_never().ok_or("the store does not answer at once")?.map_err(|e| e.to_string())
+}
+
+fn there(world: &World, at: &Path) -> Result<(), String> {
+    read(world, at).map(drop).map_err(|_| format!("I4: a commit names {at}, which is not there"))
+}
+
+impl References {
+    /// A Delta table has a new version.
+    pub fn delta(&mut self, world: &World, table: &str, commit: &Bytes) -> Result<(), String> {
+        let of = self.tables.entry((TableFormatKind::Delta, table.to_string())).or_default();
+        for line in commit.split(|b| *b == b'\n').filter(|l| !l.is_empty()) {
+            let action: serde_json::Value = serde_json::from_slice(line).map_err(|e| format!("what was committed to delta table {table} is no action: {e}"))?;
+            if let Some(path) = action["add"]["path"].as_str() {
+                // No name in the simulation needs to be encoded.
+                let at = Path::from(format!("delta/{PIPELINE}/{table}/{path}"));
+                there(world, &at)?;
+                of.own.insert(at);
+            }
+            if let Some(entry) = action["txn"]["version"].as_u64() {
+                of.stamp = entry;
+            }
+        }
+        Ok(())
+    }
+
+    /// An Iceberg table's metadata is this file from now on.
+    pub fn iceberg(&mut self, world: &World, table: &str, location: &str) -> Result<(), String> {
+        self.tables.entry((TableFormatKind::Iceberg, table.to_string())).or_default().unread = Some(location.to_string());
+        if world.temper.clean.is_some() { self.read_on(world, table) } else { Ok(()) }
+    }
+
+    fn read_on(&mut self, world: &World, table: &str) -> Result<(), String> {
+        let unread = self.tables.get_mut(&(TableFormatKind::Iceberg, table.to_string())).and_then(|t| t.unread.take());
+        let Some(at) = unread.map(|location| inside(&location)) else { return Ok(()) };
+        let metadata: TableMetadata = serde_json::from_slice(&read(world, &at)?).map_err(|e| format!("{at} is no metadata: {e}"))?;
+        let mut snapshots = vec![];
+        for snapshot in metadata.snapshots() {
+            let list = inside(snapshot.manifest_list());
+            if !self.lists.contains_key(&list) {
+                let below = Arc::new(self.below(world, &list)?);
+                self.lists.insert(list.clone(), below);
+            }
+            snapshots.push(self.lists[&list].clone());
+        }
+        let of = self.tables.entry((TableFormatKind::Iceberg, table.to_string())).or_default();
+        of.own = metadata.metadata_log().iter().map(|m| inside(&m.metadata_file)).chain([at.clone()]).collect();
+        of.version = match at.filename().and_then(names::owner) {
+            Some(Owner::Metadata(version)) => version,
+            _ => return Err(format!("{at} is not named as a metadata file")),
+        };
+        of.stamp = metadata.properties().get("millpond.entry").and_then(|e| e.parse().ok()).ok_or_else(|| format!("iceberg table {table} has lost its stamp"))?;
+        of.snapshots = snapshots;
+        Ok(())
+    }
+
+    fn below(&mut self, world: &World, list: &Path) -> Result<BTreeSet<Path>, String> {
+        let damaged = |at: &Path, e: iceberg::Error| format!("{at} cannot be read: {e}");
+        let manifests = ManifestList::parse_with_version(&read(world, list)?, FormatVersion::V2).map_err(|e| damaged(list, e))?;
+        let mut all = BTreeSet::from([list.clone()]);
+        for manifest in manifests.consume_entries() {
+            let at = inside(&manifest.manifest_path);
+            if !self.manifests.contains_key(&at) {
+                let parsed = Manifest::parse_avro(&read(world, &at)?).map_err(|e| damaged(&at, e))?;
+                let files: BTreeSet<Path> = parsed.entries().iter().filter(|e| e.is_alive()).map(|e| inside(e.file_path())).collect();
+                files.iter().try_for_each(|file| there(world, file))?;
+                self.manifests.insert(at.clone(), files);
+            }
+            all.extend(self.manifests[&at].iter().cloned());
+            all.insert(at);
+        }
+        Ok(all)
+    }
+
+    /// The table in whose folder this lies.
+    fn table_of(&self, at: &Path) -> Option<&Table> {
+        let mut parts = at.parts();
+        let format = match parts.next()?.as_ref() {
+            "iceberg" => TableFormatKind::Iceberg,
+            "delta" => TableFormatKind::Delta,
+            _ => return None,
+        };
+        self.tables.get(&(format, parts.nth(1)?.as_ref().to_string()))
+    }
+
+    /// Why this object may not be deleted now.
+    pub fn objection(&mut self, world: &World, who: &str, at: &Path) -> Option<String> {
+        let text = at.as_ref();
+        if text.starts_with("iceberg/")
+            && let Some(table) = at.parts().nth(2)
+            && let Err(why) = self.read_on(world, table.as_ref())
+        {
+            return Some(why);
+        }
+        let state = format!("_millpond/{PIPELINE}");
+        let decided = world.decided.lock().unwrap();
+        if text.starts_with(&format!("{state}/history/")) {
+            return None;
+        }
+        if text.starts_with(&format!("{state}/probe/")) {
+            return world.author(at).is_some_and(|by| by != who).then(|| "another worker's start may race for it".into());
+        }
+        let name = at.filename().unwrap_or_default();
+        if text.starts_with(&format!("{state}/log/")) {
+            let seq: Option<u64> = name.strip_suffix(".json").and_then(|n| n.parse().ok());
+            return (seq.is_none() || seq > decided.upto()).then(|| format!("the newest checkpoint is as of {:?}", decided.upto()));
+        }
+        let table = self.table_of(at);
+        if table.is_some_and(|t| t.names(at)) {
+            return Some("the table names it".into());
+        }
+        // Whoever wrote it may know that what it was for was refused.
+        let another = world.author(at).is_none_or(|by| by != who);
+        match names::owner(name)? {
+            Owner::Attempt(of) => match decided.entry_of(of) {
+                None if decided.condemned.contains(&of) => None,
+                None => Some("its attempt may still be decided: it is not condemned".into()),
+                Some(_) if text.ends_with(".run") => decided.names_run(text).then(|| "a fold from the newest checkpoint needs it".into()),
+                Some(seq) => table.is_none_or(|t| t.stamp < seq).then(|| format!("entry {seq} names it, and the table is at {:?}", table.map(|t| t.stamp))),
+            },
+            Owner::Stamp(from) => (another && table.is_none_or(|t| t.stamp <= from)).then(|| format!("the table is still at {:?}", table.map(|t| t.stamp))),
+            Owner::Metadata(version) => (another && table.is_none_or(|t| t.version < version)).then(|| "a swap to it may be under way".into()),
+        }
+    }
+
+    /// What lies in the store, belongs to nobody, and could not have been needed for long.
+    pub fn orphans(&self, world: &World, before_ms: i64) -> Vec<Path> {
+        let all: Vec<ObjectMeta> = world.objects.list(None).try_collect().now_or_never().and_then(Result::ok).unwrap_or_default();
+        let old = |at: &Path| world.modified_at(at).is_none_or(|ms| ms < before_ms);
+        all.into_iter().map(|o| o.location).filter(|at| old(at) && self.is_orphan(world, at)).collect()
+    }
+
+    fn is_orphan(&self, world: &World, at: &Path) -> bool {
+        let (Some(owner), table) = (at.filename().and_then(names::owner), self.table_of(at)) else { return false };
+        let decided = world.decided.lock().unwrap();
+        let named = table.is_some_and(|t| t.names(at));
+        match owner {
+            Owner::Attempt(of) => match decided.entry_of(of) {
+                None => !named,
+                Some(_) if at.as_ref().ends_with(".run") => !decided.names_run(at.as_ref()),
+                Some(seq) => !named && Some(seq) <= decided.upto(),
+            },
+            Owner::Stamp(from) => !named && table.is_some_and(|t| t.stamp > from),
+            Owner::Metadata(version) => !named && world.author(at).is_some() && table.is_some_and(|t| t.version >= version),
+        }
+    }
+}
+
+impl super::check::Decided {
+    /// Whether a run object is needed by who starts at the newest checkpoint.
+    fn names_run(&self, object: &str) -> bool {
+        let newest = self.entries.iter().rev().find_map(|e| if let Body::Checkpoint(c) = &e.body { Some(c) } else { None });
+        let above = newest.map_or(0, |c| c.upto + 1) as usize;
+        let later = self.entries.iter().skip(above).filter_map(|e| if let Body::Data(d) = &e.body { d.runs.as_ref() } else { None });
+        newest.is_some_and(|c| c.ledger.runs.values().flatten().any(|r| r.object == object)) || later.into_iter().any(|r| r.path == object)
+    }
+}
