@@ -58,12 +58,21 @@ enum Verb {
     /// Prove the tables right: log, files and keys; with --deep row by row against the source
     Verify(verify::Arguments),
     /// Print a JSON Schema of the pipeline file, for an editor's completion
-    Schema,
+    Schema {
+        /// It is JSON with and without this
+        #[arg(long)]
+        json: bool,
+    },
 }
 
 /// Parses the process's arguments, does what they say, returns the exit code.
 pub fn main() -> i32 {
     let verb = Arguments::parse().verb;
+    if !matches!(verb, Verb::Run(_)) {
+        // Who reads the answer may have seen enough (`| head`): then it ends, as other programs do.
+        // SAFETY: sets a signal to its default before there is a second thread.
+        unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
+    }
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(e) => {
@@ -78,7 +87,7 @@ pub fn main() -> i32 {
             Verb::Query(a) => query::main(a).await,
             Verb::Validate(a) => validate::main(a).await,
             Verb::Verify(a) => verify::main(a).await,
-            Verb::Schema => schema::main(),
+            Verb::Schema { json: _ } => schema::main(),
         }
     });
     runtime.shutdown_timeout(std::time::Duration::from_secs(1));

@@ -60,6 +60,7 @@ pub async fn main(a: Arguments) -> i32 {
     let options = RunOptions { until_end: a.until_end, last: a.last, reread_runs: a.reread_runs, deadline: Duration::from_secs(a.deadline), accept: a.accept };
     let world = Arc::new(System { clock: Arc::new(SystemClock) });
     let start = Instant::now();
+    let sources: Vec<String> = loaded.pipeline.sources.iter().map(|s| s.name.clone()).collect();
     let working = tokio::spawn(worker::run(loaded.pipeline, loaded.plans, options, metrics.clone(), world, stop.clone()));
     let done = tokio::select! {
         done = working => done.unwrap_or_else(|e| Err(WorkerError::Internal(e.to_string()))),
@@ -86,6 +87,11 @@ pub async fn main(a: Arguments) -> i32 {
             get("late"),
             get("dead")
         );
+        if get("dead") > 0 {
+            for source in &sources {
+                println!("why dead: millpond query {} 'select _reason, cast(_value as varchar) as _value from {source}__dead limit 5'", a.file.display());
+            }
+        }
     }
     OK
 }

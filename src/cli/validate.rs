@@ -1,7 +1,7 @@
 //! `millpond validate FILE`.
 
 use super::{CONFIG, OK, SystemClock, code_of, has_run, load, report};
-use crate::epoch::plan::{self, Fit};
+use crate::epoch::plan::{self, Fit, Given};
 use crate::pipeline::{PartitionTransform, Pipeline, TableFormatKind};
 use crate::store::probe;
 use crate::worker::{Clock, Place, WorkerError, check_declared, open_source};
@@ -107,7 +107,7 @@ async fn connected(pipeline: &Arc<Pipeline>, plans: &[Arc<crate::pipeline::sql::
                 Err(e) => failures.push(e.into()),
                 Ok(None) => notes.push("the pipeline has not run yet: its tables will be made at the first run".into()),
                 Ok(Some(reading)) if facts.len() == pipeline.sources.len() => {
-                    match plan::fit(&reading.head, pipeline, plans, &facts, &starts, false) {
+                    match plan::fit(&reading.head, Given { pipeline, plans, facts: &facts, starts: &starts }, false) {
                         Err(e) => failures.push(e.into()),
                         Ok(Fit::Same) => {}
                         Ok(Fit::Change(_, what)) => notes.extend(what.into_iter().map(|w| format!("the next run changes the plan: {w}"))),

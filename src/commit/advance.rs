@@ -375,7 +375,7 @@ async fn commit(side: &mut Side, todo: &[&Pending], what: &Advance<'_>) -> Resul
     what.metrics.cpu.commit.fetch_add(thread_cpu_ns().saturating_sub(start), Ordering::Relaxed);
     failpoint::hit("commit-after-swap");
     if let Committed::Done(report) = &committed {
-        what.metrics.commits.fetch_add(1, Ordering::Relaxed);
+        what.metrics.committed_now();
         what.metrics.commit_bytes.fetch_add(report.bytes_written, Ordering::Relaxed);
         what.metrics.commit_files_read.fetch_add(report.data_files_read, Ordering::Relaxed);
         side.base.version.clone_from(&report.version);

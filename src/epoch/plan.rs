@@ -107,8 +107,20 @@ pub fn declared(pipeline: &Pipeline, plans: &[Arc<TablePlan>]) -> Result<Vec<Spe
     Ok(specs)
 }
 
+/// What a plan is made of.
+#[derive(Clone, Copy)]
+pub struct Given<'a> {
+    pub pipeline: &'a Pipeline,
+    /// Of its tables, in their order.
+    pub plans: &'a [Arc<TablePlan>],
+    /// What is there of each source.
+    pub facts: &'a BTreeMap<String, SourceFacts>,
+    /// Where the file says that each partition starts, of sources that the log does not know.
+    pub starts: &'a BTreeMap<String, BTreeMap<i32, i64>>,
+}
+
 /// Entry 0: every partition that there is, and where the file says that each starts.
-pub fn birth(pipeline: &Pipeline, plans: &[Arc<TablePlan>], facts: &BTreeMap<String, SourceFacts>, starts: &BTreeMap<String, BTreeMap<i32, i64>>) -> Result<Plan, PlanError> {
+pub fn birth(Given { pipeline, plans, facts, starts }: Given<'_>) -> Result<Plan, PlanError> {
     let mut sources = BTreeMap::new();
     for spec in &pipeline.sources {
         let starts = starts.get(&spec.name).cloned().unwrap_or_default();
@@ -137,18 +149,11 @@ pub fn birth(pipeline: &Pipeline, plans: &[Arc<TablePlan>], facts: &BTreeMap<Str
 ///
 /// # Errors
 /// [`PlanError::Refused`] names the difference and the ways out.
-pub fn fit(
-    ledger: &Ledger,
-    pipeline: &Pipeline,
-    plans: &[Arc<TablePlan>],
-    facts: &BTreeMap<String, SourceFacts>,
-    starts: &BTreeMap<String, BTreeMap<i32, i64>>,
-    accept: bool,
-) -> Result<Fit, PlanError> {
+pub fn fit(ledger: &Ledger, given: Given<'_>, accept: bool) -> Result<Fit, PlanError> {
     // As if there were no log: what the file says, and nothing else.
-    let fingerprint = birth(pipeline, plans, facts, &BTreeMap::new())?.fingerprint();
+    let fingerprint = birth(Given { starts: &BTreeMap::new(), ..given })?.fingerprint();
     let older = ledger.past_plans.iter().rev().find(|p| p.fingerprint == fingerprint).filter(|_| fingerprint != ledger.plan.fingerprint());
-    let changed = change(ledger, pipeline, plans, facts, starts, accept);
+    let changed = change(ledger, given, accept);
     let Some(older) = older else { return changed };
     let which = format!("this is the pipeline file of plan {}, which plan {} has replaced", older.entry, ledger.plan_entry);
     match changed {
@@ -162,14 +167,7 @@ pub fn fit(
     }
 }
 
-fn change(
-    ledger: &Ledger,
-    pipeline: &Pipeline,
-    plans: &[Arc<TablePlan>],
-    facts: &BTreeMap<String, SourceFacts>,
-    starts: &BTreeMap<String, BTreeMap<i32, i64>>,
-    accept: bool,
-) -> Result<Fit, PlanError> {
+fn change(ledger: &Ledger, Given { pipeline, plans, facts, starts }: Given<'_>, accept: bool) -> Result<Fit, PlanError> {
     let old = &ledger.plan;
     let mut changes = vec![];
     let mut sources = BTreeMap::new();

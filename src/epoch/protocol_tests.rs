@@ -70,6 +70,9 @@ impl Unreliable {
 
     async fn create(&self, at: &Path, bytes: Bytes) -> Result<PutResult> {
         let put = self.inner.put_opts(at, bytes.clone().into(), PutOptions { mode: PutMode::Create, ..Default::default() }).await?;
+        if !at.as_ref().starts_with("log/") {
+            return Ok(put);
+        }
         let mut decided = self.decided.lock().unwrap();
         match decided.get(at) {
             None => {
@@ -112,8 +115,11 @@ impl Delegating for Unreliable {
     fn inner(&self) -> &dyn ObjectStore {
         &self.inner
     }
-    async fn put_opts(&self, at: &Path, payload: PutPayload, _: PutOptions) -> Result<PutResult> {
+    async fn put_opts(&self, at: &Path, payload: PutPayload, options: PutOptions) -> Result<PutResult> {
         self.dawdle().await;
+        if !matches!(options.mode, PutMode::Create) {
+            return self.inner.put_opts(at, payload, options).await;
+        }
         let bytes: Bytes = payload.into();
         if !self.roll(self.faults) {
             return self.create(at, bytes).await;
@@ -127,6 +133,23 @@ impl Delegating for Unreliable {
         }
         self.inner.get_opts(at, options).await
     }
+}
+
+fn unreliable(seed: u64, faults: u64) -> Arc<Double<Unreliable>> {
+    Arc::new(Double(Unreliable {
+        inner: InMemory::new(),
+        rng: Mutex::new(Rng(seed)),
+        faults,
+        delayed: Mutex::default(),
+        decided: Mutex::default(),
+        attempts: Mutex::default(),
+        strays: Mutex::default(),
+    }))
+}
+
+#[tokio::test]
+async fn a_store_without_faults_is_one_like_any_other() {
+    crate::store::conformance::holds(unreliable(1, 0)).await;
 }
 
 const PARTITIONS: i32 = 3;
@@ -272,15 +295,7 @@ struct Outcome {
 
 async fn simulate(seed: u64) -> Outcome {
     let faults = [0, 10, 25, 40][(seed % 4) as usize];
-    let store = Arc::new(Double(Unreliable {
-        inner: InMemory::new(),
-        rng: Mutex::new(Rng(seed)),
-        faults,
-        delayed: Mutex::default(),
-        decided: Mutex::default(),
-        attempts: Mutex::default(),
-        strays: Mutex::default(),
-    }));
+    let store = unreliable(seed, faults);
     let log = Log::new(store.clone(), Path::from("log"));
     let birth = birth_of(FILE, PARTITIONS);
     while log.give_birth(&birth).await.is_err() {}

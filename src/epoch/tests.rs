@@ -2,7 +2,7 @@ use super::checkpoint::{self, Cadence, Checkpoint};
 use super::decide::{PutAnswer, ReadBack, Unfit, Verdict, fits, verdict};
 use super::entry::{Body, ByPartition, CheckpointRef, Counts, Data, Entry, Interval, Note, Plan, RunEntry, RunObject, StagedFile, VERSION, parse};
 use super::ledger::{Ledger, LiveRun};
-use super::plan::{Fit, PlanError, birth, compile, fit};
+use super::plan::{Fit, Given, PlanError, birth, compile, fit};
 use crate::partial::RunKind;
 use crate::pipeline::sql::{self, TablePlan};
 use crate::pipeline::{Pipeline, SourceText, TableFormatKind, load_text};
@@ -59,7 +59,7 @@ pub(crate) fn entry(attempt: u128, plan: u64, began: u64, body: Body) -> Entry {
 
 pub(crate) fn birth_of(text: &str, partitions: i32) -> Entry {
     let (pipeline, plans) = loaded(text);
-    entry(1, 0, 0, Body::Plan(birth(&pipeline, &plans, &facts(partitions), &starts(partitions)).unwrap()))
+    entry(1, 0, 0, Body::Plan(birth(Given { pipeline: &pipeline, plans: &plans, facts: &facts(partitions), starts: &starts(partitions) }).unwrap()))
 }
 
 fn ledger() -> Ledger {
@@ -311,7 +311,7 @@ fn lateness_raised_or_lowered_never_lets_the_horizon_fall() {
     assert_eq!(l.horizons["sums"], Some(89 * MINUTE));
     let change = |l: &mut Ledger, lateness: &str| {
         let (pipeline, plans) = loaded(&FILE.replace("allowed_lateness: 10m", &format!("allowed_lateness: {lateness}")));
-        let Fit::Change(plan, _) = fit(l, &pipeline, &plans, &facts(2), &BTreeMap::new(), false).unwrap() else { panic!() };
+        let Fit::Change(plan, _) = fit(l, Given { pipeline: &pipeline, plans: &plans, facts: &facts(2), starts: &BTreeMap::new() }, false).unwrap() else { panic!() };
         let e = entry(l.next as u128 + 1, l.plan_entry, l.next, Body::Plan(*plan));
         l.apply(&e).unwrap()["sums"]
     };
@@ -360,7 +360,7 @@ fn what_a_changed_file_means_to_a_log() {
     apply(&mut l, 2, Body::Data(data(&[(0, 0, 10, Some(100)), (1, 0, 5, Some(100))], None)));
     let with = |text: &str| {
         let (pipeline, plans) = loaded(text);
-        fit(&l, &pipeline, &plans, &facts(2), &BTreeMap::new(), false)
+        fit(&l, Given { pipeline: &pipeline, plans: &plans, facts: &facts(2), starts: &BTreeMap::new() }, false)
     };
     let changed = |text: &str| match with(text) {
         Ok(Fit::Change(plan, lines)) => (*plan, lines.join("\n")),
@@ -412,7 +412,7 @@ fn what_a_changed_file_means_to_a_log() {
             (pipeline, plans) if from.starts_with("file") => {
                 let mut facts = facts(2);
                 facts.get_mut("events").unwrap().topic = "other.ndjson".into();
-                fit(&l, &pipeline, &plans, &facts, &BTreeMap::new(), false).unwrap_err().to_string()
+                fit(&l, Given { pipeline: &pipeline, plans: &plans, facts: &facts, starts: &BTreeMap::new() }, false).unwrap_err().to_string()
             }
             _ => refused(&FILE.replace(from, to)),
         };
@@ -425,7 +425,7 @@ fn what_a_changed_file_means_to_a_log() {
     let mut ended = l.clone();
     apply(&mut ended, 77, Body::Plan(plan));
     let (pipeline, plans) = loaded(FILE);
-    let again = |accept| fit(&ended, &pipeline, &plans, &facts(2), &BTreeMap::new(), accept);
+    let again = |accept| fit(&ended, Given { pipeline: &pipeline, plans: &plans, facts: &facts(2), starts: &BTreeMap::new() }, accept);
     let said = again(false).unwrap_err().to_string();
     assert!(said.contains("table plain was in the pipeline file before") && said.contains("another name") && said.contains("--accept"), "{said}");
     let Ok(Fit::Change(plan, _)) = again(true) else { panic!() };
@@ -437,7 +437,7 @@ fn what_a_changed_file_means_to_a_log() {
 /// Applies what the file means; the lines for the user.
 fn adopt(l: &mut Ledger, text: &str, accept: bool) -> Result<String, String> {
     let (pipeline, plans) = loaded(text);
-    match fit(l, &pipeline, &plans, &facts(2), &starts(2), accept) {
+    match fit(l, Given { pipeline: &pipeline, plans: &plans, facts: &facts(2), starts: &starts(2) }, accept) {
         Ok(Fit::Change(plan, lines)) => {
             apply(l, 1000 + l.next as u128, Body::Plan(*plan));
             Ok(lines.join("\n"))
@@ -542,7 +542,7 @@ fn a_source_that_comes_again_is_the_one_that_ended() {
     let begins: ByPartition<i64> = [("clicks".to_string(), [(0, 5)].into())].into();
     let mut l = ledger();
     let (pipeline, plans) = loaded(&both);
-    let meant = |l: &Ledger, topic: &str| match fit(l, &pipeline, &plans, &with_clicks(topic), &begins, true) {
+    let meant = |l: &Ledger, topic: &str| match fit(l, Given { pipeline: &pipeline, plans: &plans, facts: &with_clicks(topic), starts: &begins }, true) {
         Ok(Fit::Change(plan, lines)) => Ok((*plan, lines.join("\n"))),
         Ok(Fit::Same) => panic!("a change was expected"),
         Err(e) => Err(e.to_string()),

@@ -601,3 +601,10 @@ async fn a_cleaner_that_condemns_nothing_deletes_what_a_sleeper_decides_later() 
     }
     panic!("no seed shows it");
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_store_that_tells_the_truth_is_one_like_any_other() {
+    let world = World::new(0, Condemning::Sound);
+    assert_eq!(world.store.faults(), 0);
+    crate::store::conformance::holds(world.store.clone()).await;
+}

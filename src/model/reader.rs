@@ -125,3 +125,9 @@ fn nobody_reads_a_stray_whatever_happens_between_two_requests() {
     println!("{} states, {} stores, {} pairs, {readings} readings, {behind} left behind, {refused} that a careless reader gets wrong", reached.states.len(), stores.len(), pairs.len());
     assert!(behind > 1000 && refused > 100, "the stores are too easy: {behind}, {refused}");
 }
+
+#[tokio::test]
+async fn a_store_that_does_not_turn_is_one_like_any_other() {
+    let turning = Turning { first: Arc::default(), then: Arc::default(), requests: AtomicUsize::new(0), turns_after: usize::MAX };
+    crate::store::conformance::holds(Arc::new(Double(turning))).await;
+}

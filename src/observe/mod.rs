@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 /// CPU time by stage, in nanoseconds of the threads that do the work.
 #[derive(Debug, Default)]
@@ -69,6 +70,7 @@ pub struct Metrics {
     alerts: Mutex<BTreeMap<String, String>>,
     watermarks: Mutex<BTreeMap<String, (Option<i64>, String)>>,
     lags: Mutex<BTreeMap<String, u64>>,
+    last_commit: Mutex<Option<Instant>>,
 }
 
 impl Metrics {
@@ -112,6 +114,16 @@ impl Metrics {
 
     pub fn alerts(&self) -> BTreeMap<String, String> {
         self.alerts.lock().unwrap_or_else(|e| e.into_inner()).clone()
+    }
+
+    pub fn committed_now(&self) {
+        self.commits.fetch_add(1, Ordering::Relaxed);
+        *self.last_commit.lock().unwrap_or_else(|e| e.into_inner()) = Some(Instant::now());
+    }
+
+    /// How long ago this worker last committed.
+    pub fn last_commit(&self) -> Option<Duration> {
+        self.last_commit.lock().unwrap_or_else(|e| e.into_inner()).map(|at| at.elapsed())
     }
 
     /// A source's watermark (microseconds) and what holds it.

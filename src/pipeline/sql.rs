@@ -277,8 +277,11 @@ impl SqlError {
             DataFusionError::Plan(t) | DataFusionError::NotImplemented(t) | DataFusionError::Execution(t) => t.clone(),
             other => other.strip_backtrace(),
         };
-        let message = message.lines().next().unwrap_or_default().trim_end_matches('.');
-        Self { message: lower_first(message), at, unsupported: false }
+        let mut lines = message.lines();
+        let first = lines.next().unwrap_or_default().trim_end_matches('.');
+        // The planner's own guess, for functions.
+        let guess = lines.next().filter(|l| l.starts_with("Did you mean")).map(|l| format!("; {}", lower_first(l)));
+        Self { message: lower_first(first) + &guess.unwrap_or_default(), at, unsupported: false }
     }
 }
 

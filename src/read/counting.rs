@@ -44,3 +44,8 @@ impl Delegating for Counting {
         Ok(result)
     }
 }
+
+#[tokio::test]
+async fn it_is_a_store_like_any_other() {
+    crate::store::conformance::holds(Arc::new(CountingStore::new(Arc::new(object_store::memory::InMemory::new())))).await;
+}

@@ -1,5 +1,6 @@
 //! What the log, the committers and the readers rely on in an object store, as one suite: every
-//! store that ships is held to it, and every double of one that tests use, while it tells the truth.
+//! store that ships is held to it, and every double of one that tests use, while it tells the truth:
+//! the doubles beside what they are for.
 
 use futures::TryStreamExt;
 use object_store::path::Path;

@@ -106,6 +106,15 @@ mod tests {
         create_if_absent(&store, &Path::from("x"), uuid::Uuid::nil()).await.unwrap();
     }
 
+    /// A suite that cannot fail proves nothing.
+    #[tokio::test]
+    async fn the_conformance_suite_finds_a_store_without_a_conditional_put() {
+        for taken in [Taken::Overwrites, Taken::KeepsAndLies, Taken::AsksFirst] {
+            let suite = tokio::spawn(crate::store::conformance::holds(Arc::new(Double(Unconditional(InMemory::new(), taken)))));
+            assert!(suite.await.is_err_and(|e| e.is_panic()), "{taken:?} passed");
+        }
+    }
+
     /// FAULTS 15.
     #[tokio::test]
     async fn a_store_without_a_conditional_put_is_refused() {

@@ -22,7 +22,7 @@ use crate::commit::delta::DeltaFormat;
 use crate::commit::iceberg::{Ambient, IcebergFormat, SqliteCatalog};
 use crate::epoch::entry::{Body, ByPartition, Entry, Plan, SpecRecord, VERSION};
 use crate::epoch::log::{Log, LogError, Reading};
-use crate::epoch::plan::{self, Fit, PlanError};
+use crate::epoch::plan::{self, Fit, Given, PlanError};
 use crate::maintain::orphans::Cleaner;
 use crate::observe::Metrics;
 use crate::pipeline::sql::TablePlan;
@@ -457,6 +457,7 @@ async fn settle_plan(pipeline: &Pipeline, plans: &[Arc<TablePlan>], place: &Plac
             starts.insert(spec.name.clone(), in_place(|| source.start_offsets(&partitions))?);
         }
     }
+    let given = Given { pipeline, plans, facts, starts: &starts };
     if existing.is_none() {
         let declared = plan::declared(pipeline, plans)?;
         if let Some(found) = in_lake(place, declared.iter(), |r| r.formats.clone()).await? {
@@ -481,7 +482,7 @@ async fn settle_plan(pipeline: &Pipeline, plans: &[Arc<TablePlan>], place: &Plac
             began: 0,
             checkpoint: None,
             written_at_ms: world.clock().now_ms(),
-            body: Body::Plan(plan::birth(pipeline, plans, facts, &starts)?),
+            body: Body::Plan(plan::birth(given)?),
         };
         place.log.give_birth(&birth).await?;
         existing = place.log.open().await?;
@@ -490,7 +491,7 @@ async fn settle_plan(pipeline: &Pipeline, plans: &[Arc<TablePlan>], place: &Plac
     if reading.head.plan.pipeline != pipeline.name {
         return Err(WorkerError::Refused(format!("the log in {} belongs to pipeline {}, expected {}", place.state_folder, reading.head.plan.pipeline, pipeline.name)));
     }
-    match plan::fit(&reading.head, pipeline, plans, facts, &starts, accept)? {
+    match plan::fit(&reading.head, given, accept)? {
         Fit::Same => Ok((reading, None)),
         Fit::Change(plan, what) => {
             check_begun(place, &reading, &plan).await?;

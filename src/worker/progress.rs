@@ -41,15 +41,16 @@ fn line(m: &Metrics, rate: f64) -> String {
         .collect();
     let lags = m.lags();
     let lag = if lags.is_empty() { String::new() } else { format!("lag {}, ", lags.values().sum::<u64>()) };
+    let last = m.last_commit().map(|ago| format!(", the last {} s ago", ago.as_secs())).unwrap_or_default();
     format!(
-        "{} rows, {rate:.0} rows/s, {lag}{} open windows, {} late, {} dead, {} epochs, {} commits; {}",
+        "{} rows, {rate:.0} rows/s, {lag}{} open windows, {} late, {} dead, {} epochs, {} commits{last}{}",
         get(&m.records),
         get(&m.open_windows),
         get(&m.late),
         get(&m.dead),
         get(&m.epochs),
         get(&m.commits),
-        marks.join("; ")
+        marks.iter().map(|m| format!("; {m}")).collect::<String>()
     )
 }
 

@@ -481,7 +481,8 @@ impl Tables {
             }
         }
         self.parts.metrics.open_windows.store(open_windows, Ordering::Relaxed);
-        for (name, source) in &self.at.sources {
+        let timed = |name: &String| self.at.plan.sources.get(name).is_some_and(|s| s.time_column.is_some());
+        for (name, source) in self.at.sources.iter().filter(|(name, _)| timed(name)) {
             let idle = self.idle.get(name);
             let counted = source.partitions.iter().filter(|(p, _)| !idle.is_some_and(|i| i.contains(p)));
             let held = counted.min_by_key(|(_, p)| p.max_event_us).map(|(p, s)| match s.max_event_us {

@@ -14,10 +14,10 @@ use std::time::{Duration, Instant};
 
 use self::producer::Writer;
 use self::reckoning::{Judged, Lake, Reckoning, committed};
-use self::storm::{Chance, Ended, Storm};
+use self::storm::{Chance, Storm};
 use crate::resources::Mounted;
 use crate::support::kafka::Broker;
-use crate::support::process::{Pipeline, until};
+use crate::support::process::{Enough, Pipeline, until};
 use crate::support::spending::source;
 
 const PARTITIONS: i32 = 3;
@@ -114,7 +114,7 @@ fn tables_hold_what_was_committed_after_kills_sleep_full_disks_and_broker_restar
     let disk = mounted.is_some().then(|| lake.clone());
     let mut storm = Storm::new(&pipeline, NAME, &broker, NAME, &writer, disk, size.seed);
     std::thread::scope(|scope| {
-        let _ended = Ended(&stop);
+        let _enough = Enough(&stop);
         scope.spawn(|| writer.write(Chance::new(size.seed ^ 0x5eed), &stop));
         storm.rage(size.kills, Instant::now() + size.longest);
     });

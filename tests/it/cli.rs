@@ -161,6 +161,21 @@ fn a_first_try_that_fails_makes_no_lake() {
     }
 }
 
+/// A wrong type in the pipeline file makes dead letters of everything: the summary says where to look, and that works as pasted.
+#[test]
+fn the_summary_says_how_to_see_why_records_are_dead() {
+    let broker = Broker::start();
+    broker.create_topic("mistyped", 1);
+    broker.produce("mistyped", 0, "k", r#"{"id":"seven","at":"2026-01-31T10:00:00Z"}"#, 0);
+    let pond = Pond::new(&pipeline(&broker.address(), "mistyped"));
+    let ended = pond.millpond(&["run", "pipeline.yaml", "--until-end"]);
+    assert!(ended.code == 0 && ended.stdout.contains("1 dead"), "{ended:?}");
+    let hint = ended.stdout.lines().find_map(|l| l.strip_prefix("why dead: millpond query pipeline.yaml '")).and_then(|l| l.strip_suffix('\''));
+    let rows = pond.query(hint.unwrap_or_else(|| panic!("no hint in {ended:?}")));
+    assert_eq!(rows.len(), 1);
+    assert!(rows[0]["_reason"].as_str().is_some_and(|r| r.contains("id")) && rows[0]["_value"].as_str().is_some_and(|v| v.contains("seven")), "{rows:?}");
+}
+
 /// A broker that takes connections and says nothing, as behind a wrong port or a firewall: Ctrl-C ends the waiting.
 #[test]
 fn a_run_that_waits_for_its_first_answer_stops_at_once() {

@@ -235,6 +235,59 @@ fn f61_a_wall_clock_that_jumps_changes_no_result() {
     assert_eq!(pond.number("select count(*) from \"all\" where id < 3000"), 3_300);
 }
 
+/// The machine's clock, put off by some days.
+struct Off(i64);
+
+impl Clock for Off {
+    fn now_ms(&self) -> i64 {
+        chrono::Utc::now().timestamp_millis() + self.0 * 86_400_000
+    }
+}
+
+/// FAULTS 61: the clock is set forth and back by years between one start and the next, while windows are open
+/// and a cleaner is at work, to which everything that is being made looks old or not yet born.
+#[test]
+fn f61_a_wall_clock_that_is_set_forth_and_back_between_starts_loses_nothing() {
+    let broker = Broker::start();
+    let topic = "set-back";
+    broker.create_topic(topic, 2);
+    let yaml = minutes("setback", &kafka(broker, topic), ", idle_after: never", "0s") + "clean: {after: 1h, every: 30ms}\n";
+    let pond = Pond::new(&yaml);
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
+    let watermark = |at: &str| format!("2026-01-31T{at}Z");
+    let mut ahead = vec![];
+    // Ten minutes of rows at a time. A clock of ten years ago takes them for rows of the future: they are kept, and wait
+    // in their windows for rows that a right clock reads.
+    for (nth, (days, expected)) in [(0, "10:09:59"), (4_000, "10:19:59"), (-4_000, "10:19:59"), (4_000, "10:39:59"), (0, "10:49:59")].into_iter().enumerate() {
+        let producer = broker.producer();
+        for n in nth as i64 * 600..(nth as i64 + 1) * 600 {
+            let at = chrono::DateTime::from_timestamp(1_769_853_600 + n, 0).unwrap().format("%Y-%m-%dT%H:%M:%SZ");
+            for partition in 0..2 {
+                producer.send(topic, partition, "k", &format!("{{\"id\":{n},\"at\":\"{at}\"}}"), 1_769_853_600_000);
+            }
+        }
+        producer.flush();
+        let pipeline = millpond::pipeline::load("pipeline.yaml".as_ref(), pond.path(), &|_| None).unwrap_or_else(|p| panic!("{:?}", p.list));
+        let plans: Vec<_> = pipeline.tables.iter().map(|t| Arc::new(sql::plan(t, &pipeline.sources).unwrap())).collect();
+        let metrics = Arc::new(Metrics::default());
+        let world = Arc::new(System { clock: Arc::new(Off(days)) });
+        let options = RunOptions { until_end: true, deadline: Duration::from_secs(20), ..Default::default() };
+        runtime.block_on(worker::run(Arc::new(pipeline), plans, options, metrics.clone(), world, Arc::default())).unwrap();
+        assert_eq!(metrics.late.load(Ordering::Relaxed), 0, "a clock off by {days} days");
+        ahead.push(metrics.ahead.load(Ordering::Relaxed));
+        let shown = pond.status()["sources"]["events"]["watermark"].as_str().unwrap_or("none").to_string();
+        assert_eq!(shown, watermark(expected), "a clock off by {days} days");
+    }
+    assert_eq!(ahead, [0, 0, 1200, 0, 0]);
+    let closed: Vec<String> = (0..49).map(|m| format!("10:{m:02} 120")).collect();
+    assert_eq!(counted(&pond, "setback"), closed);
+    for format in ["iceberg", "delta"] {
+        assert_eq!(pond.query_in(format, "select count(*) as n, count(distinct id) as ids from \"all\""), [json!({"n": 6000, "ids": 3000})], "{format}");
+    }
+    // The clock that `verify` needs is that of the entries.
+    pond.assert_proven();
+}
+
 /// FAULTS 62: the past is read again beside the live job: under a name of its own, with tables,
 /// log and consumer group of its own. Neither disturbs the other.
 #[test]

@@ -5,14 +5,12 @@ use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use crate::support::kafka::Broker;
 use crate::support::millpond::act;
 use crate::support::process::{Pipeline, until};
-use crate::support::spending::{Content, Terms, content, difference, expected, pipeline, produce, steady};
+use crate::support::spending::{Content, Growing, Terms, content, difference, expected, pipeline, produce, steady};
 
 const PATIENCE: Duration = Duration::from_secs(90);
 const FORMATS: [&str; 2] = ["delta", "iceberg"];
@@ -79,20 +77,11 @@ fn others_commit_to_the_tables_of_a_worker_that_runs() {
     let terms = Terms { epoch: "60ms", commit: "1s", options: "" };
     let lake = pipeline(dir.path().to_path_buf(), NAME, broker, topic, &terms);
     let root: PathBuf = dir.path().join("lake");
-    let written = Mutex::new(0i64);
-    let enough = AtomicBool::new(false);
+    let growing = Growing::new(broker, topic);
     let rounds = 2;
     std::thread::scope(|scope| {
-        scope.spawn(|| {
-            while !enough.load(Ordering::Relaxed) {
-                let mut first = written.lock().unwrap();
-                produce(broker, topic, &steady(*first, 24));
-                *first += 24;
-                drop(first);
-                std::thread::sleep(Duration::from_millis(60));
-            }
-        });
-        let done = Done(&enough);
+        scope.spawn(|| growing.write());
+        let done = growing.enough();
         let mut worker = lake.start(&[], None);
         let count = |format: &str, sql: &str| lake.query(format, sql).ok().and_then(|r| r.first()?["n"].as_i64()).unwrap_or(0);
         // Two windows are over when the third begins, ten seconds of delay later.
@@ -113,7 +102,7 @@ fn others_commit_to_the_tables_of_a_worker_that_runs() {
             ]
         };
         act(&root, NAME, FORMATS.map(delete).as_flattened());
-        let at = *written.lock().unwrap();
+        let at = growing.written();
         until(PATIENCE, "the worker goes on", || {
             assert!(worker.ended().is_none(), "the worker ended: {}", worker.told());
             FORMATS.iter().all(|f| count(f, "select max(id) as n from large") > at)
@@ -125,7 +114,7 @@ fn others_commit_to_the_tables_of_a_worker_that_runs() {
     });
     lake.complete(&["--until-end", "--final"]);
 
-    let whole = with_others(*written.lock().unwrap(), rounds);
+    let whole = with_others(growing.written(), rounds);
     let mut rows = whole.clone();
     rows.iter_mut().for_each(|(table, rows)| rows.retain(|r| !is_deleted(table, r)));
     let gone: BTreeMap<&str, usize> = ["large", "spend"].map(|t| (t, whole[t].len() - rows[t].len())).into();
@@ -247,12 +236,4 @@ fn an_older_copy_of_a_table_is_refused_until_the_newer_one_is_back() {
     put(&newer.join("large"), &root.join("delta/older/large"));
     lake.complete(&["--until-end", "--final"]);
     assert_holds(&lake, &expected(&steady(0, written)), "after the newer copies were put back");
-}
-
-struct Done<'a>(&'a AtomicBool);
-
-impl Drop for Done<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
 }

@@ -60,6 +60,7 @@ fn seven_becomes_eight_or_stays_seven() {
     example.sends("A", "10:04", 2);
     let first = example.pond.until_end();
     assert_eq!(first["records"], 3);
+    assert_eq!(first["runs_read"], 0, "what it staged itself was read back: {first}");
     // The watermark stands at 10:03, a minute behind the latest row: nothing shows yet.
     assert_eq!(example.keyed(), Vec::<String>::new());
     assert_eq!(example.appended(), Vec::<String>::new());

@@ -3,10 +3,8 @@
 
 use crate::support::kafka::Broker;
 use crate::support::process::{Pipeline, until};
-use crate::support::spending::{Terms, assert_content, expected, pipeline, produce, steady};
+use crate::support::spending::{Growing, Terms, assert_content, expected, pipeline, steady};
 use std::collections::BTreeSet;
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 const PATIENCE: Duration = Duration::from_secs(90);
@@ -29,20 +27,11 @@ fn one_worker_is_killed_and_one_sleeps_through_a_truncation() {
     let terms = Terms { epoch: "60ms", commit: "300ms", options: "" };
     let shared = pipeline(dir.path().to_path_buf(), "two", broker, topic, &terms);
     let newest = || shared.log("two").last().copied().unwrap_or(0);
-    let written = Mutex::new(0i64);
-    let enough = AtomicBool::new(false);
+    let growing = Growing::new(broker, topic);
     std::thread::scope(|scope| {
-        scope.spawn(|| {
-            while !enough.load(Ordering::Relaxed) {
-                let mut first = written.lock().unwrap();
-                produce(broker, topic, &steady(*first, 24));
-                *first += 24;
-                drop(first);
-                std::thread::sleep(Duration::from_millis(60));
-            }
-        });
+        scope.spawn(|| growing.write());
         // Whatever fails below ends the producer too.
-        let done = Done(&enough);
+        let done = growing.enough();
 
         let mut sleeper = shared.start(&[], None);
         until(PATIENCE, "the first worker decides", || newest() > 3);
@@ -73,14 +62,6 @@ fn one_worker_is_killed_and_one_sleeps_through_a_truncation() {
         }
     });
     shared.complete(&["--until-end", "--final"]);
-    let events = steady(0, *written.lock().unwrap());
+    let events = steady(0, growing.written());
     assert_content(&shared, &expected(&events), "two workers");
-}
-
-struct Done<'a>(&'a AtomicBool);
-
-impl Drop for Done<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
 }

@@ -123,6 +123,7 @@ fn what_cannot_be_split_is_refused_with_the_reason() {
         ("select uuid() as r from events", "uuid()"),
         ("select usr_id from events", "did you mean user_id?"),
         ("select user_id from evnts", "did you mean events?"),
+        ("select substrr(session, 1, 2) as s from events", "did you mean 'substr'?"),
         ("select uper(user_id) as u from events", "uper"),
         ("select user_id frm events", ""),
         ("select amount + 1 from events", "needs a name"),

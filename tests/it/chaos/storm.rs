@@ -4,7 +4,6 @@
 use std::fs::{self, File};
 use std::io::Write;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use millpond::failpoint;
@@ -259,14 +258,5 @@ impl<'a> Storm<'a> {
         self.broker.add_partitions(self.topic, total as usize);
         self.writer.use_partitions(total);
         self.tally.partitions_added += 1;
-    }
-}
-
-/// Ends the producer whatever happens.
-pub struct Ended<'a>(pub &'a AtomicBool);
-
-impl Drop for Ended<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
     }
 }

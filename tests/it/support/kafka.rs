@@ -92,7 +92,7 @@ impl Broker {
     /// Starts the broker again after [`Broker::down`].
     pub fn up(&self) {
         let out = Command::new(SCRIPT).arg("start").arg(&self.dir).arg(self.port.to_string()).output().expect("kafka.sh runs");
-        assert!(out.status.success(), "kafka.sh start: {}{}", String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));
+        assert!(out.status.success(), "this test needs a Kafka broker, which infra/kafka/kafka.sh installs and starts; it said: {}{}", String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));
         RUNNING.lock().unwrap().push(self.dir.clone());
     }
 

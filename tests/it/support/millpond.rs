@@ -182,7 +182,8 @@ fn script(name: &str, args: &[&str]) -> Vec<Value> {
     let here = Path::new(env!("CARGO_MANIFEST_DIR"));
     let python = PYTHON.get_or_init(|| {
         let python = Command::new(here.join("infra/readers")).output().expect("infra/readers runs");
-        assert!(python.status.success(), "infra/readers: {}", String::from_utf8_lossy(&python.stderr));
+        let said = String::from_utf8_lossy(&python.stderr);
+        assert!(python.status.success(), "this test needs DuckDB, PyIceberg and deltalake, which infra/readers installs; it said: {said}");
         String::from_utf8(python.stdout).unwrap().trim().to_string()
     });
     let out = Command::new(python).arg(here.join("tests/it/readers").join(name)).args(args).output().unwrap();

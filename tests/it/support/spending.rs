@@ -5,9 +5,12 @@
 //! rows that are in time however it is cut and rows whose windows were over for good before it.
 
 use super::kafka::Broker;
-use super::process::Pipeline;
+use super::process::{Enough, Pipeline};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 pub const PARTITIONS: i32 = 4;
 /// 2026-01-31T10:00:00Z.
@@ -91,6 +94,41 @@ pub fn produce(broker: &Broker, topic: &str, events: &[Event]) {
             producer.send(topic, event.partition, "k", &event.json(), 0);
         }
         producer.flush();
+    }
+}
+
+/// A topic to which [`steady`] events keep coming.
+pub struct Growing<'a> {
+    broker: &'a Broker,
+    topic: &'a str,
+    written: Mutex<i64>,
+    enough: AtomicBool,
+}
+
+impl<'a> Growing<'a> {
+    pub fn new(broker: &'a Broker, topic: &'a str) -> Self {
+        Self { broker, topic, written: Mutex::new(0), enough: AtomicBool::new(false) }
+    }
+
+    /// Writes until there is enough.
+    pub fn write(&self) {
+        while !self.enough.load(Ordering::Relaxed) {
+            let mut first = self.written.lock().unwrap();
+            produce(self.broker, self.topic, &steady(*first, 24));
+            *first += 24;
+            drop(first);
+            std::thread::sleep(Duration::from_millis(60));
+        }
+    }
+
+    /// So many are in the topic.
+    pub fn written(&self) -> i64 {
+        *self.written.lock().unwrap()
+    }
+
+    /// There is enough once it is dropped.
+    pub fn enough(&self) -> Enough<'_> {
+        Enough(&self.enough)
     }
 }
 
