@@ -171,7 +171,7 @@ fn code_of(e: &WorkerError) -> i32 {
     match e {
         WorkerError::Refused(_) => REFUSED,
         WorkerError::Unavailable(_) => UNAVAILABLE,
-        WorkerError::StartOver(_) | WorkerError::Stopped | WorkerError::Internal(_) => FAILED,
+        WorkerError::StartOver(_) | WorkerError::RunGone(_) | WorkerError::Stopped | WorkerError::Internal(_) => FAILED,
     }
 }
 

@@ -78,6 +78,9 @@ pub enum WorkerError {
     /// The log went on without this worker: it begins again from the log.
     #[error("{0}")]
     StartOver(String),
+    /// A run that the log named when it was last read: truncated since then, or lost.
+    #[error("run {0} is gone: the log may have been truncated meanwhile")]
+    RunGone(String),
     #[error("stopped")]
     Stopped,
     #[error("{0}")]
@@ -216,10 +219,20 @@ async fn patiently<T>(patience: Duration, stop: &AtomicBool, metrics: &Metrics, 
 /// A worker that slept past a truncation of the log begins again from the log.
 pub async fn run(pipeline: Arc<Pipeline>, plans: Vec<Arc<TablePlan>>, options: RunOptions, metrics: Arc<Metrics>, world: Arc<dyn Surroundings>, stop: Arc<AtomicBool>) -> Result<(), WorkerError> {
     let mut settled = false;
+    let mut gone = (String::new(), 0);
     loop {
         match once(&pipeline, &plans, options, &metrics, &world, &stop, &mut settled).await {
-            Err(WorkerError::StartOver(why)) => {
-                eprintln!("beginning again from the log: {why}");
+            Err(WorkerError::StartOver(_) | WorkerError::RunGone(_)) if stop.load(Ordering::Relaxed) => return Ok(()),
+            Err(WorkerError::RunGone(object)) if gone == (object.clone(), RUN_MISSED) => {
+                return Err(WorkerError::Refused(format!(
+                    "run {object} is gone, and the log, read again, still names it: the rows of open windows are in it; restore it from a backup"
+                )));
+            }
+            Err(e @ (WorkerError::StartOver(_) | WorkerError::RunGone(_))) => {
+                eprintln!("beginning again from the log: {e}");
+                if let WorkerError::RunGone(object) = e {
+                    gone = if gone.0 == object { (object, gone.1 + 1) } else { (object, 1) };
+                }
                 tokio::time::sleep(Duration::from_millis(200)).await;
             }
             Err(WorkerError::Stopped) => return Ok(()),
@@ -238,6 +251,9 @@ pub async fn run(pipeline: Arc<Pipeline>, plans: Vec<Arc<TablePlan>>, options: R
         }
     }
 }
+
+/// How often the same run may be missed before it counts as lost: a truncation is over by then, and the log names others.
+const RUN_MISSED: u32 = 5;
 
 /// Less than a start needs.
 const SPACE_BYTES: usize = 1 << 20;

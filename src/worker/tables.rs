@@ -279,7 +279,7 @@ impl Tables {
             match self.parts.store.get_range(&Path::from(object), range.clone()).await {
                 Ok(bytes) => break bytes,
                 Err(object_store::Error::NotFound { .. }) => {
-                    return Err(WorkerError::StartOver(format!("run {object} is gone: the log may have been truncated meanwhile")));
+                    return Err(WorkerError::RunGone(object.to_string()));
                 }
                 Err(e) => self.parts.metrics.waiting("store", &format!("cannot read {object}: {e}")),
             }

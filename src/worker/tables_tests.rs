@@ -401,7 +401,7 @@ async fn one(seed: u64, keep_runs: bool) -> Reached {
         };
         match done {
             Ok(()) => {}
-            Err(WorkerError::StartOver(_)) => {
+            Err(WorkerError::StartOver(_) | WorkerError::RunGone(_)) => {
                 reached.restarts += 1;
                 open[w] = None;
                 workers[w] = world.start(names[w], keep_runs).await;

@@ -122,6 +122,24 @@ fn a_damaged_object_is_named_and_nothing_is_lost_once_it_is_restored() {
     }
 }
 
+/// A run that is not there may have been truncated away meanwhile; one that the log goes on naming is lost.
+#[test]
+fn a_run_that_is_gone_ends_it_with_its_name_until_it_is_back() {
+    let pond = Pond::new(PIPELINE);
+    let dir = pond.path().canonicalize().unwrap();
+    arrive(&dir, 0);
+    pond.until_end();
+    let runs = dir.join("lake/_millpond/hurt/runs");
+    fs::rename(&runs, dir.join("kept")).unwrap();
+    arrive(&dir, 1);
+    let ended = pond.millpond(&["run", "pipeline.yaml", "--until-end", "--json"]);
+    assert!(ended.code == 75 && ended.stdout.contains("/runs/") && ended.stdout.contains("restore it"), "{ended:?}");
+    fs::remove_dir_all(&runs).ok();
+    fs::rename(dir.join("kept"), &runs).unwrap();
+    pond.until_end();
+    assert_holds(&pond, 2, "after the runs were put back");
+}
+
 /// FAULTS 16: of what only spares reading, an older one does.
 #[test]
 fn a_damaged_delta_checkpoint_is_passed_over_while_the_commits_are_there() {
