@@ -229,13 +229,14 @@ impl Ingest {
             }
             Event::Notice(why) => self.metrics.waiting(&format!("source {}", self.sources[nth].name), &why),
             Event::Fine => self.metrics.waiting_over(&format!("source {}", self.sources[nth].name)),
-            Event::Failed(SourceError::Unavailable(why)) => {
+            Event::Failed { generation, .. } if generation != readings[nth].generation => {}
+            Event::Failed { error: SourceError::Unavailable(why), .. } => {
                 self.metrics.waiting(&format!("source {}", self.sources[nth].name), &why);
                 tokio::time::sleep(Duration::from_millis(500)).await;
                 self.start(nth, &mut readings[nth]).await?;
                 return Ok(Gathered::Reassigned);
             }
-            Event::Failed(SourceError::Refused(why)) => {
+            Event::Failed { error: SourceError::Refused(why), .. } => {
                 // Others may have gone on since the log was read, and what lay there may have been removed.
                 self.head.refresh().await?;
                 let name = &self.sources[nth].name;

@@ -31,7 +31,8 @@ pub enum Event {
     Notice(String),
     /// The source went on after trouble.
     Fine,
-    Failed(SourceError),
+    /// About the reading of this generation, like a batch: a later one may not even hold what it speaks of.
+    Failed { generation: u64, error: SourceError },
 }
 
 /// The ingest half's handle to a source's thread.
@@ -114,7 +115,7 @@ async fn run(
                             waiting.push_back(Event::Notice(e.to_string()));
                         }
                     }
-                    Err(e) => waiting.push_back(Event::Failed(e)),
+                    Err(error) => waiting.push_back(Event::Failed { generation, error }),
                 }
                 continue;
             }
@@ -157,7 +158,7 @@ async fn run(
                     waiting.push_back(Event::Notice(why));
                     hosting.sleep(Duration::from_millis(500)).await;
                 }
-                Err(refused) => waiting.push_back(Event::Failed(refused)),
+                Err(error) => waiting.push_back(Event::Failed { generation, error }),
             }
             continue;
         }
@@ -179,8 +180,8 @@ async fn run(
                 waiting.push_back(Event::Notice(why));
             }
             Ok(SourceEvent::Idle) => hosting.rest(POLL).await,
-            Err(refused) => {
-                waiting.push_back(Event::Failed(refused));
+            Err(error) => {
+                waiting.push_back(Event::Failed { generation, error });
                 started = false;
                 hosting.sleep(Duration::from_millis(200)).await;
             }
