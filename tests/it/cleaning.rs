@@ -165,6 +165,11 @@ fn what_kills_leave_behind_is_deleted_and_nothing_else() {
         fs::create_dir_all(path.parent().unwrap()).unwrap();
         fs::write(path, "bytes").unwrap();
     }
+    // The names of a probe are another start's business for a day.
+    let fresh = state.join("probe/probe-6b0b6f0c-1d0a-4d4a-9a54-3e2f8c1f0a12");
+    fs::write(&fresh, "bytes").unwrap();
+    let days_ago = std::time::SystemTime::now() - Duration::from_secs(2 * 86_400);
+    fs::File::options().write(true).open(&cut_short[2]).unwrap().set_modified(days_ago).unwrap();
 
     fs::write(dir.path().join("pipeline.yaml"), yaml("{after: 0s}")).unwrap();
     rows.append(dir.path(), 400);
@@ -172,6 +177,7 @@ fn what_kills_leave_behind_is_deleted_and_nothing_else() {
     let after = orphans(dir.path());
     assert_eq!(after, BTreeSet::new());
     assert!(cut_short.iter().all(|p| !p.exists()), "what puts left half-written is gone");
+    assert!(fresh.exists(), "a start that runs now may be at its probe");
     assert!(foreign.iter().all(|p| p.exists()), "what is not ours, or lies elsewhere, stays: {foreign:?}");
 
     // The state that was left is whole: the open windows go on from the runs, and close.
