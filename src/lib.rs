@@ -53,6 +53,11 @@ pub mod worker;
 
 pub mod cli;
 
+/// The tests run on the allocator that `millpond` runs on: it is a good part of how fast the simulation is.
+#[cfg(test)]
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 #[cfg(test)]
 mod model;
 #[cfg(test)]
