@@ -1,4 +1,4 @@
-//! A broker: one topic, a consumer group that deals out its partitions, and the source that reads it.
+//! A broker: a topic for each source, consumer groups that deal out their partitions, and the source that reads one.
 //!
 //! Offsets have gaps (control records, aborted transactions), consumed records are removed, fetches
 //! stall, members vanish without a word and are missed only after their session's time, so that two
@@ -83,12 +83,19 @@ pub struct Topic {
     turn: usize,
 }
 
+/// The topics by the name of the source that reads each, which is the topic's own.
+pub type Topics = BTreeMap<String, Topic>;
+
 #[derive(Debug, Default)]
 pub struct Broker {
-    pub topic: Mutex<Topic>,
+    pub topics: Mutex<Topics>,
 }
 
 impl Topic {
+    pub fn new(partitions: u64) -> Self {
+        Self { partitions: (0..partitions).map(|_| Partition::default()).collect(), ..Self::default() }
+    }
+
     fn deal(&mut self) {
         self.turn += 1;
         let members: Vec<u64> = self.members.keys().copied().collect();
@@ -147,6 +154,15 @@ impl Topic {
         self.deal();
     }
 
+    /// What was in a partition when the log was born from the topic, and since then.
+    pub fn slots(&self, partition: i32) -> &[Slot] {
+        let of = |all: usize| usize::try_from(partition).ok().filter(|p| *p < all);
+        match &self.first {
+            Some(first) => of(first.len()).map_or(&[], |p| &first[p]),
+            None => of(self.partitions.len()).map_or(&[], |p| &self.partitions[p].slots),
+        }
+    }
+
     /// Deleted and made again under the same name.
     pub fn recreate(&mut self) {
         self.incarnation += 1;
@@ -161,6 +177,7 @@ impl Topic {
 pub struct SimSource {
     world: Arc<World>,
     who: String,
+    name: String,
     member: Option<u64>,
     /// Between `start` and the next assignment.
     reading: bool,
@@ -171,8 +188,13 @@ pub struct SimSource {
 }
 
 impl SimSource {
-    pub fn new(world: Arc<World>, who: String) -> Self {
-        Self { world, who, member: None, reading: false, positions: BTreeMap::new(), told_end: BTreeSet::new(), paused: BTreeSet::new(), turns: VecDeque::new() }
+    pub fn new(world: Arc<World>, who: String, name: String) -> Self {
+        Self { world, who, name, member: None, reading: false, positions: BTreeMap::new(), told_end: BTreeSet::new(), paused: BTreeSet::new(), turns: VecDeque::new() }
+    }
+
+    /// Looks at the topic, or changes it.
+    fn topic<T>(&self, look: impl FnOnce(&mut Topic) -> T) -> T {
+        look(self.world.broker.topics.lock().unwrap().get_mut(&self.name).expect("every source has a topic"))
     }
 
     fn trouble(&self) -> Result<(), SourceError> {
@@ -182,8 +204,8 @@ impl SimSource {
     fn batch(&mut self, partition: i32) -> Option<RawBatch> {
         let at = *self.positions.get(&partition)?;
         let now = self.world.trace.now_ms();
-        let topic = self.world.broker.topic.lock().unwrap();
-        let p = &topic.partitions[partition as usize];
+        let topics = self.world.broker.topics.lock().unwrap();
+        let p = &topics[&self.name].partitions[partition as usize];
         let (end, stalled) = (p.end(now), p.stalled_until > now);
         if stalled || at > end || (at == end && self.told_end.contains(&partition)) {
             return None;
@@ -206,7 +228,7 @@ impl SimSource {
             batch.to = end;
         }
         batch.at_end = batch.to == end;
-        drop(topic);
+        drop(topics);
         if batch.to == batch.from && !batch.at_end {
             return None;
         }
@@ -231,25 +253,27 @@ impl Source for SimSource {
     fn facts(&mut self) -> Result<SourceFacts, SourceError> {
         self.trouble()?;
         let now = self.world.trace.now_ms();
-        let topic = self.world.broker.topic.lock().unwrap();
-        let partitions = topic.partitions.iter().zip(0..).map(|(p, n)| (n, (p.begin, p.end(now)))).collect();
-        let held = topic.partitions.iter().zip(0..).filter(|(p, _)| p.held(now).is_some()).map(|(p, n)| (n, p.written())).collect();
-        Ok(SourceFacts { incarnation: Some(format!("topic-{}", topic.incarnation)), topic: "events".into(), partitions, held, names: BTreeMap::new() })
+        Ok(self.topic(|topic| {
+            let partitions = topic.partitions.iter().zip(0..).map(|(p, n)| (n, (p.begin, p.end(now)))).collect();
+            let held = topic.partitions.iter().zip(0..).filter(|(p, _)| p.held(now).is_some()).map(|(p, n)| (n, p.written())).collect();
+            SourceFacts { incarnation: Some(format!("topic-{}", topic.incarnation)), topic: self.name.clone(), partitions, held, names: BTreeMap::new() }
+        }))
     }
 
     fn start_offsets(&mut self, partitions: &[i32]) -> Result<BTreeMap<i32, i64>, SourceError> {
         self.trouble()?;
-        let topic = self.world.broker.topic.lock().unwrap();
-        Ok(partitions.iter().map(|p| (*p, topic.partitions[*p as usize].begin)).collect())
+        Ok(self.topic(|topic| partitions.iter().map(|p| (*p, topic.partitions[*p as usize].begin)).collect()))
     }
 
     fn join(&mut self, _: Uuid) -> Result<(), SourceError> {
         self.trouble()?;
-        let mut topic = self.world.broker.topic.lock().unwrap();
-        topic.next_member += 1;
-        let id = topic.next_member;
-        topic.members.insert(id, Member::default());
-        topic.deal();
+        let id = self.topic(|topic| {
+            topic.next_member += 1;
+            let id = topic.next_member;
+            topic.members.insert(id, Member::default());
+            topic.deal();
+            id
+        });
         self.member = Some(id);
         Ok(())
     }
@@ -257,34 +281,38 @@ impl Source for SimSource {
     fn start(&mut self, positions: &BTreeMap<i32, Position>) -> Result<(), SourceError> {
         self.trouble()?;
         (self.reading, self.told_end, self.paused) = (false, BTreeSet::new(), BTreeSet::new());
-        let topic = self.world.broker.topic.lock().unwrap();
         self.positions = positions.iter().map(|(p, at)| (*p, at.offset)).collect();
+        let topics = self.world.broker.topics.lock().unwrap();
         for (p, at) in &self.positions {
-            let held = &topic.partitions[*p as usize];
+            let held = &topics[&self.name].partitions[*p as usize];
             if *at < held.begin || *at > held.written() {
                 return Err(SourceError::Refused(format!("partition {p}: the log goes on at {at}, the broker holds {}..{}", held.begin, held.written())));
             }
         }
-        drop(topic);
+        drop(topics);
         self.turns = self.positions.keys().copied().collect();
         self.reading = true;
         let at: Vec<String> = self.positions.iter().map(|(p, at)| format!("{p}@{at}")).collect();
-        self.world.trace.note(&self.who, format_args!("reads {}", at.join(" ")));
+        self.world.trace.note(&self.who, format_args!("reads {} {}", self.name, at.join(" ")));
         Ok(())
     }
 
     fn poll(&mut self, _: Duration) -> Result<SourceEvent, SourceError> {
         let now = self.world.trace.now_ms();
         {
-            let mut topic = self.world.broker.topic.lock().unwrap();
-            topic.miss(now);
-            let Some(member) = self.member.and_then(|m| topic.members.get_mut(&m)) else { return Ok(SourceEvent::Idle) };
-            if std::mem::take(&mut member.changed) {
-                let own: Vec<i32> = member.own.iter().copied().collect();
-                drop(topic);
-                self.reading = false;
-                self.world.trace.note(&self.who, format_args!("is given {own:?}"));
-                return Ok(SourceEvent::Assigned(own));
+            let told = self.topic(|topic| {
+                topic.miss(now);
+                let member = self.member.and_then(|m| topic.members.get_mut(&m))?;
+                Some(std::mem::take(&mut member.changed).then(|| member.own.iter().copied().collect::<Vec<i32>>()))
+            });
+            match told {
+                None => return Ok(SourceEvent::Idle),
+                Some(Some(own)) => {
+                    self.reading = false;
+                    self.world.trace.note(&self.who, format_args!("is given {own:?} of {}", self.name));
+                    return Ok(SourceEvent::Assigned(own));
+                }
+                Some(None) => {}
             }
         }
         if !self.reading {
@@ -320,10 +348,11 @@ impl Drop for SimSource {
     /// It vanishes without a word.
     fn drop(&mut self) {
         let missed_at = self.world.trace.now_ms() + self.world.below(800) as i64;
-        let mut topic = self.world.broker.topic.lock().unwrap();
-        if let Some(member) = self.member.and_then(|m| topic.members.get_mut(&m)) {
-            member.missed_at = Some(missed_at);
-        }
+        self.topic(|topic| {
+            if let Some(member) = self.member.and_then(|m| topic.members.get_mut(&m)) {
+                member.missed_at = Some(missed_at);
+            }
+        });
     }
 }
 

@@ -6,12 +6,12 @@ use super::world::{LAKE_URL, PIPELINE, World};
 use crate::commit::delta::DeltaFormat;
 use crate::commit::iceberg::{Ambient, IcebergFormat};
 use crate::commit::{CommitError, LakeTable, TableFormat};
-use crate::epoch::entry::{Body, Entry, Note};
+use crate::epoch::entry::{Body, Data, Entry, Interval, Note, SpecRecord};
 use crate::epoch::ledger::Ledger;
 use crate::pipeline::TableFormatKind;
 use crate::stage::TableSpec;
-use arrow::array::AsArray;
-use arrow::datatypes::{DataType, TimestampMicrosecondType};
+use arrow::array::{AsArray, RecordBatch};
+use arrow::datatypes::{DataType, SchemaRef, TimestampMicrosecondType};
 use arrow::util::display::{ArrayFormatter, FormatOptions};
 use futures::TryStreamExt;
 use object_store::path::Path;
@@ -31,7 +31,11 @@ pub struct Decided {
     pub strays: u64,
     /// Attempts whose writer was told that they do not fit.
     pub stale: BTreeSet<Uuid>,
-    positions: BTreeMap<i32, i64>,
+    positions: BTreeMap<(String, i32), i64>,
+    /// What the tables should hold after each entry.
+    pub reckoned: Vec<Arc<Reckoning>>,
+    /// By name, the newest record of every table that a plan ever asked for, and whether one still does.
+    known: BTreeMap<String, (SpecRecord, bool)>,
     plan: u64,
     upto: Option<u64>,
 }
@@ -61,11 +65,11 @@ impl Decided {
         }
         match &entry.body {
             Body::Data(data) => {
-                for (p, interval) in data.intervals.get("events").into_iter().flatten().filter(|(_, i)| i.claims_idle()) {
-                    let topic = world.broker.topic.lock().unwrap();
-                    let end = topic.partitions[*p as usize].written_at(data.read_at_ms - skew_ms - super::world::START_MS - 1);
+                let topics = world.broker.topics.lock().unwrap();
+                for (source, p, interval) in intervals(data).filter(|(_, _, i)| i.claims_idle()) {
+                    let end = topics[source].partitions[p as usize].written_at(data.read_at_ms - skew_ms - super::world::START_MS - 1);
                     if end > interval.from {
-                        return Err(format!("entry {seq} claims partition {p} idle at {}, and the broker's end was {end} when its making began", interval.from));
+                        return Err(format!("entry {seq} claims partition {p} of {source} idle at {}, and the broker's end was {end} when its making began", interval.from));
                     }
                 }
             }
@@ -90,9 +94,40 @@ impl Decided {
             }
             _ => {}
         }
+        let mut reckoned = self.reckoned.last().map_or_else(Reckoning::default, |r| (**r).clone());
+        reckoned.apply(&world.broker.topics.lock().unwrap(), &entry);
+        self.reckoned.push(Arc::new(reckoned));
+        if let (Body::Plan(_), Some(ledger)) = (&entry.body, &self.ledger) {
+            self.known.values_mut().for_each(|(_, lives)| *lives = false);
+            self.known.extend(ledger.specs().into_iter().map(|(record, _)| (record.name.clone(), (record.clone(), true))));
+        }
         self.states.extend(self.ledger.clone());
         self.entries.push(entry);
         Ok(())
+    }
+
+    /// How often a plan was decided.
+    pub fn plans(&self) -> usize {
+        self.entries.iter().filter(|e| matches!(e.body, Body::Plan(_))).count()
+    }
+
+    /// A table as the newest plan that knows it has it.
+    pub fn record(&self, table: &str) -> Option<&SpecRecord> {
+        self.known.get(table).map(|(record, _)| record)
+    }
+
+    /// A table as the plan has it under which this entry was made.
+    pub fn record_at(&self, table: &str, entry: u64) -> Option<&SpecRecord> {
+        let plans = self.entries.iter().take(entry as usize + 1).rev().filter_map(|e| if let Body::Plan(plan) = &e.body { Some(plan) } else { None });
+        plans.into_iter().find_map(|plan| {
+            let declared = plan.tables.values().flat_map(|t| [Some(&t.table), t.late.as_ref()]).flatten();
+            declared.chain(plan.sources.values().map(|s| &s.dead)).find(|record| record.name == table)
+        })
+    }
+
+    /// Whether the newest plan asks for it.
+    pub fn lives(&self, table: &str) -> bool {
+        self.known.get(table).is_some_and(|(_, lives)| *lives)
     }
 
     /// The entry that this attempt became.
@@ -111,24 +146,28 @@ impl Decided {
         match &entry.body {
             Body::Plan(plan) => {
                 self.plan = seq;
-                for (p, start) in &plan.sources["events"].starts {
-                    self.positions.entry(*p).or_insert(*start);
+                for (name, source) in &plan.sources {
+                    for (p, start) in &source.starts {
+                        self.positions.entry((name.clone(), *p)).or_insert(*start);
+                    }
                 }
                 return Ok(());
             }
             Body::Data(data) => {
-                for (p, interval) in data.intervals.get("events").into_iter().flatten() {
-                    let at = self.positions.insert(*p, interval.to);
+                for (source, p, interval) in intervals(data) {
+                    let at = self.positions.insert((source.clone(), p), interval.to);
                     if at.is_some_and(|at| at != interval.from) || interval.to < interval.from {
-                        return Err(format!("I1: entry {seq} holds {}..{} of partition {p}, and the log stands at {at:?}", interval.from, interval.to));
+                        return Err(format!("I1: entry {seq} holds {}..{} of partition {p} of {source}, and the log stands at {at:?}", interval.from, interval.to));
                     }
                 }
                 if entry.plan != self.plan {
                     return Err(format!("I5: entry {seq} was made under plan {}, the newest is {}", entry.plan, self.plan));
                 }
-                let watermark = self.ledger.as_ref().and_then(|l| l.sources["events"].watermark);
-                if data.bounds.get("events").is_none_or(|bound| *bound < watermark) {
-                    return Err(format!("I5: entry {seq} was staged under the bound {:?}, the watermark is {watermark:?}", data.bounds.get("events")));
+                for source in data.intervals.keys() {
+                    let watermark = self.ledger.as_ref().and_then(|l| l.sources[source].watermark);
+                    if data.bounds.get(source).is_none_or(|bound| *bound < watermark) {
+                        return Err(format!("I5: entry {seq} was staged under the bound {:?} of {source}, the watermark is {watermark:?}", data.bounds.get(source)));
+                    }
                 }
             }
             Body::Checkpoint(c) => {
@@ -153,6 +192,10 @@ impl Decided {
     }
 }
 
+fn intervals(data: &Data) -> impl Iterator<Item = (&String, i32, &Interval)> {
+    data.intervals.iter().flat_map(|(source, of)| of.iter().map(move |(p, i)| (source, *p, i)))
+}
+
 fn format_of(world: &Arc<World>, kind: TableFormatKind) -> Box<dyn TableFormat> {
     let store: Arc<dyn ObjectStore> = world.objects.clone();
     let root = url::Url::parse(LAKE_URL).unwrap();
@@ -175,62 +218,58 @@ pub async fn open(world: &Arc<World>, spec: &Arc<TableSpec>, kind: TableFormatKi
 
 /// The rows that readers of the table see, with these columns.
 pub async fn rows(world: &Arc<World>, table: &mut Box<dyn LakeTable>, columns: &[String]) -> Result<Rows, String> {
-    let schema = match table.format() {
-        TableFormatKind::Iceberg => table.spec().schema.clone(),
-        TableFormatKind::Delta => Arc::new(crate::read::delta_schema(&table.spec().schema)),
-    };
+    let schema = schema_of(table.spec(), table.format());
     let mut found = vec![];
     for file in table.live_files().await.map_err(|e| e.to_string())? {
         let mut batches = crate::read::live_rows(world.objects.clone(), &file, &schema, Some(columns), 8192);
         while let Some(batch) = batches.try_next().await.map_err(|e| e.to_string())? {
-            let options = FormatOptions::default();
-            let cells: Vec<Vec<String>> = batch
-                .columns()
-                .iter()
-                .map(|column| match column.data_type() {
-                    DataType::Timestamp(..) => column.as_primitive::<TimestampMicrosecondType>().values().iter().map(|v| v.to_string()).collect(),
-                    _ => {
-                        let text = ArrayFormatter::try_new(column, &options).map_err(|e| e.to_string()).unwrap();
-                        (0..column.len()).map(|r| text.value(r).to_string()).collect()
-                    }
-                })
-                .collect();
-            found.extend((0..batch.num_rows()).map(|r| cells.iter().map(|c| c[r].clone()).collect::<Vec<_>>()));
+            found.extend(texts(&batch));
         }
     }
     Ok(sorted(found))
 }
 
-/// Compares a table as it is now with what the log up to its stamp implies (I2, I3, I6, I7).
-pub async fn compare(world: &Arc<World>, name: &str, kind: TableFormatKind) -> Result<u64, String> {
+/// The columns of a table as readers of this format get them.
+pub fn schema_of(spec: &TableSpec, kind: TableFormatKind) -> SchemaRef {
+    match kind {
+        TableFormatKind::Iceberg => spec.schema.clone(),
+        TableFormatKind::Delta => Arc::new(crate::read::delta_schema(&spec.schema)),
+    }
+}
+
+/// Each row as text.
+pub fn texts(batch: &RecordBatch) -> Rows {
+    let options = FormatOptions::default();
+    let cells: Vec<Vec<String>> = batch
+        .columns()
+        .iter()
+        .map(|column| match column.data_type() {
+            DataType::Timestamp(..) => column.as_primitive::<TimestampMicrosecondType>().values().iter().map(|v| v.to_string()).collect(),
+            _ => {
+                let text = ArrayFormatter::try_new(column, &options).expect("the columns are of plain types");
+                (0..column.len()).map(|r| text.value(r).to_string()).collect()
+            }
+        })
+        .collect();
+    (0..batch.num_rows()).map(|r| cells.iter().map(|c| c[r].clone()).collect()).collect()
+}
+
+/// Compares a table as it is now with what the log up to its stamp implies (I2, I3, I6, I7). `None`: it is not there.
+pub async fn compare(world: &Arc<World>, name: &str, kind: TableFormatKind) -> Result<Option<u64>, String> {
     let spec = {
         let decided = world.decided.lock().unwrap();
-        let Some(ledger) = &decided.ledger else { return Ok(0) };
-        let record = ledger.specs().into_iter().find(|(s, _)| s.name == name).map(|(s, _)| s.clone());
-        record.ok_or_else(|| format!("{kind} table {name} is in no plan"))?.shared()?
+        decided.record(name).ok_or_else(|| format!("{kind} table {name} is in no plan"))?.shared()?
     };
-    let Some(mut table) = open(world, &spec, kind).await.map_err(|e| e.to_string())? else { return Ok(0) };
+    let Some(mut table) = open(world, &spec, kind).await.map_err(|e| e.to_string())? else { return Ok(None) };
     let base = table.load().await.map_err(|e| e.to_string())?;
-    let (reckoned, length) = {
-        let decided = world.decided.lock().unwrap();
-        let topic = world.broker.topic.lock().unwrap();
-        let upto = base.stamp.entry as usize;
-        if upto >= decided.entries.len() {
-            return Err(format!("I5: {kind} table {name} is stamped with entry {upto} of a log of {} entries", decided.entries.len()));
-        }
-        (Reckoning::of(&topic, decided.entries[..=upto].iter()), decided.entries.len())
-    };
+    let (reckoned, length) = world.reckoned(name, kind, base.stamp.entry)?;
     let columns = reckoned.columns(name);
     let found = rows(world, &mut table, &columns).await?;
-    let mut expected = reckoned.content(name);
-    if let Some(foreign) = world.foreign.lock().unwrap().get(&(name.to_string(), kind)) {
-        expected.extend(foreign.iter().cloned());
-        expected = sorted(expected);
-    }
+    let expected = world.with_foreign(name, kind, &reckoned);
     if found != expected {
         return Err(format!("I2, I7: {kind} table {name} at entry {} of {length}:{}", base.stamp.entry, difference(&found, &expected)));
     }
-    Ok(base.stamp.entry)
+    Ok(Some(base.stamp.entry))
 }
 
 fn difference(found: &Rows, expected: &Rows) -> String {
@@ -241,11 +280,10 @@ fn difference(found: &Rows, expected: &Rows) -> String {
     net.iter().filter(|(_, n)| **n != 0).take(12).map(line).collect()
 }
 
-/// The newest plan's tables, in every format that each has.
+/// Every table that a plan asks for or asked for, in every format that each has.
 pub fn tables(world: &World) -> Vec<(String, TableFormatKind)> {
     let decided = world.decided.lock().unwrap();
-    let Some(ledger) = &decided.ledger else { return vec![] };
-    ledger.specs().into_iter().flat_map(|(s, _)| s.formats.iter().map(|f| (s.name.clone(), *f)).collect::<Vec<_>>()).collect()
+    decided.known.values().flat_map(|(s, _)| s.formats.iter().map(|f| (s.name.clone(), *f)).collect::<Vec<_>>()).collect()
 }
 
 /// Files that an entry names and the store has not.

@@ -8,17 +8,18 @@ use crate::commit::LakeTable;
 use crate::commit::iceberg::Catalog;
 use crate::pipeline::TableFormatKind;
 use crate::stage::parquet::ParquetStager;
-use crate::stage::{DataFile, data_folder};
+use crate::stage::{DataFile, Scalar, TableSpec, data_folder};
 use crate::store::iceberg_io::{LakeRoot, file_io};
-use arrow::array::{Int64Array, RecordBatch, StringArray};
+use arrow::array::{ArrayRef, BooleanArray, Int64Array, RecordBatch, StringArray};
+use bytes::Bytes;
 use futures::TryStreamExt;
 use iceberg::TableUpdate;
 use iceberg::spec::{
-    DataContentType, DataFileBuilder, DataFileFormat, FormatVersion, MAIN_BRANCH, ManifestList, ManifestListWriter, ManifestWriterBuilder, Operation, Snapshot, SnapshotReference,
+    DataContentType, DataFileBuilder, DataFileFormat, FormatVersion, Literal, MAIN_BRANCH, ManifestList, ManifestListWriter, ManifestWriterBuilder, Operation, Snapshot, SnapshotReference,
     SnapshotRetention, Struct, Summary, TableMetadata,
 };
 use object_store::path::Path;
-use object_store::ObjectStoreExt;
+use object_store::{ObjectStore, ObjectStoreExt};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -29,6 +30,7 @@ fn inside(location: &str) -> Path {
 /// Sets one table back to an earlier state, as an operator does who made a mistake.
 pub async fn roll_back(world: &Arc<World>) {
     let mut tables = check::tables(world);
+    tables.retain(|(t, kind)| world.decided.lock().unwrap().lives(t) && !spoiled(world, t, *kind));
     while !tables.is_empty() {
         let (table, kind) = tables.swap_remove(world.below(tables.len() as u64) as usize);
         world.frozen.lock().unwrap().insert((table.clone(), kind));
@@ -95,73 +97,168 @@ async fn restore(world: &Arc<World>, table: &str) -> bool {
     world.put("foreign", &commit(newest + 1), text.into(), true).await.is_ok()
 }
 
-/// Another engine adds a row to `plain`, or writes all rows of some table into one file, or both.
-pub async fn write(world: &Arc<World>, whole: bool, more: bool) {
-    let tables: Vec<_> = check::tables(world).into_iter().filter(|(t, _)| !more || t == "plain").collect();
+/// What another engine does to a table's rows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Rewrite {
+    /// Writes all rows into one file, or one a partition.
+    Compact,
+    /// Adds a file with a row of its own, to a plain table.
+    Append,
+    /// Both at once.
+    Overwrite,
+    /// Writes all rows but one into new files: a right to be forgotten.
+    Delete,
+}
+
+impl Rewrite {
+    fn whole(self) -> bool {
+        self != Self::Append
+    }
+
+    fn more(self) -> bool {
+        matches!(self, Self::Append | Self::Overwrite)
+    }
+}
+
+/// Does so to some table of which the newest plan knows.
+pub async fn write(world: &Arc<World>, how: Rewrite) {
+    let plain = |table: &str| {
+        let decided = world.decided.lock().unwrap();
+        decided.ledger.as_ref().and_then(|l| l.plan.tables.get(table).map(|t| t.window.is_none())).unwrap_or(false)
+    };
+    let tables: Vec<_> = check::tables(world).into_iter().filter(|(t, _)| !how.more() || plain(t)).collect();
     if tables.is_empty() {
         return;
     }
     let (table, kind) = tables[world.below(tables.len() as u64) as usize].clone();
-    if let Some(done) = try_write(world, &table, kind, whole, more).await {
-        world.trace.note("hand", format_args!("{kind} table {table}: {}{}", if whole { "all rows into one file" } else { "a file" }, if done { "" } else { ", but somebody was faster" }));
+    if let Some(done) = try_write(world, &table, kind, how).await {
+        world.trace.note("hand", format_args!("{kind} table {table}: {how:?}{}", if done { "" } else { ", but somebody was faster" }));
     }
 }
 
-async fn try_write(world: &Arc<World>, table: &str, kind: TableFormatKind, whole: bool, more: bool) -> Option<bool> {
-    let spec = {
-        let decided = world.decided.lock().unwrap();
-        let (record, _) = decided.ledger.as_ref()?.specs().into_iter().find(|(s, _)| s.name == table)?;
-        record.shared().ok()?
-    };
-    let mut open: Box<dyn LakeTable> = check::open(world, &spec, kind).await.ok()??;
-    open.load().await.ok()?;
-    let live = open.live_files().await.ok()?;
-    if whole && live.is_empty() || world.frozen.lock().unwrap().contains(&(table.to_string(), kind)) {
+fn spoiled(world: &World, table: &str, kind: TableFormatKind) -> bool {
+    let at = (table.to_string(), kind);
+    world.frozen.lock().unwrap().contains(&at) || world.away.lock().unwrap().contains(&at)
+}
+
+async fn try_write(world: &Arc<World>, table: &str, kind: TableFormatKind, how: Rewrite) -> Option<bool> {
+    if spoiled(world, table, kind) {
         return None;
     }
+    let newest = world.decided.lock().unwrap().record(table)?.shared().ok()?;
+    let mut open: Box<dyn LakeTable> = check::open(world, &newest, kind).await.ok()??;
+    let stamp = open.load().await.ok()?.stamp.entry;
+    let live = open.live_files().await.ok()?;
+    if how.whole() && live.is_empty() {
+        return None;
+    }
+    // Its columns are those of now, not those that a plan promises.
+    let spec = world.decided.lock().unwrap().record_at(table, stamp)?.shared().ok()?;
     let id = world.new_id();
-    let named = move || format!("{id}.parquet");
+    let mut nth = 0;
+    let named = move || {
+        nth += 1;
+        format!("{id}-{nth}.parquet")
+    };
     let mut stager = ParquetStager::new(spec.clone(), kind, data_folder("p", kind, table), Box::new(named)).ok()?;
-    for file in live.iter().filter(|_| whole) {
-        let batches: Vec<RecordBatch> = crate::read::live_rows(world.objects.clone(), file, &spec.schema, None, 8192).try_collect().await.ok()?;
-        batches.iter().try_for_each(|b| stager.write(b)).ok()?;
+    let columns = world.reckoned(table, kind, stamp).ok()?.0.columns(table);
+    let (mut added, mut deleted) = (vec![], vec![]);
+    let schema = check::schema_of(&spec, kind);
+    let rows: u64 = live.iter().map(|f| f.records - f.deleted.len()).sum();
+    let mut left = (how == Rewrite::Delete).then(|| world.below(rows.max(1)) as usize);
+    for file in live.iter().filter(|_| how.whole()) {
+        let batches: Vec<RecordBatch> = crate::read::live_rows(world.objects.clone(), file, &schema, None, 8192).try_collect().await.ok()?;
+        for mut batch in batches {
+            match left {
+                Some(at) if at < batch.num_rows() => {
+                    let one = batch.slice(at, 1).project(&columns.iter().map(|c| schema.index_of(c)).collect::<Result<Vec<_>, _>>().ok()?).ok()?;
+                    deleted.extend(check::texts(&one));
+                    let keep: BooleanArray = (0..batch.num_rows()).map(|r| Some(r != at)).collect();
+                    batch = arrow::compute::filter_record_batch(&batch, &keep).ok()?;
+                    left = None;
+                }
+                Some(at) => left = Some(at - batch.num_rows()),
+                None => {}
+            }
+            let batch = RecordBatch::try_new(spec.schema.clone(), batch.columns().iter().zip(spec.schema.fields()).map(|(c, f)| arrow::compute::cast(c, f.data_type())).collect::<Result<_, _>>().ok()?).ok()?;
+            stager.write(&batch).ok()?;
+        }
     }
-    let row = world.below(1 << 40) as i64 + 1000;
-    if more {
-        let batch = RecordBatch::try_new(spec.schema.clone(), vec![Arc::new(Int64Array::from(vec![row])), Arc::new(StringArray::from(vec!["zz"])), Arc::new(Int64Array::from(vec![7]))]);
-        stager.write(&batch.expect("it is a row of plain")).ok()?;
+    if how == Rewrite::Delete && deleted.is_empty() {
+        return None;
     }
-    let (file, bytes) = stager.finish().ok()?.into_iter().next()?;
-    world.objects.put(&Path::from(file.path.as_str()), bytes.into()).await.ok()?;
-    // The row is there with the commit: whoever reads then must find it.
-    if more {
-        world.foreign.lock().unwrap().entry((table.to_string(), kind)).or_default().push(vec![row.to_string(), "zz".into(), "7".into()]);
+    if how.more() {
+        let row = world.below(1 << 40) as i64 + 1000;
+        let mut cells: Vec<ArrayRef> = vec![Arc::new(Int64Array::from(vec![row])), Arc::new(StringArray::from(vec!["zz"])), Arc::new(Int64Array::from(vec![7]))];
+        cells.extend((cells.len()..spec.schema.fields().len()).map(|_| Arc::new(Int64Array::from(vec![None::<i64>])) as ArrayRef));
+        stager.write(&RecordBatch::try_new(spec.schema.clone(), cells).expect("it is a row of a plain table")).ok()?;
+        added.push(vec![row.to_string(), "zz".into(), "7".into(), String::new()]);
+    }
+    let mut files = vec![];
+    for (file, bytes) in stager.finish().ok()? {
+        world.objects.put(&Path::from(file.path.as_str()), bytes.into()).await.ok()?;
+        files.push(file);
+    }
+    // The row is there, or not, with the commit: whoever reads then must find it so.
+    let at = (table.to_string(), kind);
+    let before = world.foreign.lock().unwrap().get(&at).cloned();
+    {
+        let mut foreign = world.foreign.lock().unwrap();
+        let of = foreign.entry(at.clone()).or_default();
+        of.added.extend(added);
+        of.deleted.extend(deleted);
     }
     let done = match kind {
-        TableFormatKind::Iceberg => snapshot(world, table, &file, whole, more).await.unwrap_or(false),
-        TableFormatKind::Delta => version(world, table, &file, &live.iter().map(|f| f.path.clone()).collect::<Vec<_>>(), whole, more).await,
+        TableFormatKind::Iceberg => snapshot(world, table, &files, how).await.unwrap_or(false),
+        TableFormatKind::Delta => version(world, &spec, &files, &live.iter().map(|f| f.path.clone()).collect::<Vec<_>>(), how).await,
     };
-    if more && !done {
-        world.foreign.lock().unwrap().entry((table.to_string(), kind)).or_default().pop();
+    if !done {
+        world.foreign.lock().unwrap().insert(at, before.unwrap_or_default());
     }
     Some(done)
 }
 
-async fn version(world: &Arc<World>, table: &str, file: &DataFile, live: &[String], whole: bool, more: bool) -> bool {
-    let (newest, commit) = newest_commit(world, table).await;
-    let short = |path: &str| path.rsplit('/').next().unwrap_or_default().to_string();
+async fn version(world: &Arc<World>, spec: &TableSpec, files: &[DataFile], live: &[String], how: Rewrite) -> bool {
+    let (newest, commit) = newest_commit(world, &spec.name).await;
+    let folder = data_folder(PIPELINE, TableFormatKind::Delta, &spec.name);
+    let short = |path: &str| path.trim_start_matches(&folder).trim_start_matches('/').to_string();
     let now = wall(world);
-    let mut lines = vec![serde_json::json!({"commitInfo": {"timestamp": now, "operation": if whole { "OPTIMIZE" } else { "WRITE" }}})];
-    for path in live.iter().filter(|_| whole) {
-        lines.push(serde_json::json!({"remove": {"path": short(path), "deletionTimestamp": now, "dataChange": more}}));
+    let changed = how != Rewrite::Compact;
+    let operation = match how {
+        Rewrite::Compact => "OPTIMIZE",
+        Rewrite::Delete => "DELETE",
+        Rewrite::Append | Rewrite::Overwrite => "WRITE",
+    };
+    let mut lines = vec![serde_json::json!({"commitInfo": {"timestamp": now, "operation": operation}})];
+    for path in live.iter().filter(|_| how.whole()) {
+        lines.push(serde_json::json!({"remove": {"path": short(path), "deletionTimestamp": now, "dataChange": changed}}));
     }
-    let stats = format!(r#"{{"numRecords":{}}}"#, file.records);
-    lines.push(serde_json::json!({"add": {"path": short(&file.path), "partitionValues": {}, "size": file.bytes, "modificationTime": now, "dataChange": more, "stats": stats}}));
+    for file in files {
+        let stats = format!(r#"{{"numRecords":{}}}"#, file.records);
+        let fields = spec.partition_fields(TableFormatKind::Delta).iter().zip(&file.partition);
+        let values: serde_json::Map<String, serde_json::Value> = fields.map(|(field, value)| (field.column.clone(), serde_json::json!(text_of(value)))).collect();
+        lines.push(serde_json::json!({"add": {
+            "path": short(&file.path), "partitionValues": values, "size": file.bytes, "modificationTime": now, "dataChange": changed, "stats": stats
+        }}));
+    }
     let text: String = lines.iter().map(|l| format!("{l}\n")).collect();
     world.put("foreign", &commit(newest + 1), text.into(), true).await.is_ok()
 }
 
-async fn snapshot(world: &Arc<World>, table: &str, file: &DataFile, whole: bool, more: bool) -> Option<bool> {
+/// The pipelines here are partitioned by texts, and by hours in Iceberg.
+fn text_of(value: &Option<Scalar>) -> Option<&str> {
+    if let Some(Scalar::Text(text)) = value { Some(text) } else { None }
+}
+
+fn literal_of(value: &Option<Scalar>) -> Option<Literal> {
+    match value {
+        Some(Scalar::Text(text)) => Some(Literal::string(text)),
+        Some(Scalar::Int(n)) => Some(Literal::int(*n as i32)),
+        _ => None,
+    }
+}
+
+async fn snapshot(world: &Arc<World>, table: &str, files: &[DataFile], how: Rewrite) -> Option<bool> {
     let (from, metadata) = metadata_of(world, table).await?;
     let root = LakeRoot::new(&url::Url::parse(LAKE_URL).ok()?);
     let io = file_io(world.objects.clone(), root.clone());
@@ -169,21 +266,26 @@ async fn snapshot(world: &Arc<World>, table: &str, file: &DataFile, whole: bool,
     let folder = format!("{}/metadata", metadata.location());
     let named = world.new_id();
     let schema = metadata.current_schema().clone();
-    let output = io.new_output(format!("{folder}/{named}-m0.avro")).ok()?;
-    let mut writer = ManifestWriterBuilder::new(output, Some(id), schema.clone(), metadata.default_partition_spec().as_ref().clone()).build_v2_data();
-    let data = DataFileBuilder::default()
-        .content(DataContentType::Data)
-        .file_path(root.location(&file.path))
-        .file_format(DataFileFormat::Parquet)
-        .partition(Struct::empty())
-        .partition_spec_id(0)
-        .record_count(file.records)
-        .file_size_in_bytes(file.bytes)
-        .build()
-        .ok()?;
-    writer.add_file(data, -1).ok()?;
-    let mut list = vec![writer.write_manifest_file().await.ok()?];
-    if let Some(current) = metadata.current_snapshot().filter(|_| !whole) {
+    let mut list = vec![];
+    if !files.is_empty() {
+        let output = io.new_output(format!("{folder}/{named}-m0.avro")).ok()?;
+        let mut writer = ManifestWriterBuilder::new(output, Some(id), schema.clone(), metadata.default_partition_spec().as_ref().clone()).build_v2_data();
+        for file in files {
+            let data = DataFileBuilder::default()
+                .content(DataContentType::Data)
+                .file_path(root.location(&file.path))
+                .file_format(DataFileFormat::Parquet)
+                .partition(Struct::from_iter(file.partition.iter().map(literal_of)))
+                .partition_spec_id(metadata.default_partition_spec_id())
+                .record_count(file.records)
+                .file_size_in_bytes(file.bytes)
+                .build()
+                .ok()?;
+            writer.add_file(data, -1).ok()?;
+        }
+        list.push(writer.write_manifest_file().await.ok()?);
+    }
+    if let Some(current) = metadata.current_snapshot().filter(|_| !how.whole()) {
         let bytes = io.new_input(current.manifest_list()).ok()?.read().await.ok()?;
         list.extend(ManifestList::parse_with_version(&bytes, FormatVersion::V2).ok()?.consume_entries());
     }
@@ -193,10 +295,11 @@ async fn snapshot(world: &Arc<World>, table: &str, file: &DataFile, whole: bool,
     let mut writer = ManifestListWriter::v2(output, id, metadata.current_snapshot_id(), sequence);
     writer.add_manifests(list.into_iter()).ok()?;
     writer.close().await.ok()?;
-    let operation = match (whole, more) {
-        (false, _) => Operation::Append,
-        (true, false) => Operation::Replace,
-        (true, true) => Operation::Overwrite,
+    let operation = match how {
+        Rewrite::Append => Operation::Append,
+        Rewrite::Compact => Operation::Replace,
+        Rewrite::Overwrite => Operation::Overwrite,
+        Rewrite::Delete => Operation::Delete,
     };
     let theirs = Snapshot::builder()
         .with_snapshot_id(id)
@@ -211,13 +314,93 @@ async fn snapshot(world: &Arc<World>, table: &str, file: &DataFile, whole: bool,
     Some(swap(world, table, &from, &built).await)
 }
 
+/// A table that somebody dropped, as it was.
+pub struct Dropped {
+    pub table: String,
+    kind: TableFormatKind,
+    /// In Iceberg, where the catalog said that it is.
+    location: Option<String>,
+    /// In Delta, its log.
+    objects: Vec<(Path, Bytes)>,
+}
+
+/// Drops a table that the newest plan asks for, and sometimes makes an empty one of its name.
+pub async fn drop_one(world: &Arc<World>) -> Option<Dropped> {
+    let mut tables = check::tables(world);
+    tables.retain(|(t, kind)| world.decided.lock().unwrap().lives(t) && !spoiled(world, t, *kind));
+    let (table, kind) = tables.get(world.below(tables.len() as u64) as usize)?.clone();
+    let mut dropped = Dropped { table: table.clone(), kind, location: None, objects: vec![] };
+    let anew = world.chance(50);
+    match kind {
+        TableFormatKind::Iceberg => {
+            let (location, metadata) = metadata_of(world, &table).await?;
+            world.away.lock().unwrap().insert((table.clone(), kind));
+            world.drop_table(PIPELINE, &table);
+            dropped.location = Some(location.clone());
+            if anew {
+                let empty = metadata.into_builder(None).assign_uuid(world.new_id()).build().expect("only its uuid is another").metadata;
+                let at = format!("{}/metadata/00000-{}.metadata.json", empty.location(), world.new_id());
+                world.objects.put(&inside(&at), serde_json::to_vec(&empty).expect("it was read from JSON").into()).await.expect("it is in memory");
+                world.create_table("foreign", PIPELINE, &table, &at);
+            }
+        }
+        TableFormatKind::Delta => {
+            let folder = Path::from(format!("{}/_delta_log", data_folder(PIPELINE, kind, &table)));
+            let all: Vec<_> = world.objects.list(Some(&folder)).try_collect::<Vec<_>>().await.ok()?;
+            let first = all.iter().find(|o| o.location.as_ref().ends_with("/00000000000000000000.json"))?.location.clone();
+            world.away.lock().unwrap().insert((table.clone(), kind));
+            for object in all {
+                dropped.objects.push((object.location.clone(), world.objects.get(&object.location).await.ok()?.bytes().await.ok()?));
+                world.objects.delete(&object.location).await.ok()?;
+            }
+            if anew {
+                let text = String::from_utf8_lossy(&dropped.objects.iter().find(|(at, _)| *at == first)?.1).into_owned();
+                let mut lines: Vec<serde_json::Value> = text.lines().filter_map(|l| serde_json::from_str(l).ok()).collect();
+                lines.retain(|l| l.get("protocol").is_some() || l.get("metaData").is_some());
+                for line in lines.iter_mut().filter(|l| l.get("metaData").is_some()) {
+                    line["metaData"]["id"] = serde_json::json!(world.new_id().to_string());
+                }
+                let text: String = lines.iter().map(|l| format!("{l}\n")).collect();
+                world.put("foreign", &first, text.into(), true).await.ok()?;
+            }
+        }
+    }
+    world.trace.note("hand", format_args!("dropped {kind} table {table}{}", if anew { ", and made it anew" } else { "" }));
+    Some(dropped)
+}
+
+/// Brings it back as it was, whatever was made in its place.
+pub async fn bring_back(world: &Arc<World>, dropped: Dropped) {
+    let Dropped { table, kind, location, objects } = dropped;
+    match location {
+        Some(location) => {
+            world.drop_table(PIPELINE, &table);
+            world.create_table("foreign", PIPELINE, &table, &location);
+        }
+        None => {
+            for (at, bytes) in objects {
+                // A commit that was under way may have landed behind the last; nobody may have gone on in the place.
+                if world.author(&at).is_some() && world.objects.head(&at).await.is_ok() {
+                    world.fail(format!("{at} was committed to a table that was dropped"));
+                }
+                world.objects.put(&at, bytes.into()).await.expect("it is in memory");
+            }
+        }
+    }
+    world.away.lock().unwrap().remove(&(table.clone(), kind));
+    world.trace.note("hand", format_args!("brought {kind} table {table} back"));
+}
+
 /// Another engine expires all snapshots of an Iceberg table but the newest, as long as our stamp can be proven afterwards.
 pub async fn expire(world: &Arc<World>) {
     let tables: Vec<_> = check::tables(world).into_iter().filter(|(_, kind)| *kind == TableFormatKind::Iceberg).collect();
     if tables.is_empty() {
         return;
     }
-    let (table, _) = &tables[world.below(tables.len() as u64) as usize];
+    let (table, kind) = &tables[world.below(tables.len() as u64) as usize];
+    if spoiled(world, table, *kind) {
+        return;
+    }
     let Some((from, metadata)) = metadata_of(world, table).await else { return };
     let Some(current) = metadata.current_snapshot() else { return };
     let stamped = |id: i64| metadata.properties().values().any(|v| *v == id.to_string());

@@ -80,7 +80,8 @@ fn seeds() {
     let (failed, done) = first_failure(from, to, None);
     let sum = |of: fn(&Outcome) -> u64| done.iter().map(of).sum::<u64>();
     eprintln!(
-        "{} seeds in {:.1} s: {} entries of {} rows, {} late, {} lives of workers, {} logs truncated, {} strays on freed names, {:.0} s of virtual time",
+        "{} seeds in {:.1} s: {} entries of {} rows, {} late, {} lives of workers, {} logs truncated, {} strays on freed names, \
+         {} commits counted, {} times tables read whole, {:.0} s of virtual time",
         done.len(),
         began.elapsed().as_secs_f64(),
         sum(|o| o.entries),
@@ -89,6 +90,8 @@ fn seeds() {
         sum(|o| o.lives),
         sum(|o| o.truncated as u64),
         sum(|o| o.strays),
+        sum(|o| o.commits),
+        sum(|o| o.compared),
         sum(|o| o.virtual_ms as u64) as f64 / 1000.0
     );
     if std::env::var_os("MILLPOND_TRACE").is_some() {

@@ -1,7 +1,7 @@
 //! The tables that the rows and the log imply, reckoned row by row with none of the product's code:
 //! no batches, no panes, no merging, only the rules of DESIGN section 3.
 
-use super::broker::{Row, Slot, Topic};
+use super::broker::{Row, Slot, Topics};
 use crate::epoch::entry::{Body, Data, Entry, Note, Plan};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -11,24 +11,41 @@ pub type Rows = Vec<Vec<String>>;
 pub const MINUTE: i64 = 60_000_000;
 /// Size of every window.
 pub const FIVE: i64 = 5 * MINUTE;
-/// `max_ahead` of the source.
+/// `max_ahead` of the sources.
 pub const MAX_AHEAD: i64 = 6 * 60 * MINUTE;
+/// The column that a plan may add to a plain table.
+pub const ADDED: &str = "w";
 
+/// The state after some entry; [`Reckoning::apply`] leads to that after the next one.
 #[derive(Debug, Default, Clone)]
 pub struct Reckoning {
-    topic: Vec<Vec<Slot>>,
-    delay: i64,
-    highest: BTreeMap<i32, Option<i64>>,
-    at: BTreeMap<i32, i64>,
-    pub watermark: Option<i64>,
-    tables: BTreeMap<String, Windowed>,
-    plain: Rows,
-    dead: Rows,
+    sources: BTreeMap<String, Source>,
+    windowed: BTreeMap<String, Windowed>,
+    plain: BTreeMap<String, Plain>,
     pub late: u64,
 }
 
 #[derive(Debug, Default, Clone)]
+struct Source {
+    delay: i64,
+    highest: BTreeMap<i32, Option<i64>>,
+    at: BTreeMap<i32, i64>,
+    watermark: Option<i64>,
+    dead: Rows,
+}
+
+#[derive(Debug, Default, Clone)]
+struct Plain {
+    source: String,
+    /// The plan has [`ADDED`]: rows from here on have a value in it.
+    added: bool,
+    rows: Rows,
+    ended: bool,
+}
+
+#[derive(Debug, Default, Clone)]
 struct Windowed {
+    source: String,
     lateness: i64,
     on_update: bool,
     upsert: bool,
@@ -39,6 +56,8 @@ struct Windowed {
     late: Rows,
     /// Append-only: everything that was ever emitted.
     emitted: Rows,
+    /// Taken out of the file: what readers saw then, they see for ever.
+    ended: Option<Rows>,
 }
 
 impl Windowed {
@@ -98,6 +117,9 @@ impl Windowed {
     }
 
     fn content(&self, watermark: Option<i64>) -> Rows {
+        if let Some(ended) = &self.ended {
+            return ended.clone();
+        }
         if !self.upsert {
             return sorted(self.emitted.clone());
         }
@@ -112,57 +134,69 @@ pub fn sorted(mut rows: Rows) -> Rows {
 }
 
 impl Reckoning {
-    /// From the broker's rows, of which nothing was ever forgotten here, and the log's first entries.
-    pub fn of<'a>(topic: &Topic, entries: impl Iterator<Item = &'a Entry>) -> Self {
-        let slots = topic.first.clone().unwrap_or_else(|| topic.partitions.iter().map(|p| p.slots.clone()).collect());
-        let mut made = Self { topic: slots, ..Self::default() };
-        for entry in entries {
-            match &entry.body {
-                Body::Plan(plan) => made.plan(plan),
-                Body::Data(data) => made.data(data),
-                Body::Note(Note::EndOfInput { .. }) => made.end(),
-                _ => {}
-            }
+    /// One more entry. The broker's rows are asked for, of which nothing was ever forgotten here.
+    pub fn apply(&mut self, topics: &Topics, entry: &Entry) {
+        match &entry.body {
+            Body::Plan(plan) => self.plan(plan),
+            Body::Data(data) => data.intervals.keys().for_each(|source| self.data(source, topics, data)),
+            Body::Note(Note::EndOfInput { .. }) => self.end(),
+            _ => {}
         }
-        made
     }
 
     fn plan(&mut self, plan: &Plan) {
-        let source = &plan.sources["events"];
-        self.delay = source.delay_us;
-        for (p, start) in &source.starts {
-            self.highest.entry(*p).or_default();
-            self.at.entry(*p).or_insert(*start);
+        for (name, planned) in &plan.sources {
+            let source = self.sources.entry(name.clone()).or_default();
+            source.delay = planned.delay_us;
+            for (p, start) in &planned.starts {
+                source.highest.entry(*p).or_default();
+                source.at.entry(*p).or_insert(*start);
+            }
         }
-        for (name, table) in plan.tables.iter().filter(|(_, t)| t.window.is_some()) {
-            let known = self.tables.entry(name.clone()).or_default();
-            (known.lateness, known.on_update, known.upsert) = (table.allowed_lateness_us, table.emit_on_update, !table.table.key.is_empty());
+        for (_, table) in self.windowed.iter_mut().filter(|(n, t)| t.ended.is_none() && !plan.tables.contains_key(*n)) {
+            table.ended = Some(table.content(self.sources[&table.source].watermark));
+        }
+        self.plain.iter_mut().filter(|(n, _)| !plan.tables.contains_key(*n)).for_each(|(_, t)| t.ended = true);
+        for (name, table) in &plan.tables {
+            if table.window.is_some() {
+                let known = self.windowed.entry(name.clone()).or_default();
+                known.source.clone_from(&table.source);
+                (known.lateness, known.on_update, known.upsert) = (table.allowed_lateness_us, table.emit_on_update, !table.table.key.is_empty());
+            } else {
+                let known = self.plain.entry(name.clone()).or_default();
+                known.source.clone_from(&table.source);
+                known.added = table.sql.contains(ADDED_AS);
+            }
         }
         self.raise();
     }
 
     fn raise(&mut self) {
-        for table in self.tables.values_mut() {
-            table.horizon = table.horizon.max(self.watermark.map(|w| w - table.lateness));
+        for table in self.windowed.values_mut() {
+            let watermark = self.sources[&table.source].watermark;
+            table.horizon = table.horizon.max(watermark.map(|w| w - table.lateness));
         }
     }
 
-    fn data(&mut self, data: &Data) {
+    fn data(&mut self, name: &str, topics: &Topics, data: &Data) {
+        let Some(source) = self.sources.get_mut(name) else { return };
         let mut rows = vec![];
+        let mut plain = vec![];
         let mut idle = BTreeSet::new();
-        for (p, interval) in data.intervals.get("events").into_iter().flatten() {
-            self.at.insert(*p, interval.to);
-            let highest = self.highest.entry(*p).or_default();
+        for (p, interval) in &data.intervals[name] {
+            source.at.insert(*p, interval.to);
+            let highest = source.highest.entry(*p).or_default();
             if interval.from == interval.to {
                 idle.insert(*p);
             }
+            let slots = topics[name].slots(*p);
             for offset in interval.from..interval.to {
-                let Some(Slot::Record { row, timestamp_ms }) = self.topic.get(*p as usize).and_then(|t| t.get(offset as usize)).cloned() else { continue };
+                let Some(Slot::Record { row, timestamp_ms }) = slots.get(offset as usize).cloned() else { continue };
                 let Some(row) = row else {
-                    self.dead.push(vec![p.to_string(), offset.to_string()]);
+                    source.dead.push(vec![p.to_string(), offset.to_string()]);
                     continue;
                 };
-                self.plain.push(vec![row.id.to_string(), row.key.to_string(), row.value.to_string()]);
+                plain.push(row);
                 if row.at_us <= timestamp_ms.min(data.read_at_ms) * 1000 + MAX_AHEAD {
                     *highest = (*highest).max(Some(row.at_us));
                 }
@@ -171,55 +205,78 @@ impl Reckoning {
                 }
             }
         }
-        let before = self.watermark;
-        for table in self.tables.values_mut() {
+        for table in self.plain.values_mut().filter(|t| !t.ended && t.source == name) {
+            let doubled = |row: &Row| if table.added { (row.value * 2).to_string() } else { String::new() };
+            table.rows.extend(plain.iter().map(|row| vec![row.id.to_string(), row.key.to_string(), row.value.to_string(), doubled(row)]));
+        }
+        let before = source.watermark;
+        for table in self.windowed.values_mut().filter(|t| t.ended.is_none() && t.source == name) {
             self.late += table.entry(&rows, before);
         }
-        let counted: Vec<Option<i64>> = self.highest.iter().filter(|(p, _)| !idle.contains(p)).map(|(_, h)| *h).collect();
+        let counted: Vec<Option<i64>> = source.highest.iter().filter(|(p, _)| !idle.contains(p)).map(|(_, h)| *h).collect();
         if !counted.is_empty() && counted.iter().all(Option::is_some) {
-            let lowest = counted.into_iter().flatten().min().map(|h| h - self.delay);
-            self.watermark = self.watermark.max(lowest);
+            let lowest = counted.into_iter().flatten().min().map(|h| h - source.delay);
+            source.watermark = source.watermark.max(lowest);
         }
-        for table in self.tables.values_mut() {
-            table.close(before, self.watermark, false);
+        let after = source.watermark;
+        for table in self.windowed.values_mut().filter(|t| t.ended.is_none() && t.source == name) {
+            table.close(before, after, false);
         }
         self.raise();
     }
 
     fn end(&mut self) {
-        let before = self.watermark;
-        let latest = self.highest.values().flatten().max().map(|at| at.div_euclid(FIVE) * FIVE + FIVE);
-        self.watermark = self.watermark.max(latest);
-        for table in self.tables.values_mut() {
-            table.close(before, self.watermark, true);
+        let windowed: BTreeSet<&String> = self.windowed.values().filter(|t| t.ended.is_none()).map(|t| &t.source).collect();
+        let mut moved = BTreeMap::new();
+        for (name, source) in &mut self.sources {
+            let before = source.watermark;
+            let latest = source.highest.values().flatten().max().map(|at| at.div_euclid(FIVE) * FIVE + FIVE);
+            if windowed.contains(name) {
+                source.watermark = source.watermark.max(latest);
+            }
+            moved.insert(name.clone(), (before, source.watermark));
+        }
+        for table in self.windowed.values_mut().filter(|t| t.ended.is_none()) {
+            let (before, after) = moved[&table.source];
+            table.close(before, after, true);
         }
         self.raise();
     }
 
-    pub fn positions(&self) -> &BTreeMap<i32, i64> {
-        &self.at
+    /// How far each partition of each source is in the log.
+    pub fn positions(&self) -> BTreeMap<(String, i32), i64> {
+        self.sources.iter().flat_map(|(name, s)| s.at.iter().map(|(p, at)| ((name.clone(), *p), *at))).collect()
     }
 
     /// What readers of this table see.
     pub fn content(&self, table: &str) -> Rows {
-        if let Some(windowed) = self.tables.get(table) {
-            return windowed.content(self.watermark);
+        if let Some(windowed) = self.windowed.get(table) {
+            return windowed.content(self.sources[&windowed.source].watermark);
         }
-        if let Some(windowed) = table.strip_suffix("__late").and_then(|t| self.tables.get(t)) {
+        if let Some(windowed) = table.strip_suffix("__late").and_then(|t| self.windowed.get(t)) {
             return sorted(windowed.late.clone());
         }
-        sorted(if table == "plain" { self.plain.clone() } else { self.dead.clone() })
+        if let Some(source) = table.strip_suffix("__dead").and_then(|s| self.sources.get(s)) {
+            return sorted(source.dead.clone());
+        }
+        let columns = self.columns(table).len();
+        let rows = self.plain.get(table).map(|t| t.rows.iter().map(|row| row[..columns].to_vec()).collect());
+        sorted(rows.unwrap_or_default())
     }
 
     /// The columns of this table that [`Reckoning::content`] gives.
     pub fn columns(&self, table: &str) -> Vec<String> {
-        let names: &[&str] = match table {
-            "plain" => &["id", "k", "v"],
-            "events__dead" => &["_partition", "_offset"],
-            late if late.ends_with("__late") => &["_partition", "_offset", "window_start", "k", "v"],
-            windowed if self.tables.get(windowed).is_some_and(|t| !t.upsert) => &["window_start", "k", "s", "n", "_op"],
-            _ => &["window_start", "k", "s", "n"],
+        let names: &[&str] = match (self.plain.get(table), self.windowed.get(table)) {
+            (Some(plain), _) if plain.added => &["id", "k", "v", ADDED],
+            (Some(_), _) => &["id", "k", "v"],
+            (_, Some(windowed)) if !windowed.upsert => &["window_start", "k", "s", "n", "_op"],
+            (_, Some(_)) => &["window_start", "k", "s", "n"],
+            _ if table.ends_with("__dead") => &["_partition", "_offset"],
+            _ => &["_partition", "_offset", "window_start", "k", "v"],
         };
         names.iter().map(|n| n.to_string()).collect()
     }
 }
+
+/// How a plain table's SQL says that it has [`ADDED`].
+const ADDED_AS: &str = "as w ";

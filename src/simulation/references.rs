@@ -9,7 +9,7 @@ use crate::pipeline::TableFormatKind;
 use crate::stage::names::{self, Owner};
 use bytes::Bytes;
 use futures::{FutureExt, TryStreamExt};
-use iceberg::spec::{FormatVersion, Manifest, ManifestList, TableMetadata};
+use iceberg::spec::{DataContentType, FormatVersion, Manifest, ManifestEntry, ManifestList, TableMetadata};
 use object_store::path::Path;
 use object_store::{ObjectMeta, ObjectStore, ObjectStoreExt};
 use std::collections::{BTreeMap, BTreeSet};
@@ -18,7 +18,7 @@ use std::sync::Arc;
 /// A table as its newest version is.
 #[derive(Debug, Default)]
 struct Table {
-    /// Its newest metadata file, where that was not read yet: most worlds never ask.
+    /// Its newest metadata file, where that was not read yet.
     unread: Option<String>,
     /// The entry that it is stamped with.
     stamp: u64,
@@ -29,6 +29,10 @@ struct Table {
     own: BTreeSet<Path>,
     /// By retained snapshot: its list, manifests and files.
     snapshots: Vec<Arc<BTreeSet<Path>>>,
+    /// The rows that its newest version has.
+    rows: i64,
+    /// In Delta, those of each file.
+    rows_of: BTreeMap<Path, i64>,
 }
 
 impl Table {
@@ -41,8 +45,8 @@ impl Table {
 pub struct References {
     tables: BTreeMap<(TableFormatKind, String), Table>,
     /// What immutable files name, by their path: manifest lists with all below them, and manifests.
-    lists: BTreeMap<Path, Arc<BTreeSet<Path>>>,
-    manifests: BTreeMap<Path, BTreeSet<Path>>,
+    lists: BTreeMap<Path, (Arc<BTreeSet<Path>>, i64)>,
+    manifests: BTreeMap<Path, (BTreeSet<Path>, i64)>,
 }
 
 fn inside(location: &str) -> Path {
@@ -63,25 +67,44 @@ impl References {
     /// A Delta table has a new version.
     pub fn delta(&mut self, world: &World, table: &str, commit: &Bytes) -> Result<(), String> {
         let of = self.tables.entry((TableFormatKind::Delta, table.to_string())).or_default();
+        let mut added = vec![];
         for line in commit.split(|b| *b == b'\n').filter(|l| !l.is_empty()) {
             let action: serde_json::Value = serde_json::from_slice(line).map_err(|e| format!("what was committed to delta table {table} is no action: {e}"))?;
             if let Some(path) = action["add"]["path"].as_str() {
                 // No name in the simulation needs to be encoded.
                 let at = Path::from(format!("delta/{PIPELINE}/{table}/{path}"));
                 there(world, &at)?;
+                let stats: serde_json::Value = action["add"]["stats"].as_str().and_then(|s| serde_json::from_str(s).ok()).unwrap_or_default();
+                let rows = stats["numRecords"].as_i64().ok_or_else(|| format!("I2: {at} was added to delta table {table} without its number of rows"))?;
+                let deleted = action["add"]["deletionVector"]["cardinality"].as_i64().unwrap_or(0);
+                added.push((at.clone(), rows - deleted));
                 of.own.insert(at);
+            }
+            if let Some(path) = action["remove"]["path"].as_str() {
+                of.rows_of.remove(&Path::from(format!("delta/{PIPELINE}/{table}/{path}")));
             }
             if let Some(entry) = action["txn"]["version"].as_u64() {
                 of.stamp = entry;
             }
         }
+        // A file that gets other deletes is removed and added in one commit.
+        of.rows_of.extend(added);
+        of.rows = of.rows_of.values().sum();
         Ok(())
+    }
+
+    /// The entry that a table is stamped with, and how many rows it has.
+    pub fn count(&mut self, world: &World, table: &str, kind: TableFormatKind) -> Result<Option<(u64, i64)>, String> {
+        if kind == TableFormatKind::Iceberg {
+            self.read_on(world, table)?;
+        }
+        Ok(self.tables.get(&(kind, table.to_string())).map(|t| (t.stamp, t.rows)))
     }
 
     /// An Iceberg table's metadata is this file from now on.
     pub fn iceberg(&mut self, world: &World, table: &str, location: &str) -> Result<(), String> {
         self.tables.entry((TableFormatKind::Iceberg, table.to_string())).or_default().unread = Some(location.to_string());
-        if world.temper.clean.is_some() { self.read_on(world, table) } else { Ok(()) }
+        self.read_on(world, table)
     }
 
     fn read_on(&mut self, world: &World, table: &str) -> Result<(), String> {
@@ -92,11 +115,12 @@ impl References {
         for snapshot in metadata.snapshots() {
             let list = inside(snapshot.manifest_list());
             if !self.lists.contains_key(&list) {
-                let below = Arc::new(self.below(world, &list)?);
-                self.lists.insert(list.clone(), below);
+                let (below, rows) = self.below(world, &list)?;
+                self.lists.insert(list.clone(), (Arc::new(below), rows));
             }
-            snapshots.push(self.lists[&list].clone());
+            snapshots.push(self.lists[&list].0.clone());
         }
+        let newest = metadata.current_snapshot().map(|s| self.lists[&inside(s.manifest_list())].1);
         let of = self.tables.entry((TableFormatKind::Iceberg, table.to_string())).or_default();
         of.own = metadata.metadata_log().iter().map(|m| inside(&m.metadata_file)).chain([at.clone()]).collect();
         of.version = match at.filename().and_then(names::owner) {
@@ -105,25 +129,31 @@ impl References {
         };
         of.stamp = metadata.properties().get("millpond.entry").and_then(|e| e.parse().ok()).ok_or_else(|| format!("iceberg table {table} has lost its stamp"))?;
         of.snapshots = snapshots;
+        of.rows = newest.unwrap_or(0);
         Ok(())
     }
 
-    fn below(&mut self, world: &World, list: &Path) -> Result<BTreeSet<Path>, String> {
+    fn below(&mut self, world: &World, list: &Path) -> Result<(BTreeSet<Path>, i64), String> {
         let damaged = |at: &Path, e: iceberg::Error| format!("{at} cannot be read: {e}");
         let manifests = ManifestList::parse_with_version(&read(world, list)?, FormatVersion::V2).map_err(|e| damaged(list, e))?;
-        let mut all = BTreeSet::from([list.clone()]);
+        let (mut all, mut rows) = (BTreeSet::from([list.clone()]), 0);
         for manifest in manifests.consume_entries() {
             let at = inside(&manifest.manifest_path);
             if !self.manifests.contains_key(&at) {
                 let parsed = Manifest::parse_avro(&read(world, &at)?).map_err(|e| damaged(&at, e))?;
                 let files: BTreeSet<Path> = parsed.entries().iter().filter(|e| e.is_alive()).map(|e| inside(e.file_path())).collect();
                 files.iter().try_for_each(|file| there(world, file))?;
-                self.manifests.insert(at.clone(), files);
+                // A row is deleted at most once: what we and others write holds no position twice.
+                let signed = |e: &Arc<ManifestEntry>| e.record_count() as i64 * if e.content_type() == DataContentType::Data { 1 } else { -1 };
+                let counted = parsed.entries().iter().filter(|e| e.is_alive()).map(signed).sum();
+                self.manifests.insert(at.clone(), (files, counted));
             }
-            all.extend(self.manifests[&at].iter().cloned());
+            let (files, counted) = &self.manifests[&at];
+            all.extend(files.iter().cloned());
+            rows += counted;
             all.insert(at);
         }
-        Ok(all)
+        Ok((all, rows))
     }
 
     /// The table in whose folder this lies.

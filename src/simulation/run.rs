@@ -1,10 +1,10 @@
 //! One seed from its first roll to the comparison of every table.
 
-use super::broker::{Partition, Row, Slot, wall};
+use super::broker::{Row, Slot, Topic, wall};
 use super::check;
 use super::disk;
-use super::foreign;
-use super::reckoning::{MINUTE, Reckoning};
+use super::foreign::{self, Rewrite};
+use super::reckoning::MINUTE;
 use super::store::pause;
 use super::world::{Life, PIPELINE, START_MS, Temper, World};
 use crate::epoch::checkpoint::Cadence;
@@ -32,41 +32,119 @@ pub struct Outcome {
     pub late: u64,
     pub rows: u64,
     pub lives: u64,
+    pub commits: u64,
+    /// How often a table was read whole.
+    pub compared: u64,
     pub truncated: bool,
     pub virtual_ms: i64,
+}
+
+/// A table of the file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+struct Table {
+    what: What,
+    /// From 1: a table that takes the place of another has a name of its own.
+    nth: u64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+enum What {
+    /// Windows by key, upserted.
+    Sums,
+    /// Windows, append-only.
+    Pairs,
+    Plain,
+    /// As `Sums`, of the other source.
+    Tally,
+    /// As `Plain`, of the other source.
+    Hits,
+}
+
+impl Table {
+    fn name(self) -> String {
+        let name = format!("{:?}", self.what).to_lowercase();
+        if self.nth == 1 { name } else { format!("{name}{}", self.nth) }
+    }
+
+    fn source(self) -> &'static str {
+        if matches!(self.what, What::Tally | What::Hits) { OTHER } else { "events" }
+    }
+
+    fn is_plain(self) -> bool {
+        matches!(self.what, What::Plain | What::Hits)
+    }
+}
+
+/// The source that some files have beside `events`.
+const OTHER: &str = "taps";
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+enum Partitioning {
+    None,
+    /// By a column of the rows.
+    Identity,
+    /// Windows by their hour, other rows by a column.
+    Hour,
 }
 
 /// The pipeline file of a seed.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 struct File {
-    /// Tables by their number: 0 `sums`, 1 `pairs`, 2 `plain`.
-    tables: Vec<u64>,
+    tables: Vec<Table>,
     formats: &'static str,
     lateness_min: [u64; 2],
     on_update: bool,
     idle: bool,
+    partitioning: Partitioning,
+    /// Plain tables have one more column.
+    column_added: bool,
 }
 
 impl File {
     fn roll(rng: &mut Rng) -> Self {
-        let tables = [vec![0], vec![1], vec![0, 2], vec![0, 1], vec![0], vec![0, 1, 2]][rng.below(6) as usize].clone();
+        use What::*;
+        let of = |all: &[What]| all.iter().map(|what| Table { what: *what, nth: 1 }).collect::<Vec<_>>();
+        let mut tables = [of(&[Sums]), of(&[Pairs]), of(&[Sums, Plain]), of(&[Sums, Pairs]), of(&[Sums]), of(&[Sums, Pairs, Plain])][rng.below(6) as usize].clone();
         let formats = ["iceberg", "delta", "iceberg, delta"][rng.below(3) as usize];
-        Self { tables, formats, lateness_min: [[0, 3, 10][rng.below(3) as usize], [0, 3][rng.below(2) as usize]], on_update: rng.chance(25), idle: rng.chance(50) }
+        let lateness_min = [[0, 3, 10][rng.below(3) as usize], [0, 3][rng.below(2) as usize]];
+        let (on_update, idle) = (rng.chance(25), rng.chance(50));
+        if rng.chance(15) {
+            tables.extend([of(&[Tally]), of(&[Hits]), of(&[Tally, Hits])][rng.below(3) as usize].iter());
+        }
+        let partitioning = [Partitioning::None, Partitioning::None, Partitioning::Identity, Partitioning::Hour][rng.below(4) as usize];
+        Self { tables, formats, lateness_min, on_update, idle, partitioning, column_added: false }
+    }
+
+    fn sources(&self) -> Vec<&'static str> {
+        let other = self.tables.iter().any(|t| t.source() == OTHER);
+        if other { vec!["events", OTHER] } else { vec!["events"] }
     }
 
     fn text(&self) -> String {
         let idle = if self.idle { "300ms" } else { "never" };
-        let mut text = format!(
-            "pipeline: {PIPELINE}\nsources:\n  events:\n    kafka: {{brokers: \"nowhere:1\", topic: events, start: earliest}}\n    format: json\n    \
-             columns: {{id: int64, k: string, at: timestamp, v: int64}}\n    watermark: {{column: at, delay: 1m, idle_after: {idle}, max_ahead: 6h}}\ntables:\n"
-        );
-        let windowed = "select window_start, k, sum(v) as s, count(*) as n from tumble(events, interval '5 minutes') where v > 0 group by window_start, k";
+        let mut text = format!("pipeline: {PIPELINE}\nsources:\n");
+        for source in self.sources() {
+            let _ = write!(
+                text,
+                "  {source}:\n    kafka: {{brokers: \"nowhere:1\", topic: {source}, start: earliest}}\n    format: json\n    \
+                 columns: {{id: int64, k: string, at: timestamp, v: int64}}\n    watermark: {{column: at, delay: 1m, idle_after: {idle}, max_ahead: 6h}}\n"
+            );
+        }
+        text += "tables:\n";
         let emit = if self.on_update { "on_update" } else { "on_close" };
         for table in &self.tables {
-            let _ = match table {
-                0 => write!(text, "  sums:\n    sql: {windowed}\n    key: [window_start, k]\n    allowed_lateness: {}m\n    emit: {emit}\n", self.lateness_min[0]),
-                1 => write!(text, "  pairs:\n    sql: {windowed}\n    allowed_lateness: {}m\n    emit: {emit}\n", self.lateness_min[1]),
-                _ => write!(text, "  plain:\n    sql: select id, k, v from events\n"),
+            let source = table.source();
+            let windowed = format!("select window_start, k, sum(v) as s, count(*) as n from tumble({source}, interval '5 minutes') where v > 0 group by window_start, k");
+            let _ = writeln!(text, "  {}:", table.name());
+            let _ = match table.what {
+                What::Sums | What::Tally => write!(text, "    sql: {windowed}\n    key: [window_start, k]\n    allowed_lateness: {}m\n    emit: {emit}\n", self.lateness_min[0]),
+                What::Pairs => write!(text, "    sql: {windowed}\n    allowed_lateness: {}m\n    emit: {emit}\n", self.lateness_min[1]),
+                What::Plain | What::Hits => writeln!(text, "    sql: select id, k, v{} from {source}", if self.column_added { ", v * 2 as w" } else { "" }),
+            };
+            let _ = match self.partitioning {
+                Partitioning::None => Ok(()),
+                Partitioning::Hour if !table.is_plain() => writeln!(text, "    partition_by: [\"hour(window_start)\"]"),
+                _ => writeln!(text, "    partition_by: [k]"),
             };
             let _ = writeln!(text, "    formats: [{}]", self.formats);
         }
@@ -231,6 +309,14 @@ async fn host(scene: Arc<Scene>, slot: usize) {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Happening {
     LatenessChanges,
+    /// Plain tables get one more column.
+    ColumnAdded,
+    /// A table begins, of the rows from here on.
+    TableAdded,
+    /// A table is taken out of the file, and stays as it is.
+    TableRemoved,
+    /// The file says that windows are emitted in another way: that is refused, and taken back.
+    EmitChanges,
     /// Somebody runs `--until-end --final`, and then more rows come.
     EndOfInput,
     PartitionAdded,
@@ -238,10 +324,14 @@ enum Happening {
     TopicRecreated,
     /// A table is set back by another hand: it must be refused from then on.
     RolledBack,
+    /// A table is dropped, and sometimes an empty one made of its name: refused, until somebody does what the message says.
+    Dropped,
     /// Another engine writes a table's rows into one file.
     Compacted,
     /// Another engine appends rows of its own, or writes all into one file and adds them.
     Appended,
+    /// Another engine deletes a row.
+    Deleted,
     /// Another engine expires all snapshots but the newest.
     Expired,
 }
@@ -249,23 +339,54 @@ enum Happening {
 fn happenings(rng: &mut Rng) -> Vec<(u64, Happening)> {
     use Happening::*;
     let mut all: Vec<(u64, Happening)> = vec![];
-    for (what, percent) in [(LatenessChanges, 35), (EndOfInput, 15), (PartitionAdded, 10)] {
+    for (what, percent) in [(LatenessChanges, 35), (EndOfInput, 15), (PartitionAdded, 10), (ColumnAdded, 10), (TableAdded, 10), (TableRemoved, 10), (EmitChanges, 5)] {
         if rng.chance(percent) {
             all.push((500 + rng.below(4000), what));
         }
     }
-    for what in [Compacted, Appended, Expired] {
-        for _ in 0..if rng.chance(30) { 1 + rng.below(3) } else { 0 } {
+    for what in [Compacted, Appended, Deleted, Expired] {
+        for _ in 0..if rng.chance(if what == Deleted { 20 } else { 30 }) { 1 + rng.below(3) } else { 0 } {
             all.push((1000 + rng.below(5000), what));
         }
     }
     match rng.below(20) {
         0 => all.push((2500 + rng.below(2500), TopicRecreated)),
         1 => all.push((2500 + rng.below(2500), RolledBack)),
+        2 => all.push((1500 + rng.below(3500), Dropped)),
         _ => {}
     }
     all.sort_by_key(|(at, _)| *at);
     all
+}
+
+/// Gives everybody another file, and lets a worker propose it. An operator does not change a file again before the
+/// log has what it says: a worker that was started with one that the log never had would take the newest back.
+async fn change(scene: &Arc<Scene>, before: &mut File, after: File) {
+    let world = &scene.world;
+    if after == *before || world.doomed.load(Ordering::Relaxed) {
+        return;
+    }
+    for _ in 0..20 {
+        if world.decided.lock().unwrap().ledger.is_some() {
+            break;
+        }
+        pause(200).await;
+    }
+    let Some(known) = Some(world.decided.lock().unwrap().plans()).filter(|n| *n > 0) else { return };
+    *before = after;
+    scene.give(before);
+    world.expect("plan");
+    for _ in 0..10 {
+        one_life(scene, 7, RunOptions { accept: true, ..RunOptions::default() }, 2500).await;
+        if world.decided.lock().unwrap().plans() > known || world.failed().is_some() {
+            return;
+        }
+    }
+}
+
+/// A table of the file, and the name of one that would take its place.
+fn successor(file: &File, nth: usize) -> Table {
+    Table { what: file.tables[nth].what, nth: 1 + file.tables.iter().map(|t| t.nth).max().unwrap_or(1) }
 }
 
 async fn happen(scene: Arc<Scene>, mut file: File, all: Vec<(u64, Happening)>) {
@@ -273,15 +394,48 @@ async fn happen(scene: Arc<Scene>, mut file: File, all: Vec<(u64, Happening)>) {
     for (at, what) in all {
         pause(at.saturating_sub(world.trace.now_ms() as u64)).await;
         world.trace.note("hand", format_args!("{what:?}"));
+        let mut other = file.clone();
+        let any = world.below(file.tables.len() as u64) as usize;
         match what {
             Happening::LatenessChanges => {
-                file.lateness_min = [[0, 3, 10, 20][world.below(4) as usize], [0, 3, 15][world.below(3) as usize]];
-                scene.give(&file);
-                world.expect("plan");
+                other.lateness_min = [[0, 3, 10, 20][world.below(4) as usize], [0, 3, 15][world.below(3) as usize]];
+                change(&scene, &mut file, other).await;
+            }
+            Happening::ColumnAdded => {
+                other.column_added |= file.tables.iter().any(|t| t.is_plain());
+                change(&scene, &mut file, other).await;
+            }
+            Happening::TableAdded => {
+                let mut added = successor(&file, any);
+                if added.source() == "events" {
+                    added.what = [What::Sums, What::Pairs, What::Plain][world.below(3) as usize];
+                }
+                other.tables.push(added);
+                change(&scene, &mut file, other).await;
+            }
+            Happening::TableRemoved => {
+                let gone = other.tables.remove(any);
+                // A source without tables is another story.
+                if other.tables.iter().any(|t| t.source() == gone.source()) {
+                    change(&scene, &mut file, other).await;
+                }
+            }
+            Happening::EmitChanges => {
+                if world.decided.lock().unwrap().ledger.is_none() || file.tables.iter().all(|t| t.is_plain()) {
+                    continue;
+                }
+                other.on_update = !file.on_update;
+                scene.give(&other);
+                world.expect("its way of emission changes");
+                let plans = world.decided.lock().unwrap().plans();
                 one_life(&scene, 7, RunOptions { accept: true, ..RunOptions::default() }, 2500).await;
+                if world.decided.lock().unwrap().plans() != plans {
+                    world.fail("a plan that changes the way of emission was decided".into());
+                }
+                scene.give(&file);
             }
             Happening::EndOfInput => one_life(&scene, 8, RunOptions { until_end: true, last: true, ..RunOptions::default() }, 5000).await,
-            Happening::PartitionAdded => world.broker.topic.lock().unwrap().add_partition(),
+            Happening::PartitionAdded => world.topics(|topics| topics.get_mut("events").expect("it is always there").add_partition()),
             Happening::TopicRecreated => {
                 if world.decided.lock().unwrap().ledger.is_none() {
                     continue;
@@ -289,33 +443,63 @@ async fn happen(scene: Arc<Scene>, mut file: File, all: Vec<(u64, Happening)>) {
                 world.expect("topic");
                 // A source that is told to go on where the new topic has nothing refuses by itself.
                 world.expect("the log goes on at");
-                world.broker.topic.lock().unwrap().recreate();
+                world.topics(|topics| topics.get_mut("events").expect("it is always there").recreate());
                 world.doomed.store(true, Ordering::Relaxed);
             }
             Happening::RolledBack => foreign::roll_back(world).await,
-            Happening::Compacted => foreign::write(world, true, false).await,
-            Happening::Appended => foreign::write(world, world.chance(30), true).await,
+            Happening::Dropped => {
+                for word in ["is gone", "was dropped", "did not make", "is not ours"] {
+                    world.expect(word);
+                }
+                let Some(dropped) = foreign::drop_one(world).await else { continue };
+                // Meanwhile they refuse.
+                pause(500 + world.below(2000)).await;
+                let nth = file.tables.iter().position(|t| t.name() == dropped.table);
+                match nth.filter(|_| world.chance(50)) {
+                    Some(nth) => {
+                        other.tables[nth] = successor(&file, nth);
+                        change(&scene, &mut file, other).await;
+                    }
+                    None => foreign::bring_back(world, dropped).await,
+                }
+            }
+            Happening::Compacted => foreign::write(world, Rewrite::Compact).await,
+            Happening::Appended => foreign::write(world, if world.chance(30) { Rewrite::Overwrite } else { Rewrite::Append }).await,
+            Happening::Deleted => foreign::write(world, Rewrite::Delete).await,
             Happening::Expired => foreign::expire(world).await,
         }
     }
 }
 
+/// How far the producer is with a partition.
+struct Producing {
+    source: &'static str,
+    partition: usize,
+    at: i64,
+    upto: i64,
+}
+
 /// Time goes on, with stragglers of all ages and rows from a clock that is wrong; transactions are
 /// committed and aborted.
-async fn produce(world: Arc<World>, rows: i64) {
-    let mut left: Vec<(usize, i64)> = (0..world.broker.topic.lock().unwrap().partitions.len()).map(|p| (p, 0)).collect();
-    let mut known = left.len();
+async fn produce(world: Arc<World>, sources: Vec<&'static str>, rows: i64) {
+    let mut left: Vec<Producing> = vec![];
+    for source in sources {
+        let partitions = world.topics(|topics| topics[source].partitions.len());
+        let upto = if source == OTHER { rows / 2 } else { rows };
+        left.extend((0..partitions).map(|partition| Producing { source, partition, at: 0, upto }));
+    }
+    let mut known = world.topics(|topics| topics["events"].partitions.len());
     let mut id = 0;
     while !left.is_empty() {
         pause(world.below(300)).await;
-        let there = world.broker.topic.lock().unwrap().partitions.len();
+        let there = world.topics(|topics| topics["events"].partitions.len());
         if there > known && world.chance(50) {
             // One that was added later: its rows are not older than the others'.
-            left.push((known, rows / 2));
+            left.push(Producing { source: "events", partition: known, at: rows / 2, upto: rows });
             known = there;
         }
         let nth = world.below(left.len() as u64) as usize;
-        let (p, mut at) = left[nth];
+        let &Producing { source, partition: p, mut at, upto } = &left[nth];
         let aborted = world.chance(8);
         let now = wall(&world);
         for _ in 0..1 + world.below(4) {
@@ -336,9 +520,14 @@ async fn produce(world: Arc<World>, rows: i64) {
                 (false, true) => Slot::Record { row: None, timestamp_ms },
                 (false, false) => Slot::Record { row: Some(row), timestamp_ms },
             };
-            world.broker.topic.lock().unwrap().append(p, slot, world.trace.now_ms());
+            world.topics(|topics| topics.get_mut(source).expect("it is a source").append(p, slot, world.trace.now_ms()));
         }
-        let mut topic = world.broker.topic.lock().unwrap();
+        left[nth].at = at;
+        if at >= upto {
+            left.swap_remove(nth);
+        }
+        let mut topics = world.broker.topics.lock().unwrap();
+        let topic = topics.get_mut(source).expect("it is a source");
         if aborted || world.chance(10) {
             topic.append(p, Slot::Gap, world.trace.now_ms());
         }
@@ -348,15 +537,11 @@ async fn produce(world: Arc<World>, rows: i64) {
         if world.chance(3) {
             topic.stall(p, world.trace.now_ms() + world.below(2000) as i64);
         }
-        left[nth].1 = at;
-        if at >= rows {
-            left.swap_remove(nth);
-        }
         // What the log has may be removed.
         if world.chance(10)
             && let Some(ledger) = &world.decided.lock().unwrap().ledger
         {
-            for (partition, state) in ledger.sources.get("events").map(|s| &s.partitions).into_iter().flatten() {
+            for (partition, state) in ledger.sources.get(source).map(|s| &s.partitions).into_iter().flatten() {
                 let held = &mut topic.partitions[*partition as usize];
                 held.begin = held.begin.max(state.offset.min(held.written()));
             }
@@ -378,7 +563,10 @@ pub fn run_seed(seed: u64) -> Outcome {
         world.trace.note("world", format_args!("{:?}", world.temper));
         world.trace.note("world", format_args!("{all:?}"));
         world.trace.note("world", format_args!("{file:?}, {partitions} partitions of {rows} rows and more"));
-        world.broker.topic.lock().unwrap().partitions = (0..partitions).map(|_| Partition::default()).collect();
+        for source in file.sources() {
+            let partitions = if source == OTHER { 1 + world.below(2) } else { partitions };
+            world.topics(|topics| topics.insert(source.to_string(), Topic::new(partitions)));
+        }
         let listening = world.clone();
         crate::mutant::listen(Some(Box::new(move |attempt, entry| listening.told(attempt, entry))));
         let scene = Arc::new(Scene { world: world.clone(), file: Mutex::new(file.planned()), lives: AtomicU64::new(0), root: dir.path().to_path_buf() });
@@ -386,7 +574,7 @@ pub fn run_seed(seed: u64) -> Outcome {
         scenario(&scene, file, rows, all).await;
         crate::mutant::listen(None);
         let decided = world.decided.lock().unwrap();
-        let reckoned = Reckoning::of(&world.broker.topic.lock().unwrap(), decided.entries.iter());
+        let reckoned = decided.reckoned.last().cloned().unwrap_or_default();
         Outcome {
             seed,
             failure: world.failed(),
@@ -396,6 +584,8 @@ pub fn run_seed(seed: u64) -> Outcome {
             late: reckoned.late,
             rows: reckoned.positions().values().sum::<i64>() as u64,
             lives: scene.lives.load(Ordering::Relaxed),
+            commits: world.commits.load(Ordering::Relaxed),
+            compared: world.compared.load(Ordering::Relaxed),
             truncated: decided.ledger.as_ref().is_some_and(|l| l.checkpoint.is_some()),
             virtual_ms: world.trace.now_ms(),
         }
@@ -405,7 +595,7 @@ pub fn run_seed(seed: u64) -> Outcome {
 async fn scenario(scene: &Arc<Scene>, file: File, rows: i64, all: Vec<(u64, Happening)>) {
     let world = &scene.world;
     let hosts: Vec<_> = (0..world.temper.workers).map(|slot| Task(tokio::spawn(host(scene.clone(), slot)))).collect();
-    let producer = Task(tokio::spawn(produce(world.clone(), rows)));
+    let producer = Task(tokio::spawn(produce(world.clone(), file.sources(), rows)));
     let hand = Task(tokio::spawn(happen(scene.clone(), file, all)));
     while !(producer.0.is_finished() && hand.0.is_finished()) && world.failed().is_none() {
         pause(50).await;
@@ -421,7 +611,7 @@ async fn scenario(scene: &Arc<Scene>, file: File, rows: i64, all: Vec<(u64, Happ
     world.calm.store(true, Ordering::Relaxed);
     world.trace.note("world", "calm: everybody is killed, and one worker brings everything to its end");
     drop((hosts, producer, hand));
-    world.broker.topic.lock().unwrap().calm();
+    world.topics(|topics| topics.values_mut().for_each(Topic::calm));
     pause(1).await;
     finish(scene).await;
 }
@@ -445,21 +635,22 @@ async fn finish(scene: &Arc<Scene>) {
         Err(e) => return world.fail(format!("the last worker panicked: {e}")),
     }
     if !doomed {
-        let ends: BTreeMap<i32, i64> = world.broker.topic.lock().unwrap().partitions.iter().zip(0..).map(|(p, n)| (n, p.written())).collect();
-        let mut positions = {
-            let decided = world.decided.lock().unwrap();
-            Reckoning::of(&world.broker.topic.lock().unwrap(), decided.entries.iter()).positions().clone()
-        };
+        let ends: BTreeMap<(String, i32), i64> =
+            world.topics(|topics| topics.iter().flat_map(|(name, t)| t.partitions.iter().zip(0..).map(|(p, n)| ((name.clone(), n), p.written()))).collect());
+        let mut positions = world.decided.lock().unwrap().reckoned.last().map(|r| r.positions()).unwrap_or_default();
         // A partition that was added and got no row need not be known.
-        ends.keys().for_each(|p| _ = positions.entry(*p).or_default());
+        ends.keys().for_each(|p| _ = positions.entry(p.clone()).or_default());
         if positions != ends {
             return world.fail(format!("the log stands at {positions:?}, the broker ends at {ends:?}"));
         }
     }
     for (table, kind) in check::tables(world) {
         let stamp = world.compare(&table, kind).await;
-        if stamp.is_some() && !doomed && world.waits(&table, kind, stamp) {
+        if stamp.is_some() && !doomed && world.waits(&table, stamp) {
             world.fail(format!("{kind} table {table} stopped at entry {stamp:?}"));
+        }
+        if stamp.is_none() && !doomed && world.decided.lock().unwrap().lives(&table) {
+            world.fail(format!("{kind} table {table} is not there"));
         }
     }
     if let Some(clean) = world.temper.clean.filter(|_| !doomed && world.seed % 4 == 0 && world.failed().is_none()) {

@@ -1,9 +1,9 @@
 //! One simulated world: what is really in the store, the catalog and the broker, how badly it
 //! behaves, and the workers that live in it.
 
-use super::broker::{Broker, SimSource, wall};
+use super::broker::{Broker, SimSource, Topics, wall};
 use super::check::{self, Decided};
-use super::reckoning::{Reckoning, Rows};
+use super::reckoning::{Reckoning, Rows, sorted};
 use super::references::References;
 use super::store::{Fate, WorkerCatalog, WorkerStore};
 use super::trace::Trace;
@@ -35,6 +35,8 @@ use std::time::Duration;
 use uuid::Uuid;
 
 pub const PIPELINE: &str = "p";
+/// Of a hundred commits, those after which the table is read whole.
+const COMPARED: u64 = 15;
 /// Where the simulation's time begins: 2026-01-01.
 pub const START_MS: i64 = 1_767_225_600_000;
 /// Where the lake says that it lies.
@@ -70,6 +72,14 @@ pub struct Temper {
     pub memory: Option<u64>,
 }
 
+/// What other hands did to the rows of a table.
+#[derive(Debug, Clone, Default)]
+pub struct Foreign {
+    pub added: Rows,
+    /// As they were then: what is written anew under their key is there again.
+    pub deleted: Rows,
+}
+
 pub struct World {
     pub seed: u64,
     pub trace: Trace,
@@ -85,8 +95,8 @@ pub struct World {
     catalog: Mutex<BTreeMap<(String, String), String>>,
     pub broker: Broker,
     pub decided: Mutex<Decided>,
-    /// Rows that somebody else appended.
-    pub foreign: Mutex<BTreeMap<(String, TableFormatKind), Rows>>,
+    /// Rows that somebody else appended, and those that somebody else deleted.
+    pub foreign: Mutex<BTreeMap<(String, TableFormatKind), Foreign>>,
     /// The highest stamp seen of each table.
     pub stamps: Mutex<BTreeMap<(String, TableFormatKind), u64>>,
     failure: Mutex<Option<String>>,
@@ -96,6 +106,11 @@ pub struct World {
     pub doomed: AtomicBool,
     /// Tables that were set back: nobody may commit to them.
     pub frozen: Mutex<BTreeSet<(String, TableFormatKind)>>,
+    /// Tables that another hand dropped.
+    pub away: Mutex<BTreeSet<(String, TableFormatKind)>>,
+    /// How often a table was read whole, of how many commits.
+    pub compared: AtomicU64,
+    pub commits: AtomicU64,
     ids: AtomicU64,
     me: std::sync::Weak<World>,
 }
@@ -126,9 +141,17 @@ impl World {
             expected: Mutex::default(),
             doomed: AtomicBool::new(false),
             frozen: Mutex::default(),
+            away: Mutex::default(),
+            compared: AtomicU64::new(0),
+            commits: AtomicU64::new(0),
             ids: AtomicU64::new(1),
             me: me.clone(),
         })
+    }
+
+    /// Looks at the broker's topics, or changes them.
+    pub fn topics<T>(&self, look: impl FnOnce(&mut Topics) -> T) -> T {
+        look(&mut self.broker.topics.lock().unwrap())
     }
 
     pub fn below(&self, n: u64) -> u64 {
@@ -187,12 +210,32 @@ impl World {
     }
 
     /// Whether the log holds something for this table beyond its stamp.
-    pub fn waits(&self, table: &str, kind: TableFormatKind, stamp: Option<u64>) -> bool {
+    pub fn waits(&self, table: &str, stamp: Option<u64>) -> bool {
         let decided = self.decided.lock().unwrap();
-        let topic = self.broker.topic.lock().unwrap();
-        let upto = |n: usize| Reckoning::of(&topic, decided.entries[..n].iter()).content(table);
-        let _ = kind;
-        stamp.is_some_and(|s| upto(s as usize + 1) != upto(decided.entries.len()))
+        stamp.is_some_and(|s| decided.reckoned.get(s as usize).map(|r| r.content(table)) != decided.reckoned.last().map(|r| r.content(table)))
+    }
+
+    /// What the log implies up to the stamp of a table, and how long the log is.
+    pub fn reckoned(&self, table: &str, kind: TableFormatKind, stamp: u64) -> Result<(Arc<Reckoning>, usize), String> {
+        let decided = self.decided.lock().unwrap();
+        let length = decided.entries.len();
+        let reckoned = decided.reckoned.get(stamp as usize).cloned();
+        reckoned.map(|r| (r, length)).ok_or_else(|| format!("I5: {kind} table {table} is stamped with entry {stamp} of a log of {length} entries"))
+    }
+
+    /// The rows of a table, with what other hands did to them.
+    pub fn with_foreign(&self, table: &str, kind: TableFormatKind, reckoned: &Reckoning) -> Rows {
+        let mut rows = reckoned.content(table);
+        if let Some(foreign) = self.foreign.lock().unwrap().get(&(table.to_string(), kind)) {
+            let width = reckoned.columns(table).len();
+            rows.extend(foreign.added.iter().map(|row| row[..width].to_vec()));
+            for gone in &foreign.deleted {
+                if let Some(at) = rows.iter().position(|row| row[..] == gone[..row.len().min(gone.len())]) {
+                    rows.swap_remove(at);
+                }
+            }
+        }
+        sorted(rows)
     }
 
     fn quiet(&self) -> bool {
@@ -299,6 +342,7 @@ impl World {
             && let Some((folder, version)) = at.as_ref().split_once("/_delta_log/")
             && version.ends_with(".json")
             && let Some(table) = folder.rsplit('/').next()
+            && !self.away.lock().unwrap().contains(&(table.to_string(), TableFormatKind::Delta))
         {
             let known = self.references.lock().unwrap().delta(self, table, &bytes);
             known.unwrap_or_else(|why| self.fail(why));
@@ -376,7 +420,8 @@ impl World {
     }
 
     fn refers(&self, namespace: &str, table: &str, location: &str) {
-        if namespace == PIPELINE {
+        let away = self.away.lock().unwrap().contains(&(table.to_string(), TableFormatKind::Iceberg));
+        if namespace == PIPELINE && !away {
             let known = self.references.lock().unwrap().iceberg(self, table, location);
             known.unwrap_or_else(|why| self.fail(why));
         }
@@ -403,51 +448,80 @@ impl World {
         self.catalog.lock().unwrap().remove(&(namespace.to_string(), table.to_string()));
     }
 
-    /// A table was committed: sometimes it is read whole at once.
+    /// A table was committed: its rows are counted, and sometimes read, at once.
     async fn committed(&self, who: &str, table: &str, kind: TableFormatKind) {
-        if who != "foreign" && self.frozen.lock().unwrap().contains(&(table.to_string(), kind)) {
-            self.fail(format!("{kind} table {table} was rolled back, and is committed to"));
-        }
-        if self.decided.lock().unwrap().ledger.is_none() || !self.chance(6) {
+        let at = (table.to_string(), kind);
+        self.commits.fetch_add(1, Ordering::Relaxed);
+        if self.away.lock().unwrap().contains(&at) {
             return;
         }
-        self.compare(table, kind).await;
+        if self.frozen.lock().unwrap().contains(&at) {
+            if who != "foreign" {
+                self.fail(format!("{kind} table {table} was rolled back, and is committed to"));
+            }
+            return;
+        }
+        if self.decided.lock().unwrap().ledger.is_none() {
+            return;
+        }
+        if let Err(why) = self.count(table, kind) {
+            return self.fail(why);
+        }
+        if self.chance(COMPARED) {
+            self.compare(table, kind).await;
+        }
     }
 
+    /// The rows that the newest version of a table says it has are as many as the log implies.
+    fn count(&self, table: &str, kind: TableFormatKind) -> Result<(), String> {
+        let Some((stamp, found)) = self.references.lock().unwrap().count(self, table, kind)? else { return Ok(()) };
+        self.stamped(table, kind, stamp)?;
+        let (reckoned, length) = self.reckoned(table, kind, stamp)?;
+        let expected = self.with_foreign(table, kind, &reckoned).len() as i64;
+        if found != expected {
+            return Err(format!("I2, I3: {kind} table {table} at entry {stamp} of {length} has {found} rows, expected {expected}"));
+        }
+        Ok(())
+    }
+
+    fn stamped(&self, table: &str, kind: TableFormatKind, stamp: u64) -> Result<(), String> {
+        let mut stamps = self.stamps.lock().unwrap();
+        let highest = stamps.entry((table.to_string(), kind)).or_default();
+        if stamp < *highest {
+            return Err(format!("I5: the stamp of {kind} table {table} fell from entry {highest} to {stamp}"));
+        }
+        *highest = stamp;
+        Ok(())
+    }
+
+    /// `None`: it is not there, or another hand spoiled it.
     pub async fn compare(&self, table: &str, kind: TableFormatKind) -> Option<u64> {
-        if self.frozen.lock().unwrap().contains(&(table.to_string(), kind)) {
+        let at = (table.to_string(), kind);
+        if self.frozen.lock().unwrap().contains(&at) || self.away.lock().unwrap().contains(&at) {
             return None;
         }
-        match check::compare(&self.strong(), table, kind).await {
-            Ok(stamp) => {
-                let mut stamps = self.stamps.lock().unwrap();
-                let highest = stamps.entry((table.to_string(), kind)).or_default();
-                if stamp < *highest {
-                    let before = *highest;
-                    drop(stamps);
-                    self.fail(format!("I5: the stamp of {kind} table {table} fell from entry {before} to {stamp}"));
-                } else {
-                    *highest = stamp;
-                }
-                Some(stamp)
-            }
-            Err(why) => {
-                self.fail(why);
-                None
-            }
-        }
+        self.compared.fetch_add(1, Ordering::Relaxed);
+        let stamp = check::compare(&self.strong(), table, kind).await.and_then(|stamp| {
+            stamp.map_or(Ok(()), |stamp| self.stamped(table, kind, stamp))?;
+            Ok(stamp)
+        });
+        stamp.unwrap_or_else(|why| {
+            self.fail(why);
+            None
+        })
     }
 }
 
 fn summary(entry: &Entry) -> String {
     use crate::epoch::entry::{Body, Note};
     match &entry.body {
-        Body::Plan(_) => "a plan".into(),
+        Body::Plan(plan) => format!("a plan of {}", plan.tables.keys().map(String::as_str).collect::<Vec<_>>().join(", ")),
         Body::Checkpoint(c) => format!("a checkpoint as of {}", c.upto),
         Body::Note(Note::EndOfInput { .. }) => "end of input".into(),
         Body::Note(Note::Condemned { attempts }) => format!("{} attempts condemned", attempts.len()),
         Body::Data(data) => {
-            let intervals = data.intervals.values().flatten().map(|(p, i)| format!("{p}:{}..{}", i.from, i.to));
+            let all = data.intervals.iter().flat_map(|(source, of)| of.iter().map(move |(p, i)| (source, p, i)));
+            let intervals = all.map(|(source, p, i)| format!("{source} {p}:{}..{}", i.from, i.to));
             format!("{} by {} (attempt {})", intervals.collect::<Vec<_>>().join(" "), &entry.writer[..6.min(entry.writer.len())], entry.attempt)
         }
     }
@@ -506,8 +580,8 @@ impl Surroundings for Life {
         Ok(Place { store, log, state_folder, formats, local: None })
     }
 
-    fn open_source(&self, _: &SourceSpec, _: &str, _: &str) -> Result<Box<dyn Source>, SourceError> {
-        Ok(Box::new(SimSource::new(self.world.clone(), self.who.clone())))
+    fn open_source(&self, spec: &SourceSpec, _: &str, _: &str) -> Result<Box<dyn Source>, SourceError> {
+        Ok(Box::new(SimSource::new(self.world.clone(), self.who.clone(), spec.name.clone())))
     }
 
     fn hosting(&self) -> Hosting {
