@@ -338,7 +338,12 @@ pub async fn drop_one(world: &Arc<World>) -> Option<Dropped> {
             world.drop_table(PIPELINE, &table);
             dropped.location = Some(location.clone());
             if anew {
-                let empty = metadata.into_builder(None).assign_uuid(world.new_id()).build().expect("only its uuid is another").metadata;
+                // A copy of its description, or one that somebody else made.
+                let stamps: Vec<String> = metadata.properties().keys().filter(|k| k.starts_with("millpond.")).cloned().collect();
+                let copied = world.chance(50);
+                let builder = metadata.into_builder(None).assign_uuid(world.new_id());
+                let builder = if copied { Ok(builder) } else { builder.remove_properties(&stamps) };
+                let empty = builder.and_then(|b| b.build()).expect("what is left of it is a table").metadata;
                 let at = format!("{}/metadata/00000-{}.metadata.json", empty.location(), world.new_id());
                 world.objects.put(&inside(&at), serde_json::to_vec(&empty).expect("it was read from JSON").into()).await.expect("it is in memory");
                 world.create_table("foreign", PIPELINE, &table, &at);

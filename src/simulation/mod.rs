@@ -21,6 +21,10 @@ mod world;
 
 use crate::mutant::Mutant;
 use run::{Outcome, run_seed};
+use std::io::Write;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 /// Seeds that a plain run of the tests tries: what fits beside the others on two cores.
 const SEEDS: u64 = 400;
@@ -29,17 +33,51 @@ fn number(name: &str) -> Option<u64> {
     std::env::var(name).ok()?.parse().ok()
 }
 
-fn report(outcome: &Outcome) -> String {
-    let why = outcome.failure.as_deref().unwrap_or("all is well");
-    format!("seed {}: {why}\nto see it again: infra/simulate --seed {} --trace", outcome.seed, outcome.seed)
+/// The bug that is to be switched on, by its name.
+fn mutant_asked_for() -> Option<Mutant> {
+    let name = std::env::var("MILLPOND_MUTANT").ok()?;
+    let found = Mutant::ALL.into_iter().find(|m| format!("{m:?}") == name);
+    let unknown = || format!("there is no switchable bug {name}: expected one of {:?}", Mutant::ALL);
+    Some(found.unwrap_or_else(|| {
+        say(&unknown());
+        panic!("{}", unknown())
+    }))
 }
 
-/// The first seed of `from..to` that fails, tried on all cores; and the sum of what the others led to.
-fn first_failure(from: u64, to: u64, mutant: Option<crate::mutant::Mutant>) -> (Option<Outcome>, Vec<Outcome>) {
-    use std::sync::Mutex;
-    use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+/// Lines of a trace that are shown unasked.
+const TAIL: usize = 40;
+
+/// What went wrong, what led to it (all of it, or the end), and how to see it again.
+fn report(outcome: &Outcome, mutant: Option<Mutant>, whole: bool) -> String {
+    let lines: Vec<&str> = outcome.trace.lines().collect();
+    let from = if whole { 0 } else { lines.len().saturating_sub(TAIL) };
+    let left_out = if from > 0 { format!("({from} lines before)\n") } else { String::new() };
+    let why = outcome.failure.as_deref().unwrap_or("all is well");
+    let with = mutant.map(|m| format!(" --mutant {m:?}")).unwrap_or_default();
+    let seed = outcome.seed;
+    format!("{left_out}{}\nseed {seed}: {why}\nto see it again: infra/simulate --seed {seed}{with} --trace", lines[from..].join("\n"))
+}
+
+/// Past the test harness, which keeps what is printed to itself until a test fails.
+fn say(what: &str) {
+    let _ = writeln!(std::io::stderr(), "{what}");
+}
+
+/// What came of some seeds.
+#[derive(Default)]
+struct Tried {
+    /// In the order of the seeds.
+    failed: Vec<Outcome>,
+    well: Vec<Outcome>,
+}
+
+/// How often it is said how far it is.
+const PROGRESS_EVERY: Duration = Duration::from_secs(10);
+
+/// Tries the seeds of `from..to` on all cores, all of them or until one fails.
+fn try_seeds(from: u64, to: u64, mutant: Option<Mutant>, all: bool) -> Tried {
     let (next, stop) = (AtomicU64::new(from), AtomicBool::new(false));
-    let (failed, done) = (Mutex::new(None::<Outcome>), Mutex::new(vec![]));
+    let (tried, told) = (Mutex::new(Tried::default()), Mutex::new(Instant::now()));
     let threads = std::thread::available_parallelism().map_or(2, |n| n.get());
     std::thread::scope(|scope| {
         for _ in 0..threads {
@@ -51,23 +89,32 @@ fn first_failure(from: u64, to: u64, mutant: Option<crate::mutant::Mutant>) -> (
                         break;
                     }
                     let mut outcome = run_seed(seed);
+                    let mut tried = tried.lock().unwrap();
                     if outcome.failure.is_some() {
-                        stop.store(true, Ordering::Relaxed);
-                        let mut failed = failed.lock().unwrap();
-                        if failed.as_ref().is_none_or(|f| f.seed > seed) {
-                            *failed = Some(outcome);
+                        if all {
+                            say(&format!("seed {seed}: {}", outcome.failure.as_deref().unwrap_or_default()));
                         }
+                        stop.store(!all, Ordering::Relaxed);
+                        tried.failed.push(outcome);
                     } else {
                         if to > from + 1 {
-                            outcome.trace.clear();
+                            outcome.trace = String::new();
                         }
-                        done.lock().unwrap().push(outcome);
+                        tried.well.push(outcome);
+                    }
+                    let mut told = told.lock().unwrap();
+                    if told.elapsed() > PROGRESS_EVERY {
+                        *told = Instant::now();
+                        let done = tried.well.len() + tried.failed.len();
+                        say(&format!("{done} of {} seeds, {} failed", to - from, tried.failed.len()));
                     }
                 }
             });
         }
     });
-    (failed.into_inner().unwrap(), done.into_inner().unwrap())
+    let mut tried = tried.into_inner().unwrap();
+    tried.failed.sort_by_key(|o| o.seed);
+    tried
 }
 
 #[test]
@@ -76,13 +123,17 @@ fn seeds() {
         Some(seed) => (seed, seed + number("MILLPOND_SEEDS").unwrap_or(1)),
         None => (0, number("MILLPOND_SEEDS").unwrap_or(SEEDS)),
     };
-    let began = std::time::Instant::now();
-    let (failed, done) = first_failure(from, to, None);
-    let sum = |of: fn(&Outcome) -> u64| done.iter().map(of).sum::<u64>();
-    eprintln!(
-        "{} seeds in {:.1} s: {} entries of {} rows, {} late, {} lives of workers, {} logs truncated, {} strays on freed names, \
-         {} commits counted, {} times tables read whole, {:.0} s of virtual time",
-        done.len(),
+    let (mutant, whole) = (mutant_asked_for(), std::env::var_os("MILLPOND_TRACE").is_some());
+    let began = Instant::now();
+    let Tried { failed, well } = try_seeds(from, to, mutant, std::env::var_os("MILLPOND_KEEP_GOING").is_some());
+    let sum = |of: fn(&Outcome) -> u64| well.iter().map(of).sum::<u64>();
+    if whole && let Some(outcome) = well.first().filter(|_| failed.is_empty()) {
+        say(&report(outcome, mutant, true));
+    }
+    let summary = format!(
+        "{} seeds in {:.1} s: {} entries of {} rows, {} late, {} lives of workers, {} logs truncated, {} strays on freed names, {} commits counted, \
+         {} times tables read whole, {:.0} s of virtual time",
+        well.len() + failed.len(),
         began.elapsed().as_secs_f64(),
         sum(|o| o.entries),
         sum(|o| o.rows),
@@ -94,11 +145,12 @@ fn seeds() {
         sum(|o| o.compared),
         sum(|o| o.virtual_ms as u64) as f64 / 1000.0
     );
-    if std::env::var_os("MILLPOND_TRACE").is_some() {
-        failed.iter().chain(done.iter().take(1)).for_each(|o| eprintln!("{}", o.trace));
-    }
-    if let Some(failed) = failed {
-        panic!("{}", report(&failed));
+    say(&summary);
+    if let Some(first) = failed.first() {
+        let report = report(first, mutant, whole);
+        say(&report);
+        say(&format!("{} of {} seeds failed: {:?}", failed.len(), well.len() + failed.len(), failed.iter().map(|o| o.seed).collect::<Vec<_>>()));
+        panic!("{report}");
     }
 }
 
@@ -106,26 +158,47 @@ fn seeds() {
 #[test]
 fn every_mutant_is_found() {
     let most = number("MILLPOND_MUTANT_SEEDS").unwrap_or(4000);
-    let only = std::env::var("MILLPOND_MUTANT").ok();
+    let only = mutant_asked_for();
     let mut missed = vec![];
-    for mutant in Mutant::ALL {
-        let name = format!("{mutant:?}");
-        if only.as_ref().is_some_and(|o| *o != name) {
-            continue;
-        }
-        let began = std::time::Instant::now();
-        match first_failure(0, most, Some(mutant)).0 {
+    for mutant in Mutant::ALL.into_iter().filter(|m| only.is_none_or(|o| o == *m)) {
+        let began = Instant::now();
+        match try_seeds(0, most, Some(mutant), false).failed.first() {
             Some(found) => {
-                let why = found.failure.as_deref().unwrap_or_default().lines().next().unwrap_or_default().to_string();
-                eprintln!("{name}: seed {} in {:.1} s: {why}", found.seed, began.elapsed().as_secs_f64());
+                let why = found.failure.as_deref().unwrap_or_default().lines().next().unwrap_or_default();
+                let (seed, seconds) = (found.seed, began.elapsed().as_secs_f64());
+                say(&format!("{mutant:?}: {why} ({seconds:.1} s; infra/simulate --seed {seed} --mutant {mutant:?})"));
             }
             None => {
-                eprintln!("{name}: NOT FOUND in {most} seeds, {:.1} s", began.elapsed().as_secs_f64());
-                missed.push(name);
+                say(&format!("{mutant:?}: NOT FOUND in {most} seeds, {:.1} s", began.elapsed().as_secs_f64()));
+                missed.push(format!("{mutant:?}"));
             }
         }
     }
     assert!(missed.is_empty(), "not found: {}", missed.join(", "));
+}
+
+/// What is printed of a failing seed ends with the command that shows it again: run as printed, in a process of its
+/// own, it fails in the same way with the same trace to the byte.
+#[test]
+fn a_failing_seed_prints_the_command_that_replays_it() {
+    let mutant = Some(Mutant::LateRowsCountToo);
+    let failed = try_seeds(0, 400, mutant, false).failed;
+    let first = failed.first().expect("this bug shows within a few seeds");
+    let printed = report(first, mutant, false);
+    let tail: Vec<&str> = first.trace.lines().rev().take(TAIL).collect();
+    assert!(tail.len() == TAIL && tail.iter().all(|line| printed.contains(line)), "the end of the trace is shown unasked: {printed}");
+    let command = printed.lines().last().and_then(|l| l.strip_prefix("to see it again: ")).expect("the last line has the command");
+    // What is compiled already need not be compiled again.
+    let again = std::process::Command::new("bash")
+        .args(["-c", command])
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .env("MILLPOND_SIMULATION", std::env::current_exe().unwrap())
+        .env_remove("MILLPOND_SEEDS")
+        .output()
+        .unwrap();
+    let shown = String::from_utf8_lossy(&again.stderr);
+    assert!(!again.status.success(), "{command} says that all is well: {shown}");
+    assert!(shown.contains(&report(first, mutant, true)), "{command} shows another trace than\n{}\n\nnamely\n{shown}", first.trace);
 }
 
 #[test]
