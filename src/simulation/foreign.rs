@@ -341,7 +341,8 @@ pub async fn drop_one(world: &Arc<World>) -> Option<Dropped> {
                 // A copy of its description, or one that somebody else made.
                 let stamps: Vec<String> = metadata.properties().keys().filter(|k| k.starts_with("millpond.")).cloned().collect();
                 let copied = world.chance(50);
-                let builder = metadata.into_builder(None).assign_uuid(world.new_id());
+                let snapshots: Vec<i64> = metadata.snapshots().map(|s| s.snapshot_id()).collect();
+                let builder = metadata.into_builder(None).assign_uuid(world.new_id()).remove_ref(MAIN_BRANCH).remove_snapshots(&snapshots);
                 let builder = if copied { Ok(builder) } else { builder.remove_properties(&stamps) };
                 let empty = builder.and_then(|b| b.build()).expect("what is left of it is a table").metadata;
                 let at = format!("{}/metadata/00000-{}.metadata.json", empty.location(), world.new_id());

@@ -2,9 +2,11 @@
 //! manifests, on a simulated store, catalog and broker, in virtual time.
 //!
 //! A seed decides everything: how the world behaves, which calls fail and how, when workers are
-//! killed, how long they sleep. Every entry is checked as it is decided (I1, I4, I5, I8), every delete as it is done (I4), tables are
-//! read whole after some of their commits and all of them in the end, and compared with a row-by-row
-//! reckoning that shares no code with the product (I2, I3, I6, I7).
+//! killed, how long they sleep, how the pipeline file changes, what other hands do to the tables. Every
+//! entry is checked as it is decided (I1, I4, I5, I8), every delete as it is done (I4). The rows of a
+//! table are counted after each of its commits; tables are read whole after many of them and all of
+//! them in the end, and compared with a row-by-row reckoning that shares no code with the product
+//! (I2, I3, I6, I7).
 //!
 //! `infra/simulate --seeds 50000` runs many; `infra/simulate --seed 1234 --trace` replays one.
 
