@@ -448,7 +448,7 @@ async fn happen(scene: Arc<Scene>, mut file: File, all: Vec<(u64, Happening)>) {
             }
             Happening::RolledBack => foreign::roll_back(world).await,
             Happening::Dropped => {
-                for word in ["is gone", "was dropped", "was recreated", "has vanished", "did not make", "is not ours", "a copy is not written to"] {
+                for word in ["is gone", "was dropped", "was recreated", "has vanished", "has a gap", "did not make", "is not ours", "a copy is not written to"] {
                     world.expect(word);
                 }
                 let Some(dropped) = foreign::drop_one(world).await else { continue };
