@@ -541,7 +541,12 @@ impl Tables {
                 };
                 match advance(&mut entry.sides[nth], &entry.pending, what).await {
                     Ok(()) => self.parts.metrics.waiting_over(&format!("{} table {name}", entry.sides[nth].kind())),
-                    Err(CommitError::Refused(why)) => return Err(WorkerError::Refused(why)),
+                    Err(CommitError::Refused(why)) => {
+                        // Another worker may have evolved it under a plan of which this one has yet to hear: then that
+                        // is what is to be said.
+                        self.parts.head.refresh().await?;
+                        return Err(WorkerError::Refused(why));
+                    }
                     Err(CommitError::Unavailable(why)) => self.parts.metrics.waiting(&format!("{} table {name}", entry.sides[nth].kind()), &why),
                 }
             }
