@@ -22,6 +22,11 @@ impl<'n> Fields<'n> {
         self.found.iter().find(|(key, ..)| key.name == name).map(|(_, _, node)| *node).filter(|node| !matches!(node.value, Value::Null))
     }
 
+    /// Whether the file has the key, with or without a value.
+    pub fn has(&self, name: &str) -> bool {
+        self.found.iter().any(|(key, ..)| key.name == name)
+    }
+
     /// Where a key stands; the section's own place when it is not there.
     pub fn span(&self, name: &str) -> Span {
         self.found.iter().find(|(key, ..)| key.name == name).map_or(self.at, |(_, span, _)| *span)
