@@ -383,6 +383,24 @@ fn what_a_changed_file_means_to_a_log() {
     let ids = |p: &Plan| p.tables["plain"].table.spec().unwrap().schema.fields().iter().map(|f| f.metadata()[crate::stage::FIELD_ID].clone()).collect::<Vec<_>>();
     assert_eq!(ids(&plan)[..2], ids(&l.plan)[..], "known columns keep their field ids");
 
+    // A windowed table is given what its windows hold already.
+    let grouped = "count(*) as n from tumble";
+    let (plan, said) = changed(&FILE.replace(grouped, "count(*) as n, sum(v) / count(*) as mean, window_end as until, k as who from tumble"));
+    assert!(said.contains("table sums: columns are added") && said.contains("until their window is corrected"), "{said}");
+    let fields: Vec<(String, bool)> = plan.tables["sums"].table.spec().unwrap().schema.fields().iter().skip(4).map(|f| (f.name().clone(), f.is_nullable())).collect();
+    assert_eq!(fields, [("mean".to_string(), true), ("until".to_string(), true), ("who".to_string(), true)], "also what is never null from here on");
+    for (columns, parts) in [
+        ("count(*) as n, max(v) as top", &["the file has: sum(int64), count(Null), max(int64)", "another aggregate needs a table of its own", "another name"][..]),
+        ("count(*) as n, count(*) filter (where v > 1) as some", &["another aggregate needs a table of its own"]),
+        ("sum(v) / count(*) as mean, count(*) as n", &["in the middle of the select list", "at the end"]),
+        ("sum(v) as n, count(*) as m", &["what its SQL makes of a window's results changes", "another name"]),
+    ] {
+        let said = refused(&FILE.replace(grouped, &format!("{columns} from tumble")));
+        for part in parts {
+            assert!(said.contains(part), "{columns}: {part}: {said}");
+        }
+    }
+
     let (plan, said) = changed(&FILE.replace("lake:", "  more:\n    sql: select v from events\nlake:"));
     assert_eq!((plan.tables["more"].born, plan.tables["plain"].born), (l.next, 0));
     assert!(said.contains("table more begins here"), "{said}");

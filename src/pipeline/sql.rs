@@ -170,7 +170,8 @@ pub fn check(decl: &TableDecl, sources: &[Declared<'_>], unsure: bool) -> Result
     let columns = checked.columns();
     let mut errors = checked.errors;
     for error in found {
-        let told = |e: &SqlError| e.message == error.message || (error.place.is_sql() && e.place == error.place);
+        let same_name = |e: &SqlError| error.message == error::SAME_NAME && e.message.contains("no two columns have the same name");
+        let told = |e: &SqlError| e.message == error.message || (error.place.is_sql() && e.place == error.place) || same_name(e);
         if !errors.iter().any(told) {
             errors.push(error);
         }
@@ -297,7 +298,7 @@ fn interval_us(e: &datafusion::sql::sqlparser::ast::Expr) -> Result<i64, String>
     }
     let state = split::session();
     let planned = state.create_logical_expr(&text, &DFSchema::empty());
-    let simple = planned.map_err(|e| SqlError::of_planner(&e).message)?;
+    let simple = planned.map_err(|_| format!("is no length of time like interval '5 minutes'; found {e}"))?;
     match simple {
         Expr::Literal(ScalarValue::IntervalMonthDayNano(Some(i)), _) => {
             if i.months != 0 {

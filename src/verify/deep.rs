@@ -4,7 +4,7 @@ use super::append_only::{Balance, Closing, replayed};
 use super::compare::{At, Encoder, Matcher, show};
 use super::facts::Facts;
 use super::select::Shown;
-use super::source_rows::{Held, Lineage, Reader, SourceRows, TableRows};
+use super::source_rows::{Held, Lineage, Part, Reader, SourceRows, TableRows};
 use super::structure::{Checked, Role, SHOWN, TableState};
 use super::{Finding, Lake, OpenSource, Options, Progress, Report, RowFinding, VerifyError, instant};
 use crate::pipeline::Pipeline;
@@ -255,13 +255,19 @@ fn lineage_of(batch: &RecordBatch, entries: &[u64]) -> Vec<Lineage> {
 async fn windowed(facts: &Facts, computed: &TableRows, table: &Checked, as_of: u64, mut keep: Keep, report: &mut Report) -> Result<Option<Expected>, VerifyError> {
     let name = &table.spec.name;
     let Some(planned) = facts.plan().tables.get(name) else { return Ok(None) };
+    let appends = table.spec.schema.index_of(OP).is_ok();
+    // A query that another one extends is computed as that one: it was given columns since.
+    let newest = |nth: usize| match appends {
+        true => nth,
+        false => (nth..computed.selects.len()).rev().find(|m| computed.selects[*m].extends(&computed.selects[nth])).unwrap_or(nth),
+    };
     // Window to its end, the first entry with a row of it, and the queries that have a part in it.
     let mut windows: BTreeMap<i64, (i64, u64, BTreeSet<usize>)> = BTreeMap::new();
     for part in &computed.parts {
         for (lineage, (start, end)) in part.lineage.iter().zip(&part.windows).filter(|(l, _)| l.entry <= as_of) {
             let known = windows.entry(*start).or_insert_with(|| (*end, lineage.entry, BTreeSet::new()));
             known.1 = known.1.min(lineage.entry);
-            known.2.insert(part.select);
+            known.2.insert(newest(part.select));
         }
     }
     keep.mixed = windows.iter().filter(|(_, (_, _, by))| by.len() > 1).map(|(s, _)| *s).collect();
@@ -279,7 +285,7 @@ async fn windowed(facts: &Facts, computed: &TableRows, table: &Checked, as_of: u
     for (nth, select) in computed.selects.iter().enumerate() {
         (inexact, window, key) = (select.inexact.clone(), select.window_output(), select.group_output());
         let mut input = vec![];
-        for part in computed.parts.iter().filter(|p| p.select == nth) {
+        for part in computed.parts.iter().filter(|p| newest(p.select) == nth) {
             let taken = (0..part.lineage.len()).filter(|i| part.lineage[*i].entry <= as_of && shown(&part.windows[*i].0) && keep.window(part.windows[*i].0));
             let taken: Vec<u32> = taken.map(|i| i as u32).collect();
             if !taken.is_empty() {
@@ -289,7 +295,13 @@ async fn windowed(facts: &Facts, computed: &TableRows, table: &Checked, as_of: u
         if input.is_empty() {
             continue;
         }
-        let Shown { rows, groups: by } = select.sum_up(input).await.map_err(failed)?;
+        let Shown { mut rows, groups: by } = select.sum_up(input).await.map_err(failed)?;
+        let given: Vec<(usize, u64)> = (0..nth).filter(|m| newest(*m) == nth).map(|m| (computed.selects[m].width(), computed.since[m])).collect();
+        if !given.is_empty() {
+            let first_shown = |start: i64| windows.get(&start).and_then(|(end, first, _)| closing.first_shown(*end, *first));
+            let parts: Vec<&Part> = computed.parts.iter().filter(|p| newest(p.select) == nth).collect();
+            rows = without_later_columns(computed, nth, &given, (rows, &by), &parts, as_of, &first_shown)?;
+        }
         batches.push(rows);
         groups.push((nth, by));
     }
@@ -315,6 +327,43 @@ async fn windowed(facts: &Facts, computed: &TableRows, table: &Checked, as_of: u
     }
     let compared = (0..columns).collect();
     Ok(Some(Expected { batches, origin: Origin::Groups(groups), compared, inexact, key, window, keep, only_missing: false }))
+}
+
+/// Rows that were last written before their table was given a column hold null in it. `older`: for each query that was
+/// the table's before, how many columns it showed, and since when.
+fn without_later_columns(
+    computed: &TableRows,
+    nth: usize,
+    older: &[(usize, u64)],
+    (rows, groups): (RecordBatch, &RecordBatch),
+    parts: &[&Part],
+    as_of: u64,
+    first_shown: &dyn Fn(i64) -> Option<u64>,
+) -> Result<RecordBatch, VerifyError> {
+    let width = computed.selects[nth].group_width();
+    let places: Vec<usize> = (0..width).collect();
+    let Some(types) = parts.first().map(|p| (0..width).map(|c| p.values.column(c).data_type().clone()).collect::<Vec<_>>()) else { return Ok(rows) };
+    let encoder = Encoder::new(&types, &places, &BTreeSet::new()).map_err(failed)?;
+    // The entry at which each group was written last: when its window was first shown, or at the last of its rows after that.
+    let mut written: HashMap<Vec<u8>, u64> = HashMap::new();
+    for part in parts {
+        let keys = encoder.encode(&part.values.project(&places).map_err(failed)?).map_err(failed)?;
+        for (i, (key, _)) in keys.into_iter().enumerate().filter(|(i, _)| part.lineage[*i].entry <= as_of) {
+            let at = part.lineage[i].entry.max(first_shown(part.windows[i].0).unwrap_or(0));
+            let last = written.entry(key).or_insert(at);
+            *last = (*last).max(at);
+        }
+    }
+    let last: Vec<u64> = encoder.encode(groups).map_err(failed)?.into_iter().map(|(key, _)| written.get(&key).copied().unwrap_or(0)).collect();
+    // Each column is there from the first query on that shows it.
+    let queries: Vec<(usize, u64)> = older.iter().copied().chain([(computed.selects[nth].width(), computed.since[nth])]).collect();
+    let mut columns = rows.columns().to_vec();
+    for (place, column) in columns.iter_mut().enumerate() {
+        let Some(since) = queries.iter().filter(|(shown, _)| place < *shown).map(|(_, since)| *since).min() else { continue };
+        let before: arrow::array::BooleanArray = last.iter().map(|at| Some(*at < since)).collect();
+        *column = arrow::compute::nullif(column, &before).map_err(failed)?;
+    }
+    RecordBatch::try_new(rows.schema(), columns).map_err(failed)
 }
 
 fn dead_batch(rows: &SourceRows, topic: &str, (since, as_of): (u64, u64)) -> Result<(RecordBatch, Vec<Lineage>), VerifyError> {

@@ -23,7 +23,7 @@ use datafusion::optimizer::simplify_expressions::ExprSimplifier;
 use datafusion::physical_expr::expressions::BinaryExpr;
 use datafusion::physical_expr::{PhysicalExpr, create_physical_expr};
 use datafusion::prelude::{SessionConfig, SessionContext};
-use datafusion::sql::sqlparser::ast::{Expr as Ast, Ident, ObjectName, SetExpr, Statement, TableFactor, Value, VisitMut, VisitorMut};
+use datafusion::sql::sqlparser::ast::{Expr as Ast, Ident, ObjectName, ObjectNamePart, SetExpr, Statement, TableFactor, Value, VisitMut, VisitorMut};
 use datafusion::sql::sqlparser::{dialect::GenericDialect, parser::Parser};
 use std::collections::BTreeSet;
 use std::ops::ControlFlow;
@@ -235,6 +235,23 @@ impl Select {
 
     pub fn sql(&self) -> &str {
         &self.sql
+    }
+
+    /// Whether it computes the same groups from the same rows as `older`, and shows of each what `older` shows, then more.
+    pub fn extends(&self, older: &Select) -> bool {
+        let (LogicalPlan::Projection(new), LogicalPlan::Projection(old)) = (&self.plan, &older.plan) else { return false };
+        // Rows, groups, aggregates and `having`, in the planner's words.
+        let base = |p: &LogicalPlan| p.display_indent().to_string();
+        let aggregate = matches!(filtered(&new.input).1, LogicalPlan::Aggregate(_));
+        aggregate && self.input == older.input && base(&new.input) == base(&old.input) && new.expr.starts_with(&old.expr)
+    }
+
+    /// How many columns it shows.
+    pub fn width(&self) -> usize {
+        match &self.plan {
+            LogicalPlan::Projection(top) => top.expr.len(),
+            _ => 0,
+        }
     }
 
     /// How many of the leading columns of [`Passed::values`] are the group key.
@@ -470,6 +487,19 @@ impl VisitorMut for Exact {
                     self.column(&mut parts[1]);
                 } else {
                     self.column(&mut parts[0]);
+                }
+            }
+            // Usual names of aggregates that DataFusion knows by others.
+            Ast::Function(f) => {
+                if let [ObjectNamePart::Identifier(name)] = f.name.0.as_mut_slice()
+                    && let Some(planned) = match name.value.to_lowercase().as_str() {
+                        "variance" | "variance_samp" => Some("var_samp"),
+                        "variance_pop" | "variance_population" => Some("var_pop"),
+                        "std" => Some("stddev"),
+                        _ => None,
+                    }
+                {
+                    *name = Ident::new(planned);
                 }
             }
             // A number with an exponent is a float.

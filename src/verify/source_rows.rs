@@ -40,6 +40,8 @@ pub struct Lineage {
 #[derive(Default)]
 pub struct TableRows {
     pub selects: Vec<Arc<Select>>,
+    /// The entry from which on each of them is first the table's.
+    pub since: Vec<u64>,
     /// Rows that count, in the order of the reading.
     pub parts: Vec<Part>,
     /// Rows that came too late, in the columns of the late table.
@@ -148,7 +150,7 @@ impl<'a> Reader<'a> {
         let mut eras = vec![];
         for era in &facts.eras {
             eras.push(match era.plan.sources.get(name) {
-                Some(source) => Some(plan_era(&era.plan, newest, name, source, spec, tables, &mut out)?),
+                Some(source) => Some(plan_era((era.entry, &era.plan), newest, name, source, spec, tables, &mut out)?),
                 None => None,
             });
         }
@@ -458,7 +460,7 @@ fn internal(e: datafusion::error::DataFusionError) -> VerifyError {
     VerifyError::Refused(format!("the rows cannot be computed: {e}"))
 }
 
-fn plan_era(plan: &Plan, newest: &Plan, name: &str, source: &SourcePlan, spec: &SourceSpec, tables: &BTreeSet<String>, out: &mut SourceRows) -> Result<Era, VerifyError> {
+fn plan_era((entry, plan): (u64, &Plan), newest: &Plan, name: &str, source: &SourcePlan, spec: &SourceSpec, tables: &BTreeSet<String>, out: &mut SourceRows) -> Result<Era, VerifyError> {
     let place = |column: &str| source.columns.iter().position(|c| c.name == column);
     let time_column = source.time_column.as_deref().and_then(place);
     let mut used: Vec<usize> = time_column.into_iter().collect();
@@ -479,6 +481,7 @@ fn plan_era(plan: &Plan, newest: &Plan, name: &str, source: &SourcePlan, spec: &
                     Some(at) => Some(at),
                     None => {
                         rows.selects.push(Arc::new(select));
+                        rows.since.push(entry);
                         Some(rows.selects.len() - 1)
                     }
                 }

@@ -5,6 +5,9 @@ use datafusion::error::DataFusionError;
 use datafusion::sql::sqlparser::parser::ParserError;
 use datafusion::sql::sqlparser::tokenizer::Span;
 
+/// Said where only the planner saw it.
+pub(super) const SAME_NAME: &str = "two columns of the table have the same name";
+
 /// Names that are listed where none is near: more would hide the message.
 const MOST_NAMES: usize = 24;
 
@@ -144,7 +147,29 @@ impl SqlError {
             other => other.strip_backtrace(),
         };
         let first = message.lines().next().unwrap_or_default().trim_end_matches('.');
-        Self::new(ungrouped(first).unwrap_or_else(|| lower_first(first))).placed(place)
+        Self::plainly(first).placed(place)
+    }
+
+    /// The planner's words, shorter where they are about its insides.
+    fn plainly(text: &str) -> Self {
+        if let Some(message) = ungrouped(text) {
+            return Self::new(message);
+        }
+        if let Some((_, call)) = text.split_once("No function matches the given name and argument types '") {
+            let call = call.split_once('\'').map_or(call, |(call, _)| call);
+            return Self::new(format!("no form of the function takes {call}")).expecting("arguments of other types or another number of them; `cast(… as …)` changes a type");
+        }
+        if text.starts_with("Projections require unique expression names") {
+            return Self::new(SAME_NAME).expecting("another name with `as` for one of them");
+        }
+        if let Some(ty) = text.strip_prefix("Unsupported SQL type ") {
+            const TYPES: [&str; 14] = ["boolean", "int", "integer", "bigint", "smallint", "real", "float", "double", "decimal", "varchar", "string", "date", "time", "timestamp"];
+            let error = Self::new(format!("SQL has no type {ty}")).expecting(format!("one of {}", TYPES.join(", ")));
+            return Self { nearest: nearest(ty, &TYPES).map(String::from), ..error };
+        }
+        let text = text.split(" Substring {").next().unwrap_or(text);
+        let text = ["Arrow error: ", "Cast error: ", "Parser error: "].iter().fold(text, |text, prefix| text.strip_prefix(prefix).unwrap_or(text));
+        Self::new(lower_first(text))
     }
 }
 
@@ -172,5 +197,7 @@ pub(super) fn nearest<'a>(word: &str, known: &[&'a str]) -> Option<&'a str> {
     let score = |k: &&str| strsim::jaro_winkler(&lower, &k.to_lowercase());
     let alike = || known.iter().copied().max_by(|a, b| score(a).total_cmp(&score(b))).filter(|k| score(k) > 0.8);
     let same = known.iter().copied().find(|k| k.eq_ignore_ascii_case(word));
-    same.or_else(|| keys::nearest(word, known.iter().copied())).or_else(alike)
+    // Of a short word another one with no letter of it is a guess.
+    let edits = keys::nearest(word, known.iter().copied()).filter(|k| lower.chars().any(|c| k.to_lowercase().contains(c)));
+    same.or(edits).or_else(alike)
 }

@@ -18,10 +18,11 @@ pub(super) fn find(decl: &TableDecl, checked: &Checked, whole: Option<SqlError>)
     let mut errors = vec![];
     let sound: Vec<bool> = (0..select.projection.len()).map(|i| parts.item(i, &mut errors)).collect();
     let right = |p: &Part| !p.wrong && !p.doubtful && p.names.iter().all(|i| sound.get(*i) == Some(&true));
+    let numbered = |nth: usize| parts.number(nth).is_none_or(|i| sound.get(i) != Some(&false));
     let condition = checked.condition.as_ref().is_none_or(|p| right(p) && parts.condition(p, &mut errors));
     let mut groups = true;
     for (nth, p) in checked.groups.iter().enumerate() {
-        groups &= right(p) && parts.group(nth, p, &mut errors);
+        groups &= right(p) && numbered(nth) && parts.group(nth, p, &mut errors);
     }
     let mut having = checked.having.as_ref().is_none_or(right);
     if let Some(p) = checked.having.as_ref().filter(|_| having && aggregated) {
@@ -107,10 +108,12 @@ impl Parts<'_> {
     /// What the select groups by, where all of it can be planned; else the window and whatever `part` reads bare.
     fn groups(&self, part: &Part) -> Vec<Expr> {
         let start = Expr::Identifier(Ident::with_quote('"', "window_start"));
-        let known = self.checked.groups.iter().all(|g| !g.wrong && !g.doubtful && g.names.iter().all(|i| self.known(*i)));
+        let numbered = |nth: usize| self.number(nth).is_none_or(|i| self.known(i));
+        let right = |g: &Part| !g.wrong && !g.doubtful && g.names.iter().all(|i| self.known(*i));
+        let known = self.checked.groups.iter().enumerate().all(|(nth, g)| right(g) && numbered(nth));
         let mut groups: Vec<Expr> = match &self.select.group_by {
             GroupByExpr::Expressions(each, _) if self.grouped && known => {
-                each.iter().zip(&self.checked.groups).map(|(e, p)| self.resolved(e, p)).collect()
+                each.iter().zip(&self.checked.groups).enumerate().map(|(nth, (e, p))| self.resolved(nth, e, p)).collect()
             }
             _ => part.bare.clone(),
         };
@@ -124,16 +127,21 @@ impl Parts<'_> {
         self.checked.items.get(item).is_some_and(|p| !p.wrong && !p.doubtful)
     }
 
-    /// A group expression with the column of the table that it names, by name or by number, written out.
-    fn resolved(&self, e: &Expr, part: &Part) -> Expr {
-        let number = match e {
-            Expr::Value(v) => match &v.value {
+    /// The column of the table that a group expression names by its number.
+    fn number(&self, nth: usize) -> Option<usize> {
+        let GroupByExpr::Expressions(each, _) = &self.select.group_by else { return None };
+        match each.get(nth) {
+            Some(Expr::Value(v)) => match &v.value {
                 Value::Number(n, _) => n.to_string().parse::<usize>().ok().and_then(|n| n.checked_sub(1)),
                 _ => None,
             },
             _ => None,
-        };
-        let named = number.or_else(|| part.names.first().copied().filter(|_| matches!(e, Expr::Identifier(_))));
+        }
+    }
+
+    /// A group expression with the column of the table that it names, by name or by number, written out.
+    fn resolved(&self, nth: usize, e: &Expr, part: &Part) -> Expr {
+        let named = self.number(nth).or_else(|| part.names.first().copied().filter(|_| matches!(e, Expr::Identifier(_))));
         match named.and_then(|i| self.select.projection.get(i)) {
             Some(SelectItem::UnnamedExpr(e) | SelectItem::ExprWithAlias { expr: e, .. }) => e.clone(),
             _ => e.clone(),
@@ -185,7 +193,7 @@ impl Parts<'_> {
 
     fn group(&self, nth: usize, part: &Part, errors: &mut Vec<SqlError>) -> bool {
         let GroupByExpr::Expressions(each, _) = &self.select.group_by else { return true };
-        let mut groups = vec![self.resolved(&each[nth], part)];
+        let mut groups = vec![self.resolved(nth, &each[nth], part)];
         if !is_start(&groups[0]) {
             groups.push(Expr::Identifier(Ident::with_quote('"', "window_start")));
         }

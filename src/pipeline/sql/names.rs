@@ -221,8 +221,7 @@ impl Walk<'_, '_> {
             Known::Scalar => {}
             Known::Volatile => {
                 let message = format!("{word}() gives another answer each time it is asked, and a table must depend on its source alone");
-                let columns: Vec<&str> = self.scope.columns.iter().map(String::as_str).collect();
-                self.errors.push(SqlError::at_span(message, whole).expecting(format!("a column of the source: {}", columns.join(", "))));
+                self.errors.push(SqlError::at_span(message, whole).expecting("a column of the source, such as the time of an event"));
             }
             Known::AggregateLater => {
                 let message = format!("the aggregate {word} is not in this version");

@@ -87,14 +87,16 @@ impl Checked {
     /// The names of the table's columns, if all of them are known.
     pub fn columns(&self) -> Option<Vec<String>> {
         let select = self.select()?;
-        let named = |(item, name): (&SelectItem, &Option<String>)| match (item, name) {
+        let named = |((item, name), part): ((&SelectItem, &Option<String>), &Part)| match (item, name) {
+            // A misspelt column names none.
+            (SelectItem::UnnamedExpr(_), _) if part.wrong => None,
             (_, Some(name)) => Some(vec![name.clone()]),
             (SelectItem::Wildcard(_), None) if !self.source.open => {
                 Some(self.source.spec.columns.iter().map(|c| c.name.clone()).chain(self.source.doubtful.iter().cloned()).collect())
             }
             _ => None,
         };
-        let each: Option<Vec<Vec<String>>> = select.projection.iter().zip(&self.names).map(named).collect();
+        let each: Option<Vec<Vec<String>>> = select.projection.iter().zip(&self.names).zip(&self.items).map(named).collect();
         each.map(|e| e.concat())
     }
 
@@ -246,17 +248,18 @@ fn whole(checked: &mut Checked, sql: &str) {
     if let Some(select) = checked.select() {
         for (nth, (item, part)) in select.projection.iter().zip(&checked.items).enumerate() {
             let span = part.span.unwrap_or_else(|| covering(sql, item.span()));
+            let with_alias = covering(sql, item.span());
             match (item, &checked.names[nth]) {
                 (SelectItem::UnnamedExpr(e), None) if !part.wrong => {
                     found.push(SqlError::at_span(format!("the column {} needs a name", short(e)), span).expecting("`… as name` behind it"));
                 }
                 (_, Some(name)) if name.eq_ignore_ascii_case(OP) => {
                     let message = format!("the column name {OP} is taken by append-only tables");
-                    found.push(SqlError::at_span(message, span).expecting("another name with `as`"));
+                    found.push(SqlError::at_span(message, with_alias).expecting("another name with `as`"));
                 }
                 (_, Some(name)) if checked.names[..nth].iter().flatten().any(|n| n.eq_ignore_ascii_case(name)) => {
                     let message = format!("two columns are named {name}: no two columns have the same name, and case does not tell them apart");
-                    found.push(SqlError::at_span(message, span).expecting("another name with `as` for one of them"));
+                    found.push(SqlError::at_span(message, with_alias).expecting("another name with `as` for one of them"));
                 }
                 _ => {}
             }
@@ -509,11 +512,11 @@ fn tumble(source: &Origin, size: &Expr, shift: Option<&Expr>, errors: &mut Vec<S
     let size_us = match super::interval_us(size) {
         Ok(us) if us > 0 => us,
         Ok(_) => {
-            refused(errors, format!("the size of tumble must be above zero; found {size}"), whole_interval(size));
+            refused(errors, format!("the size of tumble must be above zero; found {size}"), size.span());
             0
         }
         Err(why) => {
-            refused(errors, format!("the size of tumble {why}"), whole_interval(size));
+            refused(errors, format!("the size of tumble {why}"), size.span());
             0
         }
     };
@@ -529,7 +532,7 @@ fn tumble(source: &Origin, size: &Expr, shift: Option<&Expr>, errors: &mut Vec<S
             }
             let days = whole_days(size_us).filter(|d| *d > 0);
             if days.is_none() && size_us > 0 {
-                refused(errors, format!("a time zone aligns windows of whole days; found a size of {size}"), whole_interval(size));
+                refused(errors, format!("a time zone aligns windows of whole days; found a size of {size}"), size.span());
             }
             let watermark = source.spec.watermark.as_ref().map(|w| w.column.as_str());
             let column = source.spec.columns.iter().find(|c| Some(c.name.as_str()) == watermark);
@@ -541,15 +544,10 @@ fn tumble(source: &Origin, size: &Expr, shift: Option<&Expr>, errors: &mut Vec<S
         Some(e) => match super::interval_us(e) {
             Ok(offset) => Align::Epoch { offset_us: offset.rem_euclid(size_us.max(1)) },
             Err(why) => {
-                refused(errors, format!("the shift of tumble, if it is no time zone, {why}"), whole_interval(e));
+                refused(errors, format!("the shift of tumble, if it is no time zone, {why}"), e.span());
                 Align::Epoch { offset_us: 0 }
             }
         },
     };
     (errors.len() == known).then_some(Tumble { size_us, align })
-}
-
-/// The parser's span of an interval begins at its value.
-fn whole_interval(e: &Expr) -> Span {
-    e.span()
 }
