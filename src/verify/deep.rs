@@ -257,10 +257,8 @@ async fn windowed(facts: &Facts, computed: &TableRows, table: &Checked, as_of: u
     let Some(planned) = facts.plan().tables.get(name) else { return Ok(None) };
     let appends = table.spec.schema.index_of(OP).is_ok();
     // A query that another one extends is computed as that one: it was given columns since.
-    let newest = |nth: usize| match appends {
-        true => nth,
-        false => (nth..computed.selects.len()).rev().find(|m| computed.selects[*m].extends(&computed.selects[nth])).unwrap_or(nth),
-    };
+    let extended: Vec<usize> = (0..computed.selects.len()).map(|nth| if appends { nth } else { computed.newest(nth) }).collect();
+    let newest = |nth: usize| extended[nth];
     // Window to its end, the first entry with a row of it, and the queries that have a part in it.
     let mut windows: BTreeMap<i64, (i64, u64, BTreeSet<usize>)> = BTreeMap::new();
     for part in &computed.parts {
@@ -554,7 +552,8 @@ fn origin(expected: &Expected, rows: &SourceRows, spec: &TableSpec, at: At) -> R
             let (mut offsets, mut records) = (vec![], 0);
             let places: Vec<usize> = (0..width).collect();
             let mut wanted = None;
-            for part in table.parts.iter().filter(|p| p.select == *nth) {
+            let extended: Vec<bool> = (0..table.selects.len()).map(|m| m == *nth || table.newest(m) == *nth).collect();
+            for part in table.parts.iter().filter(|p| extended[p.select]) {
                 let keys = part.values.project(&places).map_err(failed)?;
                 let types: Vec<DataType> = keys.schema().fields().iter().map(|f| f.data_type().clone()).collect();
                 let encoder = Encoder::new(&types, &places, &BTreeSet::new()).map_err(failed)?;

@@ -50,6 +50,13 @@ pub struct TableRows {
     pub unplanned: Option<String>,
 }
 
+impl TableRows {
+    /// The newest query that extends this one, if only by nothing.
+    pub fn newest(&self, nth: usize) -> usize {
+        (nth..self.selects.len()).rev().find(|m| self.selects[*m].extends(&self.selects[nth])).unwrap_or(nth)
+    }
+}
+
 /// A record that must be in the dead-letter table.
 pub struct DeadRow {
     pub lineage: Lineage,

@@ -117,7 +117,7 @@ fn no_error_hides_another_and_each_is_underlined() {
         (
             sql("select user_id + 1 as a, upper(n, 1) as b, cast(n as bigimt) as c, null as d, 9223372036854775807 + 1 as e, n as f from events where user_id", ""),
             &[
-                ("user_id", "cannot coerce", None),
+                ("user_id", "there is no string + int64", None),
                 ("upper(n, 1)", "no form of the function takes upper(", None),
                 ("n", "SQL has no type bigimt", Some("bigint")),
                 ("null", "null has no type", None),

@@ -266,25 +266,25 @@ fn a_windowed_table_is_given_a_column() {
         format!("  spend: {{sql: \"{sql}\", {rest}}}\n  open: {{sql: \"{sql}\", {rest}, emit: on_update}}\n")
     };
     let mut filed = Filed::new(&with(""));
-    filed.sends(&[("A", "10:01"), ("B", "10:02"), ("Z", "10:16")]);
+    filed.sends(&[("A", "10:01"), ("B", "10:02"), ("Z", "10:14")]);
     filed.pond.until_end();
-    let given = ", sum(amount) / count(*) as mean, window_end as until";
+    let given = ", sum(amount) / count(*) as mean, window_start as begins";
     filed.says(&with(given));
     filed.sends(&[("A", "10:03"), ("Z", "10:33")]);
     filed.pond.until_end();
     let rows = |filed: &Filed, table: &str, columns: &[&str]| texts(&filed.pond.rows("changing", table), columns);
-    let all = ["window_start", "user_id", "amount", "n", "mean", "until"];
-    let spend = ["10:00 A 2 2 1 10:05", "10:00 B 1 1 null null", "10:15 Z 1 1 1 10:20"];
+    let all = ["window_start", "user_id", "amount", "n", "mean", "begins"];
+    let spend = ["10:00 A 2 2 1 10:00", "10:00 B 1 1 null null", "10:10 Z 1 1 1 10:10"];
     assert_eq!(rows(&filed, "spend", &all), spend);
     // Open windows were shown before, too.
-    assert_eq!(rows(&filed, "open", &all), ["10:00 A 2 2 1 10:05", "10:00 B 1 1 null null", "10:15 Z 1 1 null null", "10:30 Z 1 1 1 10:35"]);
+    assert_eq!(rows(&filed, "open", &all), ["10:00 A 2 2 1 10:00", "10:00 B 1 1 null null", "10:10 Z 1 1 null null", "10:30 Z 1 1 1 10:30"]);
     filed.pond.assert_proven();
     // What is there by now stays, when there is more.
     filed.says(&with(&format!("{given}, user_id as who")));
     filed.sends(&[("W", "10:29")]);
     filed.pond.until_end();
-    let spend: Vec<String> = spend.iter().map(|row| format!("{row} null")).chain(["10:25 W 1 1 1 10:30 W".to_string()]).collect();
-    assert_eq!(rows(&filed, "spend", &["window_start", "user_id", "amount", "n", "mean", "until", "who"]), spend);
+    let spend: Vec<String> = spend.iter().map(|row| format!("{row} null")).chain(["10:25 W 1 1 1 10:25 W".to_string()]).collect();
+    assert_eq!(rows(&filed, "spend", &["window_start", "user_id", "amount", "n", "mean", "begins", "who"]), spend);
     filed.pond.assert_proven();
     // A judge that takes any row for right would not do: a null that should not be one, and a value too early.
     filed.says(&with(&format!("{given}, user_id as who, max(amount) as top")));

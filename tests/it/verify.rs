@@ -872,7 +872,7 @@ tables:
   sums:
     sql: >
       select window_start, b, f, sum(id) as ids, sum(i) as eyes, sum(m) as money, avg(m) as mean_money, avg(id) as mean_id, avg(d) as mean_d,
-      sum(d) as ds, sum(f) as fs, stddev_pop(d) as spread, var(d) as variance, min(s) as low, max(s) as high, min(at) as first, max(day) as last_day,
+      sum(d) as ds, sum(f) as fs, stddev_pop(d) as spread, variance(d) as variance, variance_pop(i) as spread_i, min(s) as low, max(s) as high, min(at) as first, max(day) as last_day,
       min(x) as bytes, count(distinct f) as floats, count(distinct s) as texts, bool_and(b) as every, bool_or(b) as some, max(f) as most,
       min(d) as least, count(i) filter (where i > 3) as large, sum(m) + 1 as more
       from tumble(events, interval '1 day', 'Europe/Berlin') group by window_start, b, f

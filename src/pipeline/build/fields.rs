@@ -1,7 +1,7 @@
 //! Reading a section: known keys only, each of its kind, with its default from the key table.
 
 use super::super::duration;
-use super::super::keys::{Key as KnownKey, Kind, SECTIONS, Section, Words, nearest};
+use super::super::keys::{Key as KnownKey, Kind, SECTIONS, Section, Words, nearest, nearest_key};
 use super::super::problem::Span;
 use super::super::raw::{Key, Node, Scalar, Value};
 use super::Build;
@@ -62,7 +62,7 @@ impl Build<'_> {
                 }
                 Some(known) => found.push((known, key.span, value)),
                 None => {
-                    let near = nearest(&key.text, section.names());
+                    let near = nearest_key(&key.text, section);
                     self.unknown_key(key, section, near);
                     if let Some(known) = near.and_then(|near| section.key(near)) {
                         misspelt.push((known, key.span, value));

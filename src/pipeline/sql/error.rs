@@ -157,7 +157,11 @@ impl SqlError {
         }
         if let Some((_, call)) = text.split_once("No function matches the given name and argument types '") {
             let call = call.split_once('\'').map_or(call, |(call, _)| call);
-            return Self::new(format!("no form of the function takes {call}")).expecting("arguments of other types or another number of them; `cast(… as …)` changes a type");
+            return Self::new(format!("no form of the function takes {}", in_our_words(call))).expecting("arguments of other types or another number of them; `cast(… as …)` changes a type");
+        }
+        if let Some(sum) = text.strip_prefix("Cannot coerce arithmetic expression ") {
+            let sum = sum.trim_end_matches(" to valid types");
+            return Self::new(format!("there is no {}", in_our_words(sum))).expecting("numbers; `||` joins texts, and `cast(… as …)` changes a type");
         }
         if text.starts_with("Projections require unique expression names") {
             return Self::new(SAME_NAME).expecting("another name with `as` for one of them");
@@ -179,6 +183,22 @@ fn ungrouped(text: &str) -> Option<String> {
     let (column, _) = rest.split_once("\" must appear in the GROUP BY")?;
     let column = column.rsplit('.').next().unwrap_or(column);
     Some(format!("{column} is neither in the group by nor within an aggregate; group by it, or use an aggregate such as max({column})"))
+}
+
+/// Arrow's names of types as a pipeline file has them.
+fn in_our_words(text: &str) -> String {
+    const TYPES: [(&str, &str); 9] = [
+        ("Utf8", "string"),
+        ("Int64", "int64"),
+        ("Int32", "int32"),
+        ("Float64", "float64"),
+        ("Boolean", "bool"),
+        ("Decimal128", "decimal"),
+        ("Date32", "date"),
+        ("Timestamp(µs, \"UTC\")", "timestamp"),
+        ("Timestamp(µs)", "timestamp_local"),
+    ];
+    TYPES.iter().fold(text.to_string(), |text, (arrow, ours)| text.replace(arrow, ours))
 }
 
 pub(super) fn lower_first(text: &str) -> String {

@@ -54,6 +54,22 @@ pub(super) fn planned_name(name: &str) -> Option<&'static str> {
     OTHER_NAMES.iter().find(|(other, _)| *other == name).map(|(_, planned)| *planned)
 }
 
+/// How something is written here that other systems have a function for.
+pub(super) fn elsewhere(name: &str) -> Option<&'static str> {
+    const OTHERS: [(&str, &str); 9] = [
+        ("len", "length"),
+        ("if", "case when … then … else … end"),
+        ("iif", "case when … then … else … end"),
+        ("isnull", "… is null"),
+        ("count_if", "count(*) filter (where …)"),
+        ("countif", "count(*) filter (where …)"),
+        ("to_string", "cast(… as varchar)"),
+        ("datediff", "date_part('day', … - …)"),
+        ("any_value", "max"),
+    ];
+    OTHERS.iter().find(|(other, _)| *other == name).map(|(_, ours)| *ours)
+}
+
 /// `name` as the planner takes it: in lower case unless it was quoted.
 pub(super) fn known(name: &str) -> Known {
     let registry = registry();

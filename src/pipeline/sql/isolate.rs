@@ -167,7 +167,7 @@ impl Parts<'_> {
             return false;
         }
         let item = match item {
-            SelectItem::UnnamedExpr(e) if !matches!(e, Expr::Identifier(_) | Expr::CompoundIdentifier(_)) => named(e.clone()),
+            SelectItem::UnnamedExpr(e) if !super::names::is_aggregate(e) && !matches!(e, Expr::Identifier(_) | Expr::CompoundIdentifier(_)) => named(e.clone()),
             // All columns at once: asked together with the rest.
             SelectItem::Wildcard(_) | SelectItem::QualifiedWildcard(..) => return true,
             other => other.clone(),

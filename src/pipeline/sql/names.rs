@@ -145,12 +145,16 @@ impl Walk<'_, '_> {
     fn unknown(&mut self, ident: &Ident) {
         let bound = ["window_start", "window_end"].iter().any(|b| b.eq_ignore_ascii_case(&ident.value));
         let error = SqlError::at_span(format!("no column is named {}", ident.value), ident.span);
-        // What double quotes hold is a name.
-        let text = ident.quote_style == Some('"') && !ident.value.chars().all(|c| c.is_alphanumeric() || c == '_');
+        // What double quotes hold is a name; a text was perhaps meant.
+        let text = ident.quote_style == Some('"');
         let columns: Vec<&str> = self.scope.columns.iter().map(String::as_str).collect();
         self.errors.push(match (bound, text) {
             (true, _) => error.expecting(format!("from tumble({}, interval '5 minutes'), which adds it", self.scope.source)),
-            (_, true) => error.expecting("a text in single quotes; double quotes hold names"),
+            (_, true) => {
+                let mut error = error.among(&ident.value, &columns);
+                let meant = error.nearest.take_if(|near| near.eq_ignore_ascii_case(&ident.value));
+                SqlError { nearest: meant, ..error }.expecting("a column, or a text in single quotes: double quotes hold names")
+            }
             _ => error.among(&ident.value, &columns),
         });
     }
@@ -232,7 +236,7 @@ impl Walk<'_, '_> {
             Known::Window => self.refuse(format!("{word} is a window function, which needs the whole table; use group by over tumble(…)"), whole),
             Known::Unknown => {
                 let error = SqlError::at_span(format!("no function is named {word}"), name_span);
-                let nearest = super::error::nearest(&word, &functions::names());
+                let nearest = functions::elsewhere(&word).or_else(|| super::error::nearest(&word, &functions::names()));
                 let expected = "a scalar function of DataFusion, or an aggregate: ";
                 self.errors.push(SqlError { nearest: nearest.map(String::from), ..error.expecting(format!("{expected}{}", functions::WRITTEN)) });
             }
@@ -274,7 +278,8 @@ impl Walk<'_, '_> {
     }
 }
 
-fn is_aggregate(e: &Expr) -> bool {
+/// Whether it is the call of an aggregate.
+pub(super) fn is_aggregate(e: &Expr) -> bool {
     let Expr::Function(f) = e else { return false };
     matches!(f.name.0.as_slice(), [part] if part.as_ident().is_some_and(|i| {
         let word = if i.quote_style.is_some() { i.value.clone() } else { i.value.to_lowercase() };

@@ -6,7 +6,7 @@
 //! judged any more is left open, and what depends on it is not judged either.
 
 use super::error::{Place, SqlError};
-use super::names::{Clause, Part, Pick, Scope, covering, pick};
+use super::names::{Clause, Part, Pick, Scope, covering, is_aggregate, pick};
 use super::split::Frame;
 use super::window::whole_days;
 use super::{Align, Declared, OP, Tumble};
@@ -72,7 +72,8 @@ impl Checked {
     }
 
     pub fn aggregated(&self) -> bool {
-        !self.groups.is_empty() || self.parts().any(|p| p.aggregates)
+        let all = self.select().is_some_and(|s| matches!(s.group_by, GroupByExpr::All(_)));
+        all || !self.groups.is_empty() || self.parts().any(|p| p.aggregates)
     }
 
     /// Whether what was declared is too wrong for the SQL to be planned.
@@ -250,7 +251,8 @@ fn whole(checked: &mut Checked, sql: &str) {
             let span = part.span.unwrap_or_else(|| covering(sql, item.span()));
             let with_alias = covering(sql, item.span());
             match (item, &checked.names[nth]) {
-                (SelectItem::UnnamedExpr(e), None) if !part.wrong => {
+                // An aggregate alone has its own text for a name.
+                (SelectItem::UnnamedExpr(e), None) if !part.wrong && !is_aggregate(e) => {
                     found.push(SqlError::at_span(format!("the column {} needs a name", short(e)), span).expecting("`… as name` behind it"));
                 }
                 (_, Some(name)) if name.eq_ignore_ascii_case(OP) => {
@@ -277,7 +279,13 @@ fn short(e: &Expr) -> String {
 /// A word near the place where the parser stopped that is a keyword but for a letter.
 fn misspelt(sql: &str, error: SqlError) -> SqlError {
     const WORDS: [&str; 14] = ["select", "from", "where", "group", "by", "having", "as", "and", "or", "not", "case", "when", "then", "filter"];
-    let Place::Sql { from: (line, column), .. } = error.place else { return error };
+    let Place::Sql { from: (line, column), .. } = error.place else {
+        // The text ends too early: its last character is shown.
+        let text = sql.trim_end();
+        let column = text.rsplit('\n').next().unwrap_or_default().chars().count().max(1);
+        return error.placed(Place::Sql { from: (text.matches('\n').count() + 1, column), to: None });
+    };
+    let (line, column) = (line.max(1), column.max(1));
     let before: String = sql.split('\n').take(line - 1).map(|l| format!("{l}\n")).collect();
     let on: Vec<char> = sql.split('\n').nth(line - 1).unwrap_or_default().chars().collect();
     let word = |c: &char| c.is_alphanumeric() || *c == '_';
@@ -357,7 +365,8 @@ fn only_select<'a>(query: &'a mut Query, sql: &str, errors: &mut Vec<SqlError>) 
     }
     const GROUPINGS: &str = "grouping sets, cube and rollup are not supported; declare one table for each grouping";
     match &select.group_by {
-        GroupByExpr::All(_) => refused(errors, "group by all is not supported; name what is grouped by", span),
+        GroupByExpr::All(modifiers) if !modifiers.is_empty() => refused(errors, GROUPINGS, span),
+        GroupByExpr::All(_) => {}
         GroupByExpr::Expressions(exprs, modifiers) => {
             let sets = exprs.iter().find(|e| matches!(e, Expr::Rollup(_) | Expr::Cube(_) | Expr::GroupingSets(_)));
             if let Some(e) = sets {

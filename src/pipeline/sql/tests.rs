@@ -157,6 +157,49 @@ fn what_cannot_be_split_is_refused_with_the_reason() {
 }
 
 #[test]
+fn what_was_taken_before_is_taken() {
+    for sql in ["select window_start, count(*) from T group by window_start", "select window_start, user_id, sum(i) as s from T group by all", "select window_start as w, upper(user_id) as U, count(*) as cnt from T as e group by 1, u having CNT > 1"] {
+        let sql = sql.replace(" T", &format!(" {T}"));
+        planned(&sql, None).unwrap_or_else(|e| panic!("{sql}: {e}"));
+    }
+}
+
+#[test]
+fn aggregates_have_their_usual_names() {
+    use AggregateFunction::*;
+    for (names, function) in [
+        (&["variance", "var", "var_samp", "variance_samp", "var_sample", "VARIANCE"][..], VarSamp),
+        (&["var_pop", "variance_pop", "variance_population", "var_population"], VarPop),
+        (&["stddev", "stddev_samp", "std"], StddevSamp),
+        (&["stddev_pop"], StddevPop),
+        (&["avg", "mean"], Avg),
+    ] {
+        for name in names {
+            let p = planned(&format!("select window_start, {name}(x) as v from {T} group by window_start having {name}(x) > 1"), None).unwrap();
+            let calls: Vec<AggregateFunction> = p.aggregate.unwrap().calls.iter().map(|c| c.function).collect();
+            assert_eq!(calls, [function], "{name}");
+        }
+    }
+}
+
+#[test]
+fn each_error_of_a_select_is_told_once() {
+    let told = |sql: &str, key: Option<&[&str]>| {
+        let source = events();
+        let declared = [Declared { spec: &source, doubtful: &["later".to_string()], open: false, timeless: false }];
+        check(&decl(sql, key), &declared, false).unwrap_err().errors.iter().map(|e| e.to_string()).collect::<Vec<_>>()
+    };
+    // What reads a column of unknown type is not judged by types, and not missed.
+    assert_eq!(told("select later + 1 as a, upper(later) as b from events where later", None), Vec::<String>::new());
+    assert_eq!(told(&format!("select window_start, later, sum(later) as s from {T} group by window_start, later"), Some(&["window_start", "later"])), Vec::<String>::new());
+    let all = told(&format!("select window_start, later, sum(i) as s, sum(b) as t from {T} group by window_start, later having lat > 1"), Some(&["later"]));
+    assert_eq!(all.len(), 2, "{all:?}");
+    // A group expression that is misspelt makes no column ungrouped.
+    let all = told(&format!("select window_start, user_id, count(*) as n from {T} group by window_start, usr_id"), Some(&["window_start", "user_id"]));
+    assert_eq!(all, ["no column is named usr_id; did you mean user_id?"]);
+}
+
+#[test]
 fn errors_know_their_place() {
     let from = |e: &SqlError| match &e.place {
         Place::Sql { from, .. } => *from,
