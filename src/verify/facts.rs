@@ -6,7 +6,7 @@ use super::{Finding, Lake, Report, VerifyError};
 use crate::epoch::checkpoint::Checkpoint;
 use crate::epoch::entry::{Body, Data, Interval, Note, Plan};
 use crate::epoch::history::{self, History, Recorded, RecordedBody};
-use crate::epoch::ledger::Ledger;
+use crate::epoch::ledger::{Ledger, LiveRun};
 use crate::epoch::log::{Log, LogError};
 use crate::pipeline::Pipeline;
 use object_store::path::Path;
@@ -48,6 +48,10 @@ pub struct Facts {
     pub last: u64,
     /// M of the newest checkpoint.
     pub upto: Option<u64>,
+    /// The newest checkpoint's own number.
+    pub checkpoint: Option<u64>,
+    /// Table to the runs that the newest checkpoint holds.
+    pub held_runs: BTreeMap<String, Vec<LiveRun>>,
     /// The plan in force at `first`, and every later one.
     pub eras: Vec<Era>,
     /// Source to partition to what its entries decided, ascending.
@@ -314,6 +318,14 @@ pub async fn newest(lake: &Lake) -> Result<Option<u64>, VerifyError> {
     log.list(0).await.map(|l| l.last().copied()).map_err(|e| VerifyError::Unavailable(e.to_string()))
 }
 
+/// The number of the checkpoint that the log's newest entry names, or is.
+pub async fn newest_checkpoint(lake: &Lake) -> Result<Option<u64>, VerifyError> {
+    let log = Log::new(lake.store.clone(), Path::from(format!("{}/log", lake.state_folder)));
+    let Some(at) = newest(lake).await? else { return Ok(None) };
+    let entry = log.read(at).await.map_err(|e| VerifyError::Unavailable(e.to_string()))?;
+    Ok(entry.and_then(|e| if matches!(e.body, Body::Checkpoint(_)) { Some(at) } else { e.checkpoint.map(|c| c.entry) }))
+}
+
 /// Reads and checks the log. `None`: it is too damaged to judge anything by it; the report says why.
 pub async fn read(pipeline: &Pipeline, lake: &Lake, report: &mut Report) -> Result<Option<Facts>, VerifyError> {
     let log = Log::new(lake.store.clone(), Path::from(format!("{}/log", lake.state_folder)));
@@ -371,6 +383,8 @@ impl<'a> Walk<'a> {
             first: 0,
             last,
             upto,
+            checkpoint: None,
+            held_runs: BTreeMap::new(),
             eras: vec![],
             spans: BTreeMap::new(),
             starts: BTreeMap::new(),
@@ -404,6 +418,8 @@ impl<'a> Walk<'a> {
             self.report.unprovable.push("the log has no beginning: no table can be judged by it".into());
             return None;
         };
+        self.facts.checkpoint = newest;
+        self.facts.held_runs = newest.and_then(|at| self.checkpoints.get(&at)).map(|c| c.ledger.runs.clone()).unwrap_or_default();
         self.adopt(&state, state.plan_entry);
         let begins = Times { horizon_before: state.horizons.clone(), watermark_after: state.watermarks(), ends_input: false };
         self.facts.times.insert(self.facts.first.saturating_sub(1), begins);

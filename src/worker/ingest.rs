@@ -594,8 +594,10 @@ impl Ingest {
     /// Puts, for as long as the store is away (a full disk, …): names are used once, so that putting again is safe.
     async fn put_until_done(&self, path: &str, bytes: bytes::Bytes) -> Result<(), WorkerError> {
         let mut pause = Duration::from_millis(100);
+        // As it stands: `Path::from` would write a partition's %20 as %2520, where no reader looks.
+        let location = Path::parse(path).map_err(|e| WorkerError::Internal(format!("{path} is no name of an object: {e}")))?;
         loop {
-            match self.store.put(&Path::from(path), bytes.clone().into()).await {
+            match self.store.put(&location, bytes.clone().into()).await {
                 Ok(_) => {
                     self.metrics.waiting_over("store");
                     return Ok(());
