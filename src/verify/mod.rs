@@ -130,7 +130,7 @@ pub struct Report {
     pub unprovable: Vec<String>,
     /// What is worth knowing and nothing wrong: commits of others, tables that have not caught up.
     pub notes: Vec<String>,
-    /// Files in the tables' folders that nothing refers to.
+    /// Files in the folders of the tables and of the runs that nothing refers to, sorted.
     pub orphans: Vec<String>,
     pub tables: Vec<TableReport>,
 }
@@ -225,6 +225,7 @@ pub async fn verify(pipeline: &Pipeline, lake: &Lake, options: &Options, open: O
     let mut said = BTreeSet::new();
     report.unprovable.retain(|u| said.insert(u.clone()));
     report.notes.retain(|n| said.insert(n.clone()));
+    report.orphans.sort();
     Ok(report)
 }
 

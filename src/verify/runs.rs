@@ -29,13 +29,11 @@ fn needed(facts: &Facts) -> BTreeMap<&str, Object<'_>> {
         }
     }
     let above = facts.upto.map_or(0, |upto| upto + 1);
-    for (entry, data) in facts.data.range(above..) {
-        if let Some(named) = &data.runs {
-            let object = objects.entry(&named.path).or_default();
-            object.bytes = Some(named.bytes);
-            object.runs.extend(named.runs.iter().map(|r| &r.run));
-            object.by.insert(format!("entry {entry}"));
-        }
+    for (entry, named) in facts.runs.range(above..) {
+        let object = objects.entry(&named.path).or_default();
+        object.bytes = Some(named.bytes);
+        object.runs.extend(named.runs.iter().map(|r| &r.run));
+        object.by.insert(format!("entry {entry}"));
     }
     objects
 }

@@ -51,7 +51,7 @@ fn site(format: TableFormatKind) -> Site {
     for part in 0..2 {
         for file in 0..2 {
             let lines: Vec<String> = (0..30).map(|n| event(part * 200 + n * 2 + file, users[(n % 3) as usize], part * 20 + n, file * 10, 100 + n)).collect();
-            append(&pond, file as usize, &lines.iter().enumerate().map(|(n, l)| if n % 7 == 3 { l.replace("\"weight\":", "\"unknown\":") } else { l.clone() }).collect::<Vec<_>>());
+            append(&pond, file as usize, &lines.iter().enumerate().map(|(n, l)| if n % 7 == 3 { l.replace("\"weight\":", "\"unknown\":").replace("\"amount\":", "\"nothing\":") } else { l.clone() }).collect::<Vec<_>>());
         }
         pond.until_end();
     }
@@ -115,8 +115,8 @@ fn narrower(stats: &Statistics) -> Statistics {
 }
 
 fn fewer_nulls(stats: &Statistics) -> Statistics {
-    let Statistics::Double(v) = stats else { panic!("{stats}") };
-    Statistics::Double(ValueStatistics::new(v.min_opt().copied(), v.max_opt().copied(), None, Some(0), false))
+    let Statistics::Int64(v) = stats else { panic!("{stats}") };
+    Statistics::Int64(ValueStatistics::new(v.min_opt().copied(), v.max_opt().copied(), None, Some(0), false))
 }
 
 /// The value at `row` of a column becomes that at `from`.
@@ -128,10 +128,10 @@ fn copied(batch: RecordBatch, column: &str, row: u32, from: u32) -> RecordBatch 
     RecordBatch::try_new(batch.schema(), columns).unwrap()
 }
 
-/// Ids beyond those that any bound allows.
-fn far_ids(batch: RecordBatch) -> RecordBatch {
+/// Values beyond those that any bound allows.
+fn far(batch: RecordBatch, column: &str) -> RecordBatch {
     let mut columns = batch.columns().to_vec();
-    let at = batch.schema().index_of("id").unwrap();
+    let at = batch.schema().index_of(column).unwrap();
     columns[at] = Arc::new(batch.column(at).as_primitive::<Int64Type>().unary::<_, Int64Type>(|v| v + 100_000));
     RecordBatch::try_new(batch.schema(), columns).unwrap()
 }
@@ -139,9 +139,9 @@ fn far_ids(batch: RecordBatch) -> RecordBatch {
 /// Damage that both formats know.
 fn plant_in_both(site: &mut Site) {
     for table in ["flat", "parted"] {
-        plant(site, &format!("{table}: rows beyond the bounds of their file"), "bounds", |s| edit_rows(&s.live(table)[0], far_ids));
+        plant(site, &format!("{table}: rows beyond the bounds of their file"), "bounds", |s| edit_rows(&s.live(table)[0], |b| far(b, "id")));
         plant(site, &format!("{table}: a footer with too low a bound"), "bounds", |s| edit_footer(&s.live(table)[0], "id", narrower));
-        plant(site, &format!("{table}: a footer that hides nulls"), "column-counts", |s| edit_footer(&s.live(table)[0], "weight", fewer_nulls));
+        plant(site, &format!("{table}: a footer that hides nulls"), "column-counts", |s| edit_footer(&s.live(table)[0], "amount", fewer_nulls));
         plant(site, &format!("{table}: a null more than is said"), "column-counts", |s| {
             edit_rows(&s.live(table)[0], |b| {
                 let weights = b.column_by_name("weight").unwrap();
@@ -150,10 +150,7 @@ fn plant_in_both(site: &mut Site) {
             });
         });
     }
-    plant(site, "spend: a key's text beyond its bounds", "bounds", |s| edit_rows(s.live("spend").last().unwrap(), |b| match b.column_by_name("user_id") {
-        Some(_) => in_text(b, "user_id", "n", "~"),
-        None => one_more_of_all(b, "n"),
-    }));
+    plant(site, "spend: a window's count beyond its bounds", "bounds", |s| edit_rows(s.live("spend").last().unwrap(), |b| far(b, "n")));
     let runs = |s: &Site| files(&s.lake().join("_millpond/proof/runs"));
     plant(site, "runs removed", "run-missing", |s| std::fs::remove_file(&runs(s)[0]).unwrap());
     plant(site, "runs cut short", "run-size", |s| {
@@ -168,13 +165,6 @@ fn plant_in_both(site: &mut Site) {
             std::fs::write(&runs(s)[0], bytes).unwrap();
         });
     }
-}
-
-fn one_more_of_all(batch: RecordBatch, column: &str) -> RecordBatch {
-    let at = batch.schema().index_of(column).unwrap();
-    let mut columns = batch.columns().to_vec();
-    columns[at] = Arc::new(batch.column(at).as_primitive::<Int64Type>().unary::<_, Int64Type>(|v| v + 100_000));
-    RecordBatch::try_new(batch.schema(), columns).unwrap()
 }
 
 impl Site {
@@ -321,6 +311,34 @@ fn what_an_iceberg_table_tells_its_readers_is_compared() {
     noted(&mut site, "which is not there", &|p| std::fs::write(p, "00099-x").unwrap());
     let older = files(&site.folder("flat").join("metadata")).into_iter().find(|p| p.to_str().unwrap().ends_with(".metadata.json")).unwrap();
     noted(&mut site, "see an older state", &|p| std::fs::write(p, older.file_name().unwrap().to_str().unwrap().trim_end_matches(".metadata.json")).unwrap());
+}
+
+/// Nothing is wrong with a file that belongs to nothing: all of them are told, in every folder that the cleaner looks into.
+#[test]
+fn files_that_belong_to_nothing_are_listed_and_are_no_error() {
+    let pond = Pond::new("");
+    pond.rewrite(&yaml(pond.path(), "[iceberg, delta]", "5s"));
+    (0..2).for_each(|p| append(&pond, p, &(0..10).map(|n| event(n, "ann", n, 0, 5)).collect::<Vec<_>>()));
+    pond.until_end();
+    let lake = pond.path().join("lake");
+    let run = pond.millpond(&["verify", "pipeline.yaml", "--json"]);
+    let value: Value = serde_json::from_str(&run.stdout).unwrap();
+    assert_eq!((run.code, &value["report"]["orphans"]), (0, &json!([])), "{value}");
+    let mut strays: Vec<String> = (0..19).map(|n| format!("delta/proof/plain/stray-{n}.parquet")).collect();
+    let one = ["delta/proof/plain/_delta_log/stray.json", "delta/proof/spend/deletion_vector_x.bin", "iceberg/proof/plain/data/stray.parquet", "iceberg/proof/plain/metadata/stray.avro",
+        "iceberg/proof/spend__late/metadata/00077-x.metadata.json", "_millpond/proof/runs/stray.run", "delta/proof/events__dead/more/stray"];
+    strays.extend(one.map(str::to_string));
+    for stray in &strays {
+        std::fs::create_dir_all(lake.join(stray).parent().unwrap()).unwrap();
+        std::fs::write(lake.join(stray), "stray").unwrap();
+    }
+    strays.sort();
+    let run = pond.millpond(&["verify", "pipeline.yaml", "--json"]);
+    let value: Value = serde_json::from_str(&run.stdout).unwrap();
+    assert_eq!((run.code, &value["report"]["orphans"]), (0, &json!(strays)), "{value}");
+    let run = pond.millpond(&["verify", "pipeline.yaml"]);
+    assert!(run.code == 0 && run.stdout.contains("26 files belong to nothing") && run.stdout.contains("and 6 more"), "{run:?}");
+    assert_eq!(strays.iter().filter(|s| run.stdout.contains(&format!("  {s}\n"))).count(), 20, "{run:?}");
 }
 
 #[test]
