@@ -2,6 +2,7 @@
 
 use crate::support::kafka::Broker;
 use crate::support::process::{Pipeline, until};
+use crate::support::skip;
 use crate::support::spending::{Event, Terms, assert_content, expected, pipeline, produce, steady};
 use std::fs::{self, File};
 use std::io::Write;
@@ -44,7 +45,7 @@ fn a_full_disk_is_waited_for() {
     let dir = tempfile::Builder::new().prefix("millpond-full-").tempdir().unwrap();
     let lake = dir.path().join("lake");
     let Some(_mounted) = Mounted::tmpfs(&lake, 24) else {
-        println!("SKIPPED: a file system of limited size cannot be mounted here (needs root)");
+        skip("resources::a_full_disk_is_waited_for", "a file system of limited size cannot be mounted here (needs root)");
         return;
     };
     let broker = Broker::start();
@@ -109,7 +110,7 @@ fn a_disk_that_is_full_at_the_start_is_waited_for() {
     let dir = tempfile::Builder::new().prefix("millpond-full-start-").tempdir().unwrap();
     let lake = dir.path().join("lake");
     let Some(_mounted) = Mounted::tmpfs(&lake, 8) else {
-        println!("SKIPPED: a file system of limited size cannot be mounted here (needs root)");
+        skip("resources::a_disk_that_is_full_at_the_start_is_waited_for", "a file system of limited size cannot be mounted here (needs root)");
         return;
     };
     fs::write(dir.path().join("rows.ndjson"), "{\"k\":1}\n{\"k\":2}\n").unwrap();
