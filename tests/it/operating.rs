@@ -97,8 +97,8 @@ fn a_second_signal_ends_it_at_once_and_nothing_is_lost() {
     // A writer on the catalog: what is decided now cannot be drained.
     let others = rusqlite::Connection::open(dir.join("lake/catalog.db")).unwrap();
     others.execute_batch("BEGIN IMMEDIATE").unwrap();
-    let mut running = pond.start(&["run", "pipeline.yaml"]);
     arrive(&dir, 100, 200);
+    let mut running = pond.start(&["run", "pipeline.yaml"]);
     running.until_told("waiting for");
     running.signal(libc::SIGINT);
     std::thread::sleep(Duration::from_millis(500));
