@@ -21,6 +21,8 @@ use serde_json::{Value, json};
 use crate::support::kafka::Broker;
 use crate::support::millpond::Pond;
 
+mod readers;
+
 const MINUTE: i64 = 60_000;
 /// 2026-01-31T10:00:00Z.
 const TEN: i64 = 1_769_853_600_000;
@@ -250,6 +252,11 @@ impl Site {
         let pond = Pond::new("");
         pond.rewrite(&yaml(pond.path(), &format!("[{format}]"), "5s"));
         fill(&pond);
+        Self::over(pond, format)
+    }
+
+    /// Around a lake that is right.
+    fn over(pond: Pond, format: TableFormatKind) -> Self {
         let healthy = tempfile::tempdir().unwrap();
         copy(&pond.path().join("lake"), healthy.path());
         let site = Self { pond, healthy, format, planted: vec![], missed: vec![] };
@@ -261,10 +268,14 @@ impl Site {
         self.pond.path().join("lake")
     }
 
-    /// Mends the lake, damages it, and asserts that the judge names the damage.
-    fn plant(&mut self, what: &str, kinds: &[&str], damage: impl FnOnce(&Self)) {
+    fn mend(&self) {
         std::fs::remove_dir_all(self.lake()).unwrap();
         copy(self.healthy.path(), &self.lake());
+    }
+
+    /// Mends the lake, damages it, and asserts that the judge names the damage.
+    fn plant(&mut self, what: &str, kinds: &[&str], damage: impl FnOnce(&Self)) {
+        self.mend();
         damage(self);
         let report = judge(&self.pond, deep());
         let found: BTreeSet<&str> = report.findings.iter().map(|f| f.kind).collect();
