@@ -644,7 +644,7 @@ p.yaml:14:9: error: `memory` is too small to work with
 
 p.yaml:15:8: error: `epoch.every` is too short
  15 | epoch: {every: 0s}
-    |        ^^^^^^^^^^
+    |        ^^^^^^^^^^^
    expected: at least 1ms; 1s to 30s is usual
 
 p.yaml:16:19: error: `:9090` is no address to listen on
