@@ -17,6 +17,7 @@ mod append_only;
 mod bounds;
 mod compare;
 mod contents;
+mod dead_letters;
 mod deep;
 mod delta;
 mod facts;
