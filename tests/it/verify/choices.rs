@@ -79,3 +79,38 @@ fn what_is_asked_for_is_compared_and_progress_shows_on_a_terminal_alone() {
     assert_eq!(found(&["--from", "2026-01-31T10:05:00Z"]).0, Vec::<String>::new());
     assert_eq!(found(&["--sample", "100"]).0, ["spend"]);
 }
+
+/// A worker decides, commits, truncates its log and deletes runs while the judge looks: nothing of that is wrong.
+#[test]
+fn a_judge_beside_a_worker_accuses_nobody() {
+    let pond = Pond::new("");
+    pond.rewrite(&yaml(pond.path(), "[iceberg, delta]", "1ms"));
+    let done = std::sync::atomic::AtomicBool::new(false);
+    let looks = std::thread::scope(|scope| {
+        let judge = scope.spawn(|| {
+            let pipeline = millpond::pipeline::load(Path::new("pipeline.yaml"), pond.path(), &|_| None).unwrap();
+            let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+            let mut looks = 0;
+            while !done.load(std::sync::atomic::Ordering::Relaxed) {
+                let Ok(report) = runtime.block_on(judged(&pipeline, Options::default())) else { continue };
+                // Before the first commit some tables are not there yet.
+                let wrong: Vec<_> = report.findings.iter().filter(|f| f.kind != "table-missing").collect();
+                assert!(wrong.is_empty(), "{wrong:#?}");
+                looks += 1;
+            }
+            looks
+        });
+        // Each file is read in a turn of its own: many short epochs, and a log that is cut.
+        for run in 0..3 {
+            for file in 0..26 {
+                append(&pond, 10 + file, &(0..10).map(|n| event(run * 1000 + file as i64 * 10 + n, ["ann", "bob"][n as usize % 2], run * 20 + n, file as i64, 100 + n)).collect::<Vec<_>>());
+            }
+            pond.until_end();
+        }
+        done.store(true, std::sync::atomic::Ordering::Relaxed);
+        judge.join().unwrap()
+    });
+    assert!(looks > 3, "{looks}");
+    assert!(!files(&pond.path().join("lake/_millpond/proof/log"))[0].ends_with("00000000000000000000.json"), "the log was not truncated");
+    assert_right(&judge(&pond, deep()));
+}
