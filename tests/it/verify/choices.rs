@@ -97,6 +97,7 @@ fn a_judge_beside_a_worker_accuses_nobody() {
                 let wrong: Vec<_> = report.findings.iter().filter(|f| f.kind != "table-missing").collect();
                 assert!(wrong.is_empty(), "{wrong:#?}");
                 looks += 1;
+                std::thread::sleep(std::time::Duration::from_millis(50));
             }
             looks
         });
@@ -115,4 +116,13 @@ fn a_judge_beside_a_worker_accuses_nobody() {
     });
     assert!(looks > 3, "{looks}");
     assert_right(&judge(&pond, deep()));
+    // A run that only the checkpoint names by now.
+    let log = files(&pond.path().join("lake/_millpond/proof/log"));
+    let newest = log.iter().rev().map(|p| serde_json::from_slice::<Value>(&std::fs::read(p).unwrap()).unwrap()).find(|e| e["body"]["checkpoint"].is_object()).unwrap();
+    let runs = newest["body"]["checkpoint"]["ledger"]["runs"].as_object().unwrap();
+    let object = runs.values().flat_map(|r| r.as_array().unwrap()).find_map(|r| r["object"].as_str()).unwrap();
+    std::fs::remove_file(pond.path().join("lake").join(object)).unwrap();
+    let report = judge(&pond, Options::default());
+    let missing: Vec<_> = report.findings.iter().filter(|f| f.kind == "run-missing").collect();
+    assert!(missing.len() == 1 && missing[0].text.contains(object) && missing[0].text.contains("checkpoint"), "{report:#?}");
 }
