@@ -312,3 +312,21 @@ fn interval_us(e: &datafusion::sql::sqlparser::ast::Expr) -> Result<i64, String>
         _ => Err(format!("must be a literal like interval '5 minutes'; found {e}")),
     }
 }
+
+/// An evaluation error in a few words, for a dead letter.
+pub(crate) fn reason(e: &DataFusionError) -> String {
+    let text = match e.find_root() {
+        DataFusionError::ArrowError(e, _) => e.to_string(),
+        DataFusionError::Execution(t) => t.clone(),
+        other => other.strip_backtrace(),
+    };
+    let text = text.lines().next().unwrap_or_default();
+    // "Cast error: Cannot cast …": the kind says nothing that the rest does not.
+    let kinds = ["Arrow error: ", "Compute error: ", "Cast error: ", "Arithmetic overflow: ", "Invalid argument error: ", "Execution error: ", "Parser error: "];
+    let mut text = text;
+    while let Some(rest) = kinds.iter().find_map(|k| text.strip_prefix(k)) {
+        text = rest;
+    }
+    let mut chars = text.trim_end_matches('.').chars();
+    chars.next().map(|c| c.to_lowercase().chain(chars).collect()).unwrap_or_default()
+}

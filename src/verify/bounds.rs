@@ -347,7 +347,8 @@ fn from_text(text: &str, ty: &DataType) -> Option<Scalar> {
     Some(match ty {
         DataType::Boolean => Scalar::Bool(text.parse().ok()?),
         DataType::Int32 | DataType::Int64 => Scalar::Int(text.parse().ok()?),
-        DataType::Float32 | DataType::Float64 => Scalar::Float(text.parse().ok()?),
+        DataType::Float32 => Scalar::Float(f64::from(text.parse::<f32>().ok()?)),
+        DataType::Float64 => Scalar::Float(text.parse().ok()?),
         DataType::Utf8 => Scalar::Text(text.to_string()),
         DataType::Date32 => Scalar::Int(i64::from(NaiveDate::parse_from_str(text, "%Y-%m-%d").ok()?.num_days_from_ce()) - 719_163),
         DataType::Timestamp(..) => {

@@ -1,8 +1,10 @@
 //! Proof that the tables hold what the log says, and nothing else.
 //!
 //! [`structure`] looks at the log and at what lies in the lake: whether the entries tile every
-//! partition, whether every staged file is in its table once, whether files, counts, keys and stamps
-//! agree. [`deep`] reads the source again over the logged offsets and computes every table by a way of
+//! partition, whether every staged file is in its table once, whether files, counts and stamps agree.
+//! [`schema`] compares columns and partitioning with the plan's, [`contents`] reads every file once:
+//! keys are there once, and what readers prune by ([`bounds`]) holds every row. [`runs`] reads what a
+//! start needs. [`deep`] reads the source again over the logged offsets and computes every table by a way of
 //! its own: it judges lateness row by row from the facts of the log, runs the SQL as one batch in
 //! DataFusion, and compares rows.
 //!
@@ -17,6 +19,7 @@ mod append_only;
 mod bounds;
 mod compare;
 mod contents;
+mod dead_letters;
 mod deep;
 mod delta;
 mod facts;

@@ -78,7 +78,14 @@ async fn one(lake: &Lake, path: &str, object: &Object<'_>, wanted: &dyn Fn(&&&Ru
         let range = run.offset.min(bytes)..(run.offset + run.length).min(bytes);
         let segment = match range.is_empty() {
             true => bytes::Bytes::new(),
-            false => lake.store.get_range(&location, range).await?,
+            false => match lake.store.get_range(&location, range).await {
+                Ok(bytes) => bytes,
+                Err(object_store::Error::NotFound { .. }) => {
+                    say("run-missing", format!("the runs {path} went away while they were read, and {by} needs them"));
+                    return Ok(());
+                }
+                Err(e) => return Err(e.into()),
+            },
         };
         if let Err(e) = read_run(&segment, run) {
             say("run-damaged", format!("the runs {path}, which {by} needs: {e}"));

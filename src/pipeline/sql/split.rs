@@ -564,7 +564,7 @@ fn short(e: &Expr) -> String {
 }
 
 fn lower(e: &DataFusionError) -> String {
-    crate::transform::reason(e)
+    super::reason(e)
 }
 
 /// DataFusion's integer `+`, `-` and `*` wrap unless told not to.

@@ -196,6 +196,7 @@ impl Site {
 /// What is said of a data file in a manifest.
 struct Changed {
     records: u64,
+    bytes: u64,
     partition: Struct,
     nulls: HashMap<i32, u64>,
     values: HashMap<i32, u64>,
@@ -207,6 +208,7 @@ impl Changed {
     fn of(file: &DataFile) -> Self {
         Self {
             records: file.record_count(),
+            bytes: file.file_size_in_bytes(),
             partition: file.partition().clone(),
             nulls: file.null_value_counts().clone(),
             values: file.value_counts().clone(),
@@ -222,7 +224,7 @@ impl Changed {
             .file_format(file.file_format())
             .partition(self.partition)
             .record_count(self.records)
-            .file_size_in_bytes(file.file_size_in_bytes())
+            .file_size_in_bytes(self.bytes)
             .column_sizes(file.column_sizes().clone())
             .value_counts(self.values)
             .null_value_counts(self.nulls)
@@ -250,6 +252,7 @@ fn what_an_iceberg_table_tells_its_readers_is_compared() {
         plant(&mut site, &format!("{table}: a manifest with other value counts"), "column-counts", |s| s.edit_manifest(table, |f| f.values.extend([(ID, 7)])));
         plant(&mut site, &format!("{table}: a manifest with another number of rows"), "file-rows", |s| s.edit_manifest(table, |f| f.records += 1));
     }
+    plant(&mut site, "flat: a manifest with another size", "file-size", |s| s.edit_manifest("flat", |f| f.bytes += 1));
     let text = |t: &str| Struct::from_iter([Some(iceberg::spec::Literal::string(t))]);
     plant(&mut site, "parted: a file in another's partition", "partition-value", |s| s.edit_manifest("parted", |f| f.partition = text("bobby")));
     plant(&mut site, "parted: a file in no partition", "partition-value", |s| s.edit_manifest("parted", |f| f.partition = Struct::from_iter([None])));
