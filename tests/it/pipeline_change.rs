@@ -327,7 +327,7 @@ fn what_may_not_change_is_refused_with_the_way_out() {
     filed.pond.until_end();
     for (from, to, word) in [
         ("where amount > 0", "where amount > 1", "counts other rows, or the same rows otherwise"),
-        ("sum(amount) as amount", "sum(amount) as amount, count(*) as n", "needs a replay"),
+        ("sum(amount) as amount", "sum(amount) as amount, count(*) as n", "another aggregate needs a table of its own"),
         ("sum(amount) as amount", "sum(amount) + 1 as amount", "select list or having"),
         ("allowed_lateness: 10m", "emit: on_update", "its way of emission changes"),
         ("key: [window_start, user_id], ", "", "its key changes from [window_start, user_id] to none"),
