@@ -29,8 +29,6 @@ pub mod source;
 
 pub mod decode;
 
-pub mod run;
-
 pub mod transform;
 
 pub mod time;
@@ -54,6 +52,11 @@ pub mod verify;
 pub mod worker;
 
 pub mod cli;
+
+/// The tests run on the allocator that `millpond` runs on: it is a good part of how fast the simulation is.
+#[cfg(test)]
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 #[cfg(test)]
 mod model;
