@@ -29,6 +29,8 @@ pub mod source;
 
 pub mod decode;
 
+pub mod run;
+
 pub mod transform;
 
 pub mod time;

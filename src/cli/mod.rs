@@ -1,6 +1,7 @@
 //! The command line: one file per verb; human and `--json` output come from one value.
 
 pub mod footprint;
+mod load;
 mod query;
 mod run;
 mod schema;
@@ -8,13 +9,10 @@ mod status;
 mod validate;
 mod verify;
 
-use crate::pipeline::sql::{self, TablePlan};
-use crate::pipeline::{self, Pipeline, Problem, SourceText};
-use crate::stage::partition::PartitionSplitter;
+use crate::pipeline::{Pipeline, Problem};
 use crate::worker::{Clock, WorkerError};
 use clap::{Parser, Subcommand};
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use load::load;
 
 /// Done.
 pub const OK: i32 = 0;
@@ -103,55 +101,9 @@ impl Clock for SystemClock {
     }
 }
 
-/// A pipeline file that has passed every check that needs no connection.
-struct Loaded {
-    pipeline: Arc<Pipeline>,
-    plans: Vec<Arc<TablePlan>>,
-}
-
-/// Reads a pipeline file and plans its SQL; every problem at once.
-fn load(file: &Path) -> Result<Loaded, Vec<Problem>> {
-    let cwd = std::env::current_dir().unwrap_or_else(|_| PathBuf::from("/"));
-    let env = |name: &str| std::env::var(name).ok();
-    let (pipeline, parts) = pipeline::check(file, &cwd, &env);
-    let text = SourceText::read(file).unwrap_or_else(|_| SourceText::new(&file.display().to_string(), ""));
-    let (mut plans, mut problems) = (vec![], vec![]);
-    // Where a source is wrong, every table would miss it.
-    for table in parts.tables.iter().filter(|_| !parts.sources.is_empty()) {
-        match sql::plan(table, &parts.sources) {
-            Ok(plan) => {
-                problems.extend(partition_problems(&text, table, &plan));
-                plans.push(Arc::new(plan));
-            }
-            Err(e) => {
-                let problem = pipeline::sql_problem(&text, table, e.at, format!("table {}: {e}", table.name));
-                problems.push(if e.unsupported { problem.unsupported() } else { problem });
-            }
-        }
-    }
-    match pipeline {
-        Ok(pipeline) if problems.is_empty() => Ok(Loaded { pipeline: Arc::new(pipeline), plans }),
-        other => {
-            problems.extend(other.err().map(|p| p.list).unwrap_or_default());
-            problems.sort_by_key(|p| (p.line, p.column));
-            Err(problems)
-        }
-    }
-}
-
 /// Whether the pipeline ever ran here. Asking makes no folder.
 fn has_run(pipeline: &Pipeline) -> bool {
     pipeline.lake.root.join("_millpond").join(&pipeline.name).join("log").is_dir()
-}
-
-fn partition_problems(text: &SourceText, table: &pipeline::TableDecl, plan: &TablePlan) -> Vec<Problem> {
-    let each = |p: &pipeline::PartitionField| {
-        let why = PartitionSplitter::new(&plan.output, std::slice::from_ref(p)).err()?;
-        let columns: Vec<&str> = plan.output.fields().iter().map(|f| f.name().as_str()).collect();
-        let problem = pipeline::sql_problem(text, table, None, format!("table {}: {why}", table.name));
-        Some(problem.expected(format!("a time or a plain value among the columns {}", columns.join(", "))))
-    };
-    table.partition_by.iter().filter_map(each).collect()
 }
 
 /// Prints problems, and returns the exit code for them.

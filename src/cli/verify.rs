@@ -10,6 +10,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use uuid::Uuid;
 
+/// Files that belong to nothing, for people; programs are told all.
+const ORPHANS_SHOWN: usize = 20;
+
 #[derive(clap::Args)]
 pub struct Arguments {
     /// The pipeline file
@@ -116,7 +119,10 @@ fn text(report: &Report) -> String {
         lines.push(format!("note: {note}"));
     }
     if !report.orphans.is_empty() {
-        lines.push(format!("note: {} files belong to nothing, such as {}", report.orphans.len(), report.orphans[0]));
+        lines.push(format!("note: {} files belong to nothing:", report.orphans.len()));
+        lines.extend(report.orphans.iter().take(ORPHANS_SHOWN).map(|path| format!("  {path}")));
+        let more = report.orphans.len().saturating_sub(ORPHANS_SHOWN);
+        lines.extend((more > 0).then(|| format!("  … and {more} more (--json names all)")));
     }
     for what in &report.unprovable {
         lines.push(format!("cannot be proven: {what}"));

@@ -267,8 +267,13 @@ async fn sync_index(side: &mut Side, what: &Advance<'_>) -> Result<(), CommitErr
 }
 
 async fn put(store: &Arc<dyn ObjectStore>, path: &str, bytes: bytes::Bytes) -> Result<(), CommitError> {
-    store.put(&Path::from(path), bytes.into()).await.map_err(|e| CommitError::Unavailable(format!("cannot write {path}: {e}")))?;
+    store.put(&object(path)?, bytes.into()).await.map_err(|e| CommitError::Unavailable(format!("cannot write {path}: {e}")))?;
     Ok(())
+}
+
+/// The object of this name as it stands: `Path::from` would write a partition's %20 as %2520, where no reader looks.
+fn object(path: &str) -> Result<Path, CommitError> {
+    Path::parse(path).map_err(|e| CommitError::Refused(format!("{path} is no name of an object: {e}")))
 }
 
 /// A commit that names a file which is not there would break the table for every reader.
@@ -286,7 +291,7 @@ async fn check_staged(side: &mut Side, todo: &[&Pending], what: &Advance<'_>) ->
 }
 
 async fn staged(store: Arc<dyn ObjectStore>, path: String, bytes: u64, whose: String) -> Result<(), CommitError> {
-    match store.head(&Path::from(path.as_str())).await {
+    match store.head(&object(&path)?).await {
         Ok(meta) if meta.size == bytes => Ok(()),
         Ok(meta) => Err(CommitError::Refused(format!(
             "the file {path} {whose} has {} bytes, expected {bytes}: it is damaged; restore it from a copy, or {ANOTHER_NAME}",

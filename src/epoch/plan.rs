@@ -8,7 +8,7 @@ use crate::source::SourceFacts;
 use crate::stage::dead::dead_schema;
 use crate::stage::TableSpec;
 use crate::stage::layout::assign_field_ids;
-use arrow::datatypes::{Schema, SchemaRef};
+use arrow::datatypes::{Field, Schema, SchemaRef};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -66,7 +66,11 @@ fn source_plan(pipeline: &Pipeline, spec: &SourceSpec, facts: &SourceFacts, star
 }
 
 fn table_plan(decl: &TableDecl, plan: &TablePlan, born: u64, old: Option<&WindowedOrPlain>) -> Result<WindowedOrPlain, PlanError> {
-    let schema = ids(&decl.name, &plan.output, old.map(|o| &o.table))?;
+    let known = old.map(|o| o.table.spec()).transpose().map_err(|why| PlanError::Layout { table: decl.name.clone(), why })?;
+    // Rows that are there lack a column that is added: it is nullable, and stays so, whatever the SQL makes of it.
+    let lacked = |f: &Field| known.as_ref().is_some_and(|k| k.schema.field_with_name(f.name()).map_or(true, |f| f.is_nullable()));
+    let fields: Vec<Field> = plan.output.fields().iter().map(|f| f.as_ref().clone().with_nullable(f.is_nullable() || lacked(f))).collect();
+    let schema = ids(&decl.name, &Schema::new(fields), old.map(|o| &o.table))?;
     // The order in which a file names them means nothing.
     let sorted = |formats: &[TableFormatKind]| formats.iter().copied().collect::<BTreeSet<_>>();
     let formats = old.map(|o| &o.table.formats).filter(|o| sorted(o) == sorted(&decl.formats)).unwrap_or(&decl.formats);
@@ -143,7 +147,8 @@ pub fn birth(Given { pipeline, plans, facts, starts }: Given<'_>) -> Result<Plan
 /// | a table or a source is taken out | stays as it is, gets no more rows |
 /// | a plain table: nullable columns are added at the end, its SQL changes otherwise | from the plan entry on |
 /// | comment, properties | set by the next commit; what is taken out of the file stays |
-/// | a windowed table: what its SQL means, its way of emission | refused: rows that were counted cannot be counted again |
+/// | a windowed table with a key: columns are added at the end that are computed from what its windows hold | rows that are written from the plan entry on have them |
+/// | a windowed table: what its SQL means otherwise, its way of emission | refused: rows that were counted cannot be counted again |
 /// | key, formats, partitioning, source | refused |
 /// | it is the file of an older plan, or names a table that ended | refused unless accepted |
 ///
@@ -300,7 +305,12 @@ fn same_meaning(name: &str, before: &TablePlan, after: &TablePlan) -> Result<(),
     if let Some(what) = difference(steps(&before.below), steps(&after.below)).or_else(|| difference(calls(before), calls(after))) {
         return Err(refuse(name, &format!("its SQL counts other rows, or the same rows otherwise:{what}windows that are open now would hold rows of both kinds")));
     }
-    if let Some(what) = difference(steps(&before.above), steps(&after.above)) {
+    // Columns may be added behind those that there are.
+    let (old, mut new) = (steps(&before.above), steps(&after.above));
+    if new.starts_with(&old) && before.upsert {
+        new.truncate(old.len());
+    }
+    if let Some(what) = difference(old, new) {
         return Err(refuse(
             name,
             &format!("what its SQL makes of a window's results changes (select list or having):{what}rows that are corrected later would be doubled or left over"),
@@ -311,6 +321,43 @@ fn same_meaning(name: &str, before: &TablePlan, after: &TablePlan) -> Result<(),
 
 fn refuse(name: &str, what: &str) -> PlanError {
     PlanError::Refused(format!("table {name}: {what}; give the changed table another name (it begins empty and `run` fills it from here on), or undo the change"))
+}
+
+/// Whether a windowed table differs in columns only, which are added at the end; refused where that cannot be done.
+fn adds_columns(name: &str, before: &WindowedOrPlain, after: &WindowedOrPlain) -> Result<bool, PlanError> {
+    let of = |state: &'_ str, kind: fn(&str) -> bool| state.lines().filter(|l| kind(l)).map(String::from).collect::<Vec<_>>();
+    let is_column = |l: &str| l.starts_with("column ");
+    let is_aggregate = |l: &str| l.starts_with("aggregate ");
+    let rest = |l: &str| !l.starts_with("column ") && !l.starts_with("aggregate ") && !l.starts_with("reads ");
+    let differs = |kind: fn(&str) -> bool| of(&before.state, kind) != of(&after.state, kind);
+    if differs(rest) {
+        return Ok(false);
+    }
+    let (old, new) = (of(&before.state, is_column), of(&after.state, is_column));
+    let added: Vec<&String> = new.iter().filter(|c| !old.contains(c)).collect();
+    if old.iter().any(|c| !new.contains(c)) || added.is_empty() {
+        return Ok(false);
+    }
+    const WAY: &str = "a column can be added at the end of the select list that is computed from the aggregates, the group key and the window's bounds that the table has";
+    let (held, wanted) = (of(&before.state, is_aggregate), of(&after.state, is_aggregate));
+    if held != wanted || differs(|l| l.starts_with("reads ")) {
+        let calls = |lines: &[String]| lines.iter().filter_map(|l| l.strip_prefix("aggregate ")?.split(" as ").next()).collect::<Vec<_>>().join(", ");
+        return Err(refuse(
+            name,
+            &format!(
+                "its SQL counts something more, which windows that are open now have not counted\n  the log has:  {}\n  the file has: {}\n{WAY}; another aggregate needs a table of its own",
+                calls(&held),
+                calls(&wanted)
+            ),
+        ));
+    }
+    if before.table.key.is_empty() {
+        return Err(refuse(name, "it is append-only, and what it retracts must be what it inserted, column by column; a windowed table with a key can be given columns"));
+    }
+    if !new.starts_with(&old) {
+        return Err(refuse(name, &format!("a column is added in the middle of the select list; {WAY}")));
+    }
+    Ok(true)
 }
 
 /// What a table is, whatever its columns: asked before they are compared, for the better word.
@@ -341,7 +388,8 @@ fn same_table(name: &str, before: &WindowedOrPlain, decl: &TableDecl, plan: &Tab
 fn table_change(name: &str, before: &WindowedOrPlain, after: &WindowedOrPlain, changes: &mut Vec<String>) -> Result<(), PlanError> {
     let refuse = |what: &str| refuse(name, what);
     let (old, new) = (&before.table, &after.table);
-    if before.window.is_some() && before.state != after.state {
+    let windowed = before.window.is_some();
+    if windowed && before.state != after.state && !adds_columns(name, before, after)? {
         let only = |a: &str, b: &str| a.lines().filter(|l| !b.lines().any(|m| m == *l)).collect::<Vec<_>>().join("; ");
         let or_nothing = |text: String| if text.is_empty() { "nothing".to_string() } else { text };
         return Err(refuse(&format!(
@@ -355,7 +403,8 @@ fn table_change(name: &str, before: &WindowedOrPlain, after: &WindowedOrPlain, c
     }
     let known = changes.len();
     if old.schema != new.schema {
-        changes.push(format!("table {name}: columns are added; rows written before hold null in them"));
+        let corrected = if windowed { ", until their window is corrected" } else { "" };
+        changes.push(format!("table {name}: columns are added; rows written before hold null in them{corrected}"));
     } else if before.sql != after.sql {
         let what = if before.window.is_some() { "its SQL is written differently and means the same" } else { "its SQL changes; rows from here on follow it" };
         changes.push(format!("table {name}: {what}"));

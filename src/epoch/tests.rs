@@ -383,6 +383,24 @@ fn what_a_changed_file_means_to_a_log() {
     let ids = |p: &Plan| p.tables["plain"].table.spec().unwrap().schema.fields().iter().map(|f| f.metadata()[crate::stage::FIELD_ID].clone()).collect::<Vec<_>>();
     assert_eq!(ids(&plan)[..2], ids(&l.plan)[..], "known columns keep their field ids");
 
+    // A windowed table is given what its windows hold already.
+    let grouped = "count(*) as n from tumble";
+    let (plan, said) = changed(&FILE.replace(grouped, "count(*) as n, sum(v) / count(*) as mean, window_start as begins, k as who from tumble"));
+    assert!(said.contains("table sums: columns are added") && said.contains("until their window is corrected"), "{said}");
+    let fields: Vec<(String, bool)> = plan.tables["sums"].table.spec().unwrap().schema.fields().iter().skip(4).map(|f| (f.name().clone(), f.is_nullable())).collect();
+    assert_eq!(fields, [("mean".to_string(), true), ("begins".to_string(), true), ("who".to_string(), true)], "also what is never null from here on");
+    for (columns, parts) in [
+        ("count(*) as n, max(v) as top", &["the file has: sum(int64), count(Null), max(int64)", "another aggregate needs a table of its own", "another name"][..]),
+        ("count(*) as n, count(*) filter (where v > 1) as some", &["another aggregate needs a table of its own"]),
+        ("sum(v) / count(*) as mean, count(*) as n", &["in the middle of the select list", "at the end"]),
+        ("sum(v) as n, count(*) as m", &["what its SQL makes of a window's results changes", "another name"]),
+    ] {
+        let said = refused(&FILE.replace(grouped, &format!("{columns} from tumble")));
+        for part in parts {
+            assert!(said.contains(part), "{columns}: {part}: {said}");
+        }
+    }
+
     let (plan, said) = changed(&FILE.replace("lake:", "  more:\n    sql: select v from events\nlake:"));
     assert_eq!((plan.tables["more"].born, plan.tables["plain"].born), (l.next, 0));
     assert!(said.contains("table more begins here"), "{said}");
@@ -492,7 +510,7 @@ fn a_windowed_table_keeps_its_meaning_and_a_plain_one_may_change_it() {
         ("count(*) as n", "count(*) filter (where v > 5) as n", "windows that are open now"),
         ("sum(v) as s", "sum(v) * 2 as s", "select list or having"),
         ("where v > 0\n      group by window_start, k", "where v > 0\n      group by window_start, k having sum(v) > 3", "select list or having"),
-        ("count(*) as n", "count(*) as n, max(v) as m", "needs a replay"),
+        ("count(*) as n", "count(*) as n, max(v) as m", "another aggregate needs a table of its own"),
         ("count(*) as n", "count(*) as many", "column `n` (int64) is gone"),
     ] {
         assert_eq!(filtered.matches(from).count(), 1, "{from}");

@@ -1,7 +1,7 @@
 //! From groups to the table's rows: what stands above the aggregate, value by value.
 
 use crate::pipeline::sql::{Aggregate, GroupColumn, Projected, Step, TablePlan};
-use crate::transform::reason;
+use crate::pipeline::sql::reason;
 use arrow::array::{Array, ArrayRef, AsArray, BooleanArray, StringArray, TimestampMicrosecondArray, UInt32Array, new_null_array};
 use arrow::compute::{concat, take_record_batch};
 use arrow::datatypes::DataType;

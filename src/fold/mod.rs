@@ -29,6 +29,7 @@ use datafusion::error::DataFusionError;
 use emit::{Emitted, Emitter, marked, pick};
 use pane::{Emission, Pane};
 use rows::{RowSetBuilder, Scratches};
+use spill::{Order, SharedFile};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -122,8 +123,30 @@ pub struct TableFold {
     transform: Transform,
     emitter: Emitter,
     panes: BTreeMap<i64, Pane>,
+    /// Of all panes.
+    held: Held,
+    order: Arc<Order>,
     config: FoldConfig,
     scratches: Scratches,
+}
+
+/// Memory of panes.
+#[derive(Debug, Clone, Copy, Default)]
+struct Held {
+    bytes: usize,
+    /// Of these, what a spill would free.
+    spillable: usize,
+}
+
+impl Held {
+    fn of(pane: &Pane, aggregate: &Aggregate) -> Self {
+        Self { bytes: pane.bytes(), spillable: pane.spillable_bytes(aggregate) }
+    }
+
+    fn replace(&mut self, before: Self, after: Self) {
+        self.bytes = self.bytes - before.bytes + after.bytes;
+        self.spillable = self.spillable - before.spillable + after.spillable;
+    }
 }
 
 /// Rows of one entry, by what is done with them.
@@ -138,12 +161,13 @@ impl TableFold {
     /// # Errors
     /// The table is not windowed.
     pub fn new(plan: Arc<TablePlan>, emit: Emit, config: FoldConfig) -> Result<Self, FoldError> {
-        let (Some(window), Some(_)) = (plan.window, &plan.aggregate) else {
+        let (Some(window), Some(aggregate)) = (plan.window, &plan.aggregate) else {
             return Err(FoldError::NotWindowed { table: plan.table.clone() });
         };
+        let order = Arc::new(Order::new(aggregate)?);
         let scratches = Scratches::new(config.spill_dir.clone(), &plan.table);
         let (transform, emitter) = (Transform::new(plan.clone()), Emitter::new(&plan));
-        Ok(Self { plan, window, emit, transform, emitter, panes: BTreeMap::new(), config, scratches })
+        Ok(Self { plan, window, emit, transform, emitter, panes: BTreeMap::new(), held: Held::default(), order, config, scratches })
     }
 
     pub fn plan(&self) -> &Arc<TablePlan> {
@@ -175,7 +199,7 @@ impl TableFold {
         for (op, builder) in
             [(ChangeOp::Remove, out.remove), (ChangeOp::Insert, out.retract), (ChangeOp::Insert, out.insert), (ChangeOp::Replace, out.replace)]
         {
-            if let Some(rows) = builder.finish()? {
+            if let Some(rows) = builder.finish(&mut self.scratches)? {
                 changes.rows.push(ChangeRows { op, rows });
             }
         }
@@ -217,7 +241,7 @@ impl TableFold {
 
     /// Memory held by panes, about.
     pub fn bytes(&self) -> usize {
-        self.panes.values().map(Pane::bytes).sum()
+        self.held.bytes
     }
 
     /// Panes take more than half of what they may before they are written to disk, or some are there already.
@@ -299,8 +323,11 @@ impl TableFold {
     }
 
     fn merge(&mut self, start: i64, batches: Vec<RecordBatch>) -> Result<(), FoldError> {
-        let pane = pane(&mut self.panes, start, self.window, aggregate_of(&self.plan)?)?;
-        batches.into_iter().try_for_each(|b| pane.merge(b))
+        let aggregate = aggregate_of(&self.plan)?;
+        let (pane, before) = pane(&mut self.panes, start, self.window, aggregate)?;
+        batches.into_iter().try_for_each(|b| pane.merge(b))?;
+        self.held.replace(before, Held::of(pane, aggregate));
+        Ok(())
     }
 
     /// Merges, and emits what changed.
@@ -309,8 +336,9 @@ impl TableFold {
         let aggregate = aggregate_of(&plan)?;
         let emission = Emission { plan: &plan, aggregate, emitter: &self.emitter };
         let ask_before = !plan.upsert || self.emitter.has_filter();
-        let pane = pane(&mut self.panes, start, self.window, aggregate)?;
+        let (pane, before) = pane(&mut self.panes, start, self.window, aggregate)?;
         let mut changed = pane.merge_and_emit(batches, ask_before, &emission)?;
+        self.held.replace(before, Held::of(pane, aggregate));
         changes.dead.append(&mut changed.now.dead);
         // Which of the changed groups were to be seen before, and where their old rows are.
         let mut old_row = vec![None; changed.existed.len()];
@@ -370,31 +398,62 @@ impl TableFold {
 
     fn drop_panes(&mut self, horizon: Option<i64>) {
         self.panes.retain(|_, p| !reached(horizon, p.window.1));
+        self.count();
     }
 
-    /// Writes the biggest panes to disk until the others fit. A pane is copied while it is written, so panes get a third of
-    /// the memory.
+    fn count(&mut self) {
+        self.held = Held::default();
+        let Some(aggregate) = &self.plan.aggregate else { return };
+        for pane in self.panes.values() {
+            self.held.replace(Held::default(), Held::of(pane, aggregate));
+        }
+    }
+
+    /// Writes panes to disk until the others fit, the biggest first, of small ones those that end last. A pane is
+    /// copied while it is written, so panes get a third of the memory.
+    ///
+    /// It looks at all panes, so it waits until there is enough to write: what spilled panes keep may alone be too much.
     fn keep_within_memory(&mut self) -> Result<(), FoldError> {
-        let aggregate = aggregate_of(&self.plan)?;
+        let plan = self.plan.clone();
+        let aggregate = aggregate_of(&plan)?;
         let limit = self.config.memory_bytes / 3;
-        let mut total: usize = self.panes.values().map(Pane::bytes).sum();
-        while total > limit {
-            let Some((size, pane)) = self.panes.values_mut().map(|p| (p.spillable_bytes(aggregate), p)).max_by_key(|(size, _)| *size) else { break };
-            if size == 0 {
-                break;
+        while self.held.bytes > limit && self.held.spillable > limit / 8 {
+            let mut sizes: Vec<(usize, i64)> = self.panes.iter().map(|(start, p)| (p.spillable_bytes(aggregate), *start)).filter(|(size, _)| *size > 0).collect();
+            sizes.sort_unstable();
+            let mut sizes = sizes.into_iter().rev().peekable();
+            // A quarter more than needed, lest the next window begins it again.
+            let mut excess = self.held.bytes.saturating_sub(limit / 4 * 3);
+            while excess > 0 && sizes.peek().is_some() {
+                let mut file = SharedFile::new(aggregate, &mut self.scratches)?;
+                let mut written = vec![];
+                while excess > 0 && !file.is_full() {
+                    let Some((size, start)) = sizes.next() else { break };
+                    let Some(pane) = self.panes.get_mut(&start) else { continue };
+                    written.push((start, pane.spill(aggregate, &self.order, &mut file)?));
+                    excess = excess.saturating_sub(size);
+                }
+                let file = file.finish()?;
+                for (start, written) in written {
+                    if let Some(pane) = self.panes.get_mut(&start) {
+                        pane.attach(written, file.clone(), aggregate, &mut self.scratches)?;
+                    }
+                }
             }
-            let before = pane.bytes();
-            pane.spill(aggregate, &mut self.scratches)?;
-            total = total - before + pane.bytes();
+            self.count();
         }
         Ok(())
     }
 }
 
-fn pane<'a>(panes: &'a mut BTreeMap<i64, Pane>, start: i64, window: Tumble, aggregate: &Aggregate) -> Result<&'a mut Pane, FoldError> {
+/// The pane of a window, made where there is none, and what it holds now.
+fn pane<'a>(panes: &'a mut BTreeMap<i64, Pane>, start: i64, window: Tumble, aggregate: &Aggregate) -> Result<(&'a mut Pane, Held), FoldError> {
     Ok(match panes.entry(start) {
-        std::collections::btree_map::Entry::Occupied(e) => e.into_mut(),
-        std::collections::btree_map::Entry::Vacant(e) => e.insert(Pane::new(window.window_of(start), aggregate)?),
+        std::collections::btree_map::Entry::Occupied(e) => {
+            let pane = e.into_mut();
+            let held = Held::of(pane, aggregate);
+            (pane, held)
+        }
+        std::collections::btree_map::Entry::Vacant(e) => (e.insert(Pane::new(window.window_of(start), aggregate)?), Held::default()),
     })
 }
 

@@ -2,8 +2,8 @@
 
 use super::FoldError;
 use super::emit::{Emitted, Emitter};
-use super::rows::Scratches;
-use super::spill::Spilled;
+use super::rows::{Scratch, Scratches};
+use super::spill::{Order, SharedFile, Spilled, Written};
 use crate::partial::accumulate::Ids;
 use crate::partial::groups::Groups;
 use crate::pipeline::sql::{Aggregate, TablePlan};
@@ -11,6 +11,12 @@ use arrow::array::{Array, ArrayRef, UInt64Array};
 use arrow::compute::{interleave, take_arrays};
 use arrow::record_batch::RecordBatch;
 use datafusion::error::DataFusionError;
+use std::sync::Arc;
+
+/// Memory of a pane besides what its groups count: the pane, tables without entries, accumulators.
+const OVERHEAD: usize = 1024;
+/// The same once it is spilled.
+const SPILLED_OVERHEAD: usize = 128;
 
 /// Groups that are emitted at once.
 const EMIT_ROWS: usize = 8192;
@@ -24,8 +30,8 @@ pub(super) struct Pane {
 }
 
 enum State {
-    Memory(Groups),
-    Spilled(Spilled),
+    Memory(Box<Groups>),
+    Spilled(Box<Spilled>),
 }
 
 /// The groups that an entry changed.
@@ -52,7 +58,7 @@ impl Emission<'_> {
 
 impl Pane {
     pub(super) fn new(window: (i64, i64), aggregate: &Aggregate) -> Result<Self, DataFusionError> {
-        Ok(Self { window, emitted_early: false, state: State::Memory(Groups::new(aggregate, &aggregate.keys)?) })
+        Ok(Self { window, emitted_early: false, state: State::Memory(Box::new(Groups::new(aggregate, &aggregate.keys)?)) })
     }
 
     /// Adds a run, whose keys each come once.
@@ -119,7 +125,7 @@ impl Pane {
                 let n = touched.len();
                 let keys = touched.keys.list()?;
                 let mut existed = vec![false; n];
-                for (states, ids) in spilled.lookup(&keys)? {
+                for (states, ids) in spilled.lookup(&keys, n)? {
                     touched.accumulators.merge(&states.columns()[width..], &ids, n)?;
                     ids.iter().for_each(|id| existed[*id] = true);
                 }
@@ -168,8 +174,8 @@ impl Pane {
 
     pub(super) fn bytes(&self) -> usize {
         match &self.state {
-            State::Memory(groups) => groups.bytes(),
-            State::Spilled(spilled) => spilled.bytes(),
+            State::Memory(groups) => OVERHEAD + groups.bytes(),
+            State::Spilled(spilled) => SPILLED_OVERHEAD + spilled.bytes(),
         }
     }
 
@@ -180,23 +186,36 @@ impl Pane {
     /// Memory that [`Pane::spill`] would free.
     pub(super) fn spillable_bytes(&self, aggregate: &Aggregate) -> usize {
         match &self.state {
-            // Without a key there is one group, and nothing to sort by.
-            State::Memory(_) if aggregate.keys.is_empty() => 0,
+            // There is nothing to write.
+            State::Memory(_) if aggregate.run.fields().is_empty() => 0,
             State::Memory(groups) if groups.is_empty() => 0,
-            State::Memory(groups) => groups.bytes(),
+            State::Memory(groups) => OVERHEAD + groups.bytes(),
             State::Spilled(spilled) => spilled.unwritten_bytes(),
         }
     }
 
-    pub(super) fn spill(&mut self, aggregate: &Aggregate, scratches: &mut Scratches) -> Result<(), FoldError> {
+    /// Writes what is in memory; [`Pane::attach`] must follow when the file is finished, before the pane is used again.
+    pub(super) fn spill(&mut self, aggregate: &Aggregate, order: &Arc<Order>, file: &mut SharedFile) -> Result<Written, FoldError> {
         if let State::Memory(groups) = &mut self.state {
             let run = groups.run(&aggregate.run)?;
-            let mut spilled = Spilled::new(aggregate)?;
+            let mut spilled = Spilled::new(order.clone());
             spilled.push(run);
-            self.state = State::Spilled(spilled);
+            self.state = State::Spilled(Box::new(spilled));
         }
-        if let State::Spilled(spilled) = &mut self.state {
-            spilled.flush(aggregate, scratches)?;
+        let State::Spilled(spilled) = &mut self.state else { unreachable!("made above") };
+        spilled.write(aggregate, file)
+    }
+
+    /// The file is finished. A pane with many files gets few: small ones come back to memory, and are written together again.
+    pub(super) fn attach(&mut self, written: Written, file: Arc<Scratch>, aggregate: &Aggregate, scratches: &mut Scratches) -> Result<(), FoldError> {
+        let State::Spilled(spilled) = &mut self.state else { return Ok(()) };
+        spilled.attach(written, file);
+        if spilled.has_many_files() {
+            if spilled.is_small() {
+                self.state = State::Memory(Box::new(spilled.load(aggregate)?));
+            } else {
+                spilled.merge_files(aggregate, scratches)?;
+            }
         }
         Ok(())
     }

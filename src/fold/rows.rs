@@ -1,15 +1,20 @@
 //! Rows on their way from the fold to the tables: in memory, or in a file when there are many.
 
 use super::FoldError;
+use arrow::compute::BatchCoalescer;
 use arrow::datatypes::SchemaRef;
 use arrow::ipc::reader::FileReader;
 use arrow::ipc::writer::{FileWriter, IpcWriteOptions};
 use arrow::ipc::CompressionType;
 use arrow::record_batch::RecordBatch;
+use datafusion::error::DataFusionError;
 use std::fs::File;
 use std::io::{BufReader, BufWriter};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+
+/// Rows that are kept as one batch, about: a window with few rows shall not cost a batch of its own.
+const BATCH_ROWS: usize = 8192;
 
 /// A file that is removed when nobody reads it any more.
 #[derive(Debug)]
@@ -137,6 +142,7 @@ impl RowSet {
 /// Collects rows, in a file from `limit` bytes on.
 pub(super) struct RowSetBuilder {
     schema: SchemaRef,
+    small: BatchCoalescer,
     memory: Vec<RecordBatch>,
     bytes: usize,
     rows: u64,
@@ -146,7 +152,8 @@ pub(super) struct RowSetBuilder {
 
 impl RowSetBuilder {
     pub(super) fn new(schema: SchemaRef, limit: usize) -> Self {
-        Self { schema, memory: vec![], bytes: 0, rows: 0, limit, file: None }
+        let small = BatchCoalescer::new(schema.clone(), BATCH_ROWS).with_biggest_coalesce_batch_size(Some(BATCH_ROWS / 2));
+        Self { schema, small, memory: vec![], bytes: 0, rows: 0, limit, file: None }
     }
 
     pub(super) fn push(&mut self, batch: RecordBatch, scratches: &mut Scratches) -> Result<(), FoldError> {
@@ -154,6 +161,14 @@ impl RowSetBuilder {
             return Ok(());
         }
         self.rows += batch.num_rows() as u64;
+        self.small.push_batch(batch).map_err(DataFusionError::from)?;
+        while let Some(batch) = self.small.next_completed_batch() {
+            self.keep(batch, scratches)?;
+        }
+        Ok(())
+    }
+
+    fn keep(&mut self, batch: RecordBatch, scratches: &mut Scratches) -> Result<(), FoldError> {
         if self.file.is_none() && self.bytes + batch_bytes(&batch) > self.limit {
             let mut file = scratches.writer(&self.schema)?;
             for batch in self.memory.drain(..) {
@@ -172,9 +187,13 @@ impl RowSetBuilder {
         Ok(())
     }
 
-    pub(super) fn finish(self) -> Result<Option<RowSet>, FoldError> {
+    pub(super) fn finish(mut self, scratches: &mut Scratches) -> Result<Option<RowSet>, FoldError> {
         if self.rows == 0 {
             return Ok(None);
+        }
+        self.small.finish_buffered_batch().map_err(DataFusionError::from)?;
+        while let Some(batch) = self.small.next_completed_batch() {
+            self.keep(batch, scratches)?;
         }
         let kept = match self.file {
             Some(file) => Kept::File(Arc::new(file.finish()?.0)),

@@ -5,11 +5,12 @@
 //! order either way, so that a result does not depend on how much memory there was.
 
 use super::FoldError;
-use super::rows::{Scratch, Scratches, batch_bytes, open, spill_error};
+use super::rows::{Scratch, ScratchWriter, Scratches, batch_bytes, open, spill_error};
 use crate::partial::groups::Groups;
 use crate::pipeline::sql::Aggregate;
-use arrow::array::{ArrayRef, UInt32Array};
+use arrow::array::{ArrayRef, BooleanArray, UInt32Array};
 use arrow::compute::{concat_batches, take_record_batch};
+use arrow::datatypes::DataType;
 use arrow::ipc::reader::FileReader;
 use arrow::record_batch::RecordBatch;
 use arrow::row::{RowConverter, Rows, SortField};
@@ -17,102 +18,198 @@ use datafusion::error::DataFusionError;
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::BufReader;
+use std::sync::Arc;
 
 /// Rows of a block of a file, unless one key has more.
 const BLOCK_ROWS: usize = 4096;
 /// Files that are merged at once; one more than this and all become one.
 const MOST_FILES: usize = 32;
 
+/// Memory that a batch takes besides its values: arrays, buffers and what they point to.
+const BATCH_OVERHEAD: usize = 512;
+/// Blocks of a file that several panes share, about: each reader of one reads where all blocks are.
+const SHARED_BLOCKS: usize = 1024;
+
+/// How the keys of a table's panes are ordered.
+pub(super) struct Order {
+    converter: RowConverter,
+    keys: usize,
+}
+
+impl Order {
+    pub(super) fn new(aggregate: &Aggregate) -> Result<Self, DataFusionError> {
+        let mut fields: Vec<SortField> = aggregate.keys.iter().map(|f| SortField::new(f.data_type().clone())).collect();
+        if fields.is_empty() {
+            // The one group without a key has a place, too.
+            fields.push(SortField::new(DataType::Boolean));
+        }
+        Ok(Self { converter: RowConverter::new(fields)?, keys: aggregate.keys.len() })
+    }
+
+    /// The keys of these rows; further columns are left out.
+    fn rows(&self, columns: &[ArrayRef], rows: usize) -> Result<Rows, DataFusionError> {
+        if self.keys == 0 {
+            return Ok(self.converter.convert_columns(&[Arc::new(BooleanArray::from(vec![false; rows]))])?);
+        }
+        Ok(self.converter.convert_columns(&columns[..self.keys])?)
+    }
+}
+
 /// State rows of one pane: in files, the newest ones in memory.
 pub(super) struct Spilled {
     files: Vec<Sorted>,
     tail: Vec<RecordBatch>,
     tail_bytes: usize,
-    converter: RowConverter,
-    keys: usize,
+    /// Of all files.
+    lasts_bytes: usize,
+    order: Arc<Order>,
 }
 
 /// Rows in the order of their keys; all rows of a key, oldest first, are in one block.
 struct Sorted {
-    scratch: Scratch,
+    scratch: Arc<Scratch>,
+    /// The first of its blocks in the file, which may hold other panes as well.
+    first: usize,
     /// The last key of each block.
     lasts: Vec<Box<[u8]>>,
 }
 
+/// Blocks that were written, and lie in a file that is not finished yet.
+pub(super) struct Written {
+    first: usize,
+    lasts: Vec<Box<[u8]>>,
+}
+
+/// A file that panes write into, one after the other.
+pub(super) struct SharedFile {
+    writer: ScratchWriter,
+    blocks: usize,
+}
+
+impl SharedFile {
+    pub(super) fn new(aggregate: &Aggregate, scratches: &mut Scratches) -> Result<Self, FoldError> {
+        Ok(Self { writer: scratches.writer(&aggregate.run)?, blocks: 0 })
+    }
+
+    pub(super) fn is_full(&self) -> bool {
+        self.blocks >= SHARED_BLOCKS
+    }
+
+    fn write(&mut self, batch: &RecordBatch) -> Result<(), FoldError> {
+        self.blocks += 1;
+        self.writer.write(batch)
+    }
+
+    pub(super) fn finish(self) -> Result<Arc<Scratch>, FoldError> {
+        Ok(Arc::new(self.writer.finish()?.0))
+    }
+}
+
 impl Spilled {
-    pub(super) fn new(aggregate: &Aggregate) -> Result<Self, DataFusionError> {
-        let fields = aggregate.keys.iter().map(|f| SortField::new(f.data_type().clone())).collect();
-        Ok(Self { files: vec![], tail: vec![], tail_bytes: 0, converter: RowConverter::new(fields)?, keys: aggregate.keys.len() })
+    pub(super) fn new(order: Arc<Order>) -> Self {
+        Self { files: vec![], tail: vec![], tail_bytes: 0, lasts_bytes: 0, order }
     }
 
     pub(super) fn push(&mut self, batch: RecordBatch) {
-        self.tail_bytes += batch_bytes(&batch);
+        self.tail_bytes += batch_bytes(&batch) + BATCH_OVERHEAD;
         self.tail.push(batch);
     }
 
     pub(super) fn bytes(&self) -> usize {
-        self.tail_bytes + self.files.iter().flat_map(|f| &f.lasts).map(|k| k.len() + size_of::<Box<[u8]>>()).sum::<usize>()
+        self.tail_bytes + self.lasts_bytes + self.files.len() * size_of::<Sorted>()
     }
 
     pub(super) fn unwritten_bytes(&self) -> usize {
         self.tail_bytes
     }
 
-    /// Writes what is in memory.
-    pub(super) fn flush(&mut self, aggregate: &Aggregate, scratches: &mut Scratches) -> Result<(), FoldError> {
-        if self.tail.is_empty() {
-            return Ok(());
-        }
+    /// So many files that reading one by one costs more than making them one.
+    pub(super) fn has_many_files(&self) -> bool {
+        self.files.len() > MOST_FILES
+    }
+
+    /// One that would fit into a single block of a file.
+    pub(super) fn is_small(&self) -> bool {
+        self.files.iter().all(|f| f.lasts.len() == 1)
+    }
+
+    /// Writes what is in memory. It counts as written with [`Spilled::attach`], and before that the pane is not to be used.
+    pub(super) fn write(&mut self, aggregate: &Aggregate, file: &mut SharedFile) -> Result<Written, FoldError> {
         let tail = std::mem::take(&mut self.tail);
         self.tail_bytes = 0;
         let batch = if tail.len() == 1 { tail[0].clone() } else { concat_batches(&aggregate.run, &tail).map_err(DataFusionError::from)? };
         drop(tail);
-        let rows = self.encode(&batch.columns()[..self.keys])?;
+        let rows = self.order.rows(batch.columns(), batch.num_rows())?;
         let mut order: Vec<u32> = (0..batch.num_rows() as u32).collect();
         order.sort_by(|a, b| rows.row(*a as usize).cmp(&rows.row(*b as usize)));
-        let mut writer = scratches.writer(&aggregate.run)?;
-        let mut lasts = vec![];
+        let mut written = Written { first: file.blocks, lasts: vec![] };
         let mut from = 0;
         while from < order.len() {
             let mut to = (from + BLOCK_ROWS).min(order.len());
             while to < order.len() && rows.row(order[to] as usize) == rows.row(order[to - 1] as usize) {
                 to += 1;
             }
-            writer.write(&take_record_batch(&batch, &UInt32Array::from(order[from..to].to_vec())).map_err(DataFusionError::from)?)?;
-            lasts.push(rows.row(order[to - 1] as usize).as_ref().into());
+            file.write(&take_record_batch(&batch, &UInt32Array::from(order[from..to].to_vec())).map_err(DataFusionError::from)?)?;
+            written.lasts.push(rows.row(order[to - 1] as usize).as_ref().into());
             from = to;
         }
-        let (scratch, _) = writer.finish()?;
-        self.files.push(Sorted { scratch, lasts });
-        if self.files.len() > MOST_FILES {
-            self.merge_files(aggregate, scratches)?;
+        Ok(written)
+    }
+
+    /// The file with these blocks is finished.
+    pub(super) fn attach(&mut self, written: Written, scratch: Arc<Scratch>) {
+        let Written { first, lasts } = written;
+        self.lasts_bytes += lasts_bytes(&lasts);
+        self.files.push(Sorted { scratch, first, lasts });
+    }
+
+    /// Writes what is in memory, into a file of its own.
+    fn flush(&mut self, aggregate: &Aggregate, scratches: &mut Scratches) -> Result<(), FoldError> {
+        if self.tail.is_empty() {
+            return Ok(());
         }
+        let mut file = SharedFile::new(aggregate, scratches)?;
+        let written = self.write(aggregate, &mut file)?;
+        self.attach(written, file.finish()?);
         Ok(())
     }
 
-    fn encode(&self, columns: &[ArrayRef]) -> Result<Rows, DataFusionError> {
-        Ok(self.converter.convert_columns(columns)?)
-    }
-
     /// All files are the oldest part of each key's states: they may become one.
-    fn merge_files(&mut self, aggregate: &Aggregate, scratches: &mut Scratches) -> Result<(), FoldError> {
-        let mut writer = scratches.writer(&aggregate.run)?;
+    pub(super) fn merge_files(&mut self, aggregate: &Aggregate, scratches: &mut Scratches) -> Result<(), FoldError> {
+        let mut file = SharedFile::new(aggregate, scratches)?;
         let mut lasts = vec![];
-        let converter = RowConverter::new(aggregate.keys.iter().map(|f| SortField::new(f.data_type().clone())).collect()).map_err(DataFusionError::from)?;
+        let order = self.order.clone();
         self.scan_files(aggregate, &mut |groups: &mut Groups| {
             let run = groups.run(&aggregate.run)?;
-            let rows = converter.convert_columns(&run.columns()[..aggregate.keys.len()]).map_err(DataFusionError::from)?;
+            let rows = order.rows(run.columns(), run.num_rows())?;
             let mut order: Vec<u32> = (0..run.num_rows() as u32).collect();
             order.sort_by(|a, b| rows.row(*a as usize).cmp(&rows.row(*b as usize)));
             for part in order.chunks(BLOCK_ROWS) {
-                writer.write(&take_record_batch(&run, &UInt32Array::from(part.to_vec())).map_err(DataFusionError::from)?)?;
+                file.write(&take_record_batch(&run, &UInt32Array::from(part.to_vec())).map_err(DataFusionError::from)?)?;
                 lasts.push(rows.row(part[part.len() - 1] as usize).as_ref().into());
             }
             Ok(())
         })?;
-        let (scratch, _) = writer.finish()?;
-        self.files = vec![Sorted { scratch, lasts }];
+        self.files.clear();
+        self.lasts_bytes = 0;
+        self.attach(Written { first: 0, lasts }, file.finish()?);
         Ok(())
+    }
+
+    /// All groups of a pane that [`Spilled::is_small`], back in memory. What is written nowhere else comes after it.
+    pub(super) fn load(&self, aggregate: &Aggregate) -> Result<Groups, FoldError> {
+        let mut all = Groups::new(aggregate, &aggregate.keys)?;
+        for file in &self.files {
+            let mut reader = open(file.scratch.path())?;
+            for block in 0..file.lasts.len() {
+                let batch = read_block(&mut reader, block, file)?;
+                all.merge_repeated(batch.columns(), batch.num_rows())?;
+            }
+        }
+        for batch in &self.tail {
+            all.merge(batch.columns(), batch.num_rows())?;
+        }
+        Ok(all)
     }
 
     /// All groups of the pane, a bounded number at a time, each once.
@@ -145,8 +242,8 @@ impl Spilled {
     }
 
     /// The states of some keys, oldest first: rows of state, and for each the position of its key in `keys`.
-    pub(super) fn lookup(&self, keys: &[ArrayRef]) -> Result<Vec<(RecordBatch, Vec<usize>)>, FoldError> {
-        let wanted = self.encode(keys)?;
+    pub(super) fn lookup(&self, keys: &[ArrayRef], n: usize) -> Result<Vec<(RecordBatch, Vec<usize>)>, FoldError> {
+        let wanted = self.order.rows(keys, n)?;
         let mut order: Vec<usize> = (0..wanted.num_rows()).collect();
         order.sort_by(|a, b| wanted.row(*a).cmp(&wanted.row(*b)));
         let mut found = vec![];
@@ -163,7 +260,7 @@ impl Spilled {
                     none => none.insert(open(file.scratch.path())?),
                 };
                 let batch = read_block(reader, block, file)?;
-                let rows = self.encode(&batch.columns()[..self.keys])?;
+                let rows = self.order.rows(batch.columns(), batch.num_rows())?;
                 let (mut take, mut ids) = (vec![], vec![]);
                 let mut row = 0;
                 for i in &order[at..upto] {
@@ -184,7 +281,7 @@ impl Spilled {
         }
         let by_key: HashMap<&[u8], usize> = (0..wanted.num_rows()).map(|i| (wanted.row(i).data(), i)).collect();
         for batch in &self.tail {
-            let rows = self.encode(&batch.columns()[..self.keys])?;
+            let rows = self.order.rows(batch.columns(), batch.num_rows())?;
             let (take, ids): (Vec<u32>, Vec<usize>) = (0..rows.num_rows()).filter_map(|r| Some((r as u32, *by_key.get(rows.row(r).data())?))).unzip();
             if !ids.is_empty() {
                 found.push((take_record_batch(batch, &UInt32Array::from(take)).map_err(DataFusionError::from)?, ids));
@@ -192,6 +289,10 @@ impl Spilled {
         }
         Ok(found)
     }
+}
+
+fn lasts_bytes(lasts: &[Box<[u8]>]) -> usize {
+    lasts.iter().map(|k| k.len() + size_of::<Box<[u8]>>()).sum()
 }
 
 fn partition_point(n: usize, below: impl Fn(usize) -> bool) -> usize {
@@ -205,7 +306,7 @@ fn partition_point(n: usize, below: impl Fn(usize) -> bool) -> usize {
 
 fn read_block(reader: &mut FileReader<BufReader<File>>, block: usize, file: &Sorted) -> Result<RecordBatch, FoldError> {
     let path = file.scratch.path();
-    reader.set_index(block).map_err(|e| spill_error(path, e))?;
+    reader.set_index(file.first + block).map_err(|e| spill_error(path, e))?;
     match reader.next() {
         Some(batch) => batch.map_err(|e| spill_error(path, e)),
         None => Err(FoldError::Spill { path: path.into(), source: std::io::Error::other(format!("block {block} is missing")) }),
@@ -237,7 +338,7 @@ impl<'a> Cursor<'a> {
         self.row = 0;
         if self.next_block < self.file.lasts.len() {
             let batch = read_block(&mut self.reader, self.next_block, self.file)?;
-            let rows = pane.encode(&batch.columns()[..pane.keys])?;
+            let rows = pane.order.rows(batch.columns(), batch.num_rows())?;
             self.block = Some((batch, rows));
             self.next_block += 1;
         }

@@ -9,6 +9,8 @@ pub mod groups;
 #[cfg(test)]
 pub(crate) mod tests;
 
+pub use crate::run::{Run, RunKind};
+
 use crate::decode::Decoded;
 use crate::pipeline::sql::{Aggregate, TablePlan, Tumble};
 use crate::source::RawBatch;
@@ -19,25 +21,8 @@ use arrow::datatypes::{DataType, Schema, SchemaRef, TimestampMicrosecondType};
 use arrow::record_batch::{RecordBatch, RecordBatchOptions};
 use datafusion::error::DataFusionError;
 use groups::Groups;
-use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::sync::Arc;
-
-/// What one epoch adds to one window of one table, or the rows that it leaves to judge.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Run {
-    pub table: String,
-    pub kind: RunKind,
-    /// [`Aggregate::run`] with each key once, or [`TablePlan::judge_later_schema`] in the order of the rows.
-    pub batch: RecordBatch,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum RunKind {
-    Partial { window_start_us: i64 },
-    JudgeLater,
-}
 
 /// The plan and the batches do not belong together, or memory for an aggregate ran out of its bounds.
 #[derive(Debug, thiserror::Error)]

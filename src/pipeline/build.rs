@@ -18,6 +18,7 @@ use super::keys::{BACKLOG, CLEAN, COMMIT, EPOCH, OBSERVE, SOURCE, TABLE, TOP};
 use super::problem::{Problem, SourceText, Span};
 use super::raw::{Key, Node, Scalar};
 use super::types::Misfit;
+use super::sql::Declared;
 use super::{Backlog, Clean, Pipeline, SourceSpec, TableDecl};
 
 /// Below this a worker cannot hold one batch of each stage.
@@ -57,10 +58,60 @@ struct Build<'a> {
 /// What is right of a pipeline that may not be right as a whole: its SQL is checked all the same.
 #[derive(Debug, Default)]
 pub struct Parts {
-    /// All of them, or none where one is wrong.
-    pub sources: Vec<SourceSpec>,
-    /// Those that are right.
-    pub tables: Vec<TableDecl>,
+    pub sources: Vec<SourcePart>,
+    /// There may be more sources than these: that part of the file cannot be read.
+    pub unsure: bool,
+    /// Those that have SQL.
+    pub tables: Vec<TablePart>,
+}
+
+/// A source, as far as it is right. What was told of it is left out.
+#[derive(Debug)]
+pub struct SourcePart {
+    pub spec: SourceSpec,
+    /// Columns whose declarations are wrong.
+    pub doubtful: Vec<String>,
+    /// Its columns cannot be read at all.
+    pub open: bool,
+    /// It has a watermark, which is wrong.
+    pub timeless: bool,
+    /// What its file passes on to librdkafka.
+    pub options: Vec<OptionPart>,
+}
+
+/// A property for librdkafka. Its value may be a secret.
+pub struct OptionPart {
+    pub name: String,
+    pub value: String,
+    /// The value as it may be shown.
+    pub shown: String,
+    pub name_at: Span,
+    pub value_at: Span,
+}
+
+impl std::fmt::Debug for OptionPart {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("OptionPart").field("name", &self.name).field("name_at", &self.name_at).finish_non_exhaustive()
+    }
+}
+
+/// A table, as far as it is right: what was told of it has its default.
+#[derive(Debug)]
+pub struct TablePart {
+    pub decl: TableDecl,
+    /// Where its `key` stands, and each column of it.
+    pub key_at: Option<Span>,
+    pub key_items: Vec<(String, Span)>,
+    pub emit_at: Option<Span>,
+    /// Where each of [`TableDecl::partition_by`] stands.
+    pub partition_at: Vec<Span>,
+}
+
+impl SourcePart {
+    /// As the SQL of a table sees it.
+    pub fn declared(&self) -> Declared<'_> {
+        Declared { spec: &self.spec, doubtful: &self.doubtful, open: self.open, timeless: self.timeless }
+    }
 }
 
 /// Builds the pipeline. Adds what is wrong to `problems`; answers `None` only if it did, or if
@@ -85,16 +136,17 @@ impl Build<'_> {
         let top = self.fields(root, &TOP, Span { length: 1, ..root.span })?;
         let name = top.get("pipeline").and_then(|node| self.name(node, Role::Pipeline));
         let sources = self.named(&top, "sources", Role::Source, |name, node| {
-            let fields = self.fields(node, &SOURCE, name.span)?;
+            let Some(fields) = self.fields(node, &SOURCE, name.span) else {
+                self.parts.borrow_mut().sources.push(source::unreadable(name));
+                return None;
+            };
             self.source(name, &fields)
         });
         let tables = self.named(&top, "tables", Role::Table, |name, node| {
             let fields = self.fields(node, &TABLE, name.span)?;
-            let table = self.table(name, &fields)?;
-            self.parts.borrow_mut().tables.push(table.clone());
-            Some(table)
+            self.table(name, &fields)
         });
-        self.parts.borrow_mut().sources = sources.clone().unwrap_or_default();
+        self.parts.borrow_mut().unsure = sources.is_none() && self.parts.borrow().sources.is_empty();
         let lake = self.lake(&top, name.as_deref());
         let epoch = self.section(&top, "epoch", &EPOCH).and_then(|f| self.duration_us(&f, "every"));
         let commit = self.section(&top, "commit", &COMMIT).and_then(|f| self.duration_us(&f, "every"));

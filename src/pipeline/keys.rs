@@ -263,6 +263,24 @@ pub static OBSERVE: Section = Section {
 pub static SECTIONS: [&Section; 14] =
     [&TOP, &SOURCE, &KAFKA, &START, &FILE, &COLUMN, &WATERMARK, &TABLE, &LAKE, &ICEBERG, &EPOCH, &COMMIT, &BACKLOG, &CLEAN];
 
+/// What other systems call keys of ours.
+const FOREIGN: [(&str, &str); 8] = [
+    ("bootstrap_servers", "brokers"),
+    ("bootstrap.servers", "brokers"),
+    ("servers", "brokers"),
+    ("schema", "columns"),
+    ("fields", "columns"),
+    ("query", "sql"),
+    ("primary_key", "key"),
+    ("unique_key", "key"),
+];
+
+/// The key of a section that was perhaps meant: another system's word for it, or the nearest.
+pub fn nearest_key(found: &str, section: &'static Section) -> Option<&'static str> {
+    let foreign = FOREIGN.iter().find(|(word, ours)| *word == found.to_lowercase().replace('-', "_") && section.names().any(|n| n == *ours));
+    foreign.map(|(_, ours)| *ours).or_else(|| nearest(found, section.names()))
+}
+
 /// The word that was perhaps meant: the nearest by edits, when it is near enough to be no guess.
 pub fn nearest<'a>(found: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
     let lower = found.to_lowercase().replace('-', "_");

@@ -21,7 +21,7 @@ mod substitute;
 mod tests;
 mod types;
 
-pub use build::Parts;
+pub use build::{OptionPart, Parts, SourcePart, TablePart};
 pub use problem::{Problem, Problems, SourceText, Span, sql_problem};
 pub use schema::json_schema;
 

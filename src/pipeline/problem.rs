@@ -3,8 +3,8 @@
 use std::fmt;
 use std::path::Path;
 
-use super::TableDecl;
-use super::secret;
+use super::sql::{Place, SqlError};
+use super::{TableDecl, TablePart, secret};
 
 /// A stretch of one line of the pipeline file. Lines and columns count from 1, in characters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -154,61 +154,110 @@ impl fmt::Display for Problems {
     }
 }
 
-/// A problem of a table's SQL, placed in the pipeline file. `offset_in_sql` is a line and column
-/// of [`TableDecl::sql`], both from 1 and in characters, as SQL parsers report them; without one
-/// the SQL's first word is underlined.
-pub fn sql_problem(text: &SourceText, table: &TableDecl, offset_in_sql: Option<(usize, usize)>, message: impl Into<String>) -> Problem {
-    text.problem(sql_span(text, table, offset_in_sql.unwrap_or((1, 1))), message)
+/// A problem of a table's SQL, placed in the pipeline file.
+pub fn sql_problem(text: &SourceText, table: &TablePart, error: &SqlError) -> Problem {
+    let whole = || sql_span(text, &table.decl, (1, 1), None);
+    let span = match &error.place {
+        Place::Sql { from, to } => sql_span(text, &table.decl, *from, *to),
+        Place::Key(Some(name)) => table.key_items.iter().find(|(n, _)| n.eq_ignore_ascii_case(name)).map(|(_, span)| *span).or(table.key_at).unwrap_or_else(whole),
+        Place::Key(None) => table.key_at.unwrap_or_else(whole),
+        Place::Emit => table.emit_at.unwrap_or_else(whole),
+        Place::Unknown | Place::Group | Place::Source => whole(),
+    };
+    let mut problem = text.problem(span, format!("table {}: {}", table.decl.name, error.message));
+    problem.expected.clone_from(&error.expected);
+    problem.nearest.clone_from(&error.nearest);
+    problem.unsupported = error.unsupported;
+    problem
 }
 
-/// Finds a place of the SQL in the file. YAML folds, indents and escapes, but keeps the order of
-/// what is not white space: so both texts are walked side by side, skipping white space.
-fn sql_span(text: &SourceText, table: &TableDecl, (line, column): (usize, usize)) -> Span {
-    let (first_line, first_column) = table.sql_at;
-    let source: Vec<(usize, usize, char)> = (first_line..=text.line_count())
-        .flat_map(|l| {
-            let skip = if l == first_line { first_column.saturating_sub(1) } else { 0 };
-            let chars = text.line(l).chars().enumerate().skip(skip).map(move |(i, c)| (l, i + 1, c));
-            chars.chain(std::iter::once((l, usize::MAX, '\n')))
-        })
-        .collect();
-    let quote = first_column.checked_sub(2).and_then(|i| text.line(first_line).chars().nth(i));
-    let single_quoted = quote == Some('\'');
-    let double_quoted = quote == Some('"');
-    let skip_space = |mut at: usize| loop {
-        match (source.get(at), source.get(at + 1)) {
-            (Some((_, _, c)), _) if c.is_whitespace() => at += 1,
-            (Some((_, _, '\\')), Some((_, _, 'n' | 't' | 'r'))) if double_quoted => at += 2,
-            _ => break at,
-        }
+/// Finds a place of the SQL in the file, to the end of its word where no end is given. YAML folds, indents and escapes,
+/// but keeps the order of what is not white space: so both texts are walked side by side, skipping white space.
+fn sql_span(text: &SourceText, table: &TableDecl, from: (usize, usize), to: Option<(usize, usize)>) -> Span {
+    let written = Written::new(text, table);
+    let Some((at, line, column, first)) = written.find(table, from) else {
+        return Span { line: table.sql_at.0, column: table.sql_at.1, length: 1 };
     };
-
-    let mut before = String::new();
-    for (i, sql_line) in table.sql.split('\n').enumerate().take(line) {
-        let keep = if i + 1 == line { column.saturating_sub(1) } else { usize::MAX };
-        before.extend(sql_line.chars().take(keep));
+    let rest = || written.source[at..].iter().take_while(|(l, _, c)| *l == line && *c != '\n').map(|(_, _, c)| *c);
+    if let Some(to) = to {
+        // What is meant ends before the next word; on this line it is shown up to there, or to the line's end.
+        let left = rest().count();
+        let length = match written.behind(table, to) {
+            Some((l, c)) if l == line && c > column => (c - column).min(left),
+            _ => left,
+        };
+        let blank = rest().take(length).collect::<Vec<_>>().iter().rev().take_while(|c| c.is_whitespace()).count();
+        return Span { line, column, length: (length - blank).max(1) };
     }
-    let mut at = skip_space(0);
-    for wanted in before.chars().filter(|c| !c.is_whitespace()) {
-        at = skip_space(at);
-        match (source.get(at), source.get(at + 1)) {
-            (Some((_, _, '\'')), Some((_, _, '\''))) if single_quoted && wanted == '\'' => at += 2,
-            (Some((_, _, found)), _) if *found == wanted => at += 1,
-            (Some((_, _, '\\')), Some((_, _, found))) if double_quoted && *found == wanted => at += 2,
-            // A substituted variable: what comes after it cannot be found any more.
-            _ => break,
-        }
-    }
-    let at = skip_space(at);
-    let Some(&(line, column, first)) = source.get(at) else {
-        return Span { line: first_line, column: first_column, length: 1 };
-    };
-    let rest = source[at..].iter().take_while(|(l, _, c)| *l == line && *c != '\n').map(|(_, _, c)| *c);
     let word = |c: char| c.is_alphanumeric() || c == '_' || c == '.';
     let length = match first {
-        '\'' | '"' => rest.clone().skip(1).position(|c| c == first).map_or(1, |end| end + 2),
-        c if word(c) => rest.clone().take_while(|c| word(*c)).count(),
+        '\'' | '"' => rest().skip(1).position(|c| c == first).map_or(1, |end| end + 2),
+        c if word(c) => rest().take_while(|c| word(*c)).count(),
         _ => 1,
     };
     Span { line, column, length }
+}
+
+/// The file's text from the SQL's first character on, as it is written there.
+struct Written {
+    /// Line, column (0 at a line's end) and character.
+    source: Vec<(usize, usize, char)>,
+    single_quoted: bool,
+    double_quoted: bool,
+}
+
+impl Written {
+    fn new(text: &SourceText, table: &TableDecl) -> Self {
+        let (first_line, first_column) = table.sql_at;
+        let lines = (first_line..=text.line_count()).flat_map(|l| {
+            let skip = if l == first_line { first_column.saturating_sub(1) } else { 0 };
+            let chars = text.line(l).chars().enumerate().skip(skip).map(move |(i, c)| (l, i + 1, c));
+            chars.chain(std::iter::once((l, usize::MAX, '\n')))
+        });
+        let quote = first_column.checked_sub(2).and_then(|i| text.line(first_line).chars().nth(i));
+        Self { source: lines.collect(), single_quoted: quote == Some('\''), double_quoted: quote == Some('"') }
+    }
+
+    fn skip_space(&self, mut at: usize) -> usize {
+        loop {
+            match (self.source.get(at), self.source.get(at + 1)) {
+                (Some((_, _, c)), _) if c.is_whitespace() => at += 1,
+                (Some((_, _, '\\')), Some((_, _, 'n' | 't' | 'r'))) if self.double_quoted => at += 2,
+                _ => break at,
+            }
+        }
+    }
+
+    /// Index behind the last character of the SQL that stands before this place of it.
+    fn walk(&self, table: &TableDecl, (line, column): (usize, usize)) -> usize {
+        let mut before = String::new();
+        for (i, sql_line) in table.sql.split('\n').enumerate().take(line) {
+            let keep = if i + 1 == line { column.saturating_sub(1) } else { usize::MAX };
+            before.extend(sql_line.chars().take(keep));
+        }
+        let mut at = self.skip_space(0);
+        for wanted in before.chars().filter(|c| !c.is_whitespace()) {
+            at = self.skip_space(at);
+            match (self.source.get(at), self.source.get(at + 1)) {
+                (Some((_, _, '\'')), Some((_, _, '\''))) if self.single_quoted && wanted == '\'' => at += 2,
+                (Some((_, _, found)), _) if *found == wanted => at += 1,
+                (Some((_, _, '\\')), Some((_, _, found))) if self.double_quoted && *found == wanted => at += 2,
+                // A substituted variable: what comes after it cannot be found any more.
+                _ => break,
+            }
+        }
+        at
+    }
+
+    /// The character that stands at this place of the SQL: its index, line and column.
+    fn find(&self, table: &TableDecl, place: (usize, usize)) -> Option<(usize, usize, usize, char)> {
+        let at = self.skip_space(self.walk(table, place));
+        self.source.get(at).map(|(l, c, first)| (at, *l, *c, *first))
+    }
+
+    /// The line and column behind what stands before this place.
+    fn behind(&self, table: &TableDecl, place: (usize, usize)) -> Option<(usize, usize)> {
+        let last = self.walk(table, place).checked_sub(1)?;
+        self.source.get(last).map(|(l, c, _)| (*l, c + 1))
+    }
 }

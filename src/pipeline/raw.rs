@@ -114,6 +114,8 @@ fn syntax(text: &SourceText, line: usize, column: usize, info: &str) -> Problem 
         problem.expected("quotes around a variable inside { }: \"${NAME}\"")
     } else if written.contains('{') && written.contains(['<', '(']) {
         problem.expected("quotes around a type inside { }: \"decimal(12,2)\", \"struct<a: int64>\"")
+    } else if info.contains("mapping values are not allowed") || info.contains("comment intercepting") {
+        problem.expected("quotes around a value with `: ` or ` #` in it; for SQL `sql: |`, and the select on the lines below")
     } else {
         problem
     }
@@ -140,7 +142,16 @@ fn span(text: &SourceText, yaml: &MarkedYaml<'_>) -> Span {
     let column = start.col() + 1;
     let rest = written.trim_end().chars().count().saturating_sub(start.col());
     let length = if end.line() == start.line() { end.col().saturating_sub(start.col()).min(rest) } else { rest };
-    Span { line, column, length: length.max(1) }
+    let length = length.max(1);
+    // Within brackets the parser's span of a list or a map ends before its own closing one.
+    let at = |i: usize| written.chars().nth(i);
+    let close = match at(start.col()) {
+        Some('[') => Some(']'),
+        Some('{') => Some('}'),
+        _ => None,
+    };
+    let unclosed = close.is_some() && at(start.col() + length - 1) != close && at(start.col() + length) == close;
+    Span { line, column, length: length + usize::from(unclosed) }
 }
 
 fn node(text: &SourceText, yaml: &MarkedYaml<'_>, problems: &mut Vec<Problem>) -> Node {

@@ -16,6 +16,10 @@
 //! - `avg` of decimals has four more digits and is rounded half away from zero.
 
 mod aggregate;
+mod error;
+mod functions;
+mod isolate;
+mod names;
 mod split;
 mod statement;
 #[cfg(test)]
@@ -24,6 +28,7 @@ mod types;
 mod window;
 
 pub use aggregate::{AggregateCall, AggregateFunction};
+pub use error::{Place, SqlError};
 pub(crate) use aggregate::{NARROW_PRECISION, WIDE};
 pub use window::{Align, Tumble};
 
@@ -34,22 +39,10 @@ use arrow::record_batch::RecordBatch;
 use datafusion::common::ScalarValue;
 use datafusion::error::{DataFusionError, Result as DataFusionResult};
 use datafusion::physical_expr::PhysicalExpr;
-use datafusion::sql::sqlparser::parser::ParserError;
 use std::sync::Arc;
 
 /// The column that an append-only aggregated table has after its own: `insert` or `retract`.
 pub const OP: &str = "_op";
-
-/// Why a table's SQL cannot be planned.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{message}")]
-pub struct SqlError {
-    pub message: String,
-    /// Line and column in the SQL text, from 1, where known.
-    pub at: Option<(usize, usize)>,
-    /// A later version may do it.
-    pub unsupported: bool,
-}
 
 /// What one table does with the rows of its source.
 #[derive(Debug)]
@@ -124,13 +117,66 @@ pub enum GroupColumn {
     Key(usize),
 }
 
+/// A source as far as its declaration is right: what is wrong with it has been told, and is no fault of the SQL.
+#[derive(Debug, Clone, Copy)]
+pub struct Declared<'a> {
+    pub spec: &'a SourceSpec,
+    /// Columns that are there, of no known type.
+    pub doubtful: &'a [String],
+    /// Any name may be one of its columns.
+    pub open: bool,
+    /// Its watermark is there, and wrong.
+    pub timeless: bool,
+}
+
+/// All that is wrong with a table's SQL.
+#[derive(Debug)]
+pub struct Wrong {
+    /// At least one, unless all that is wrong lies in what was declared.
+    pub errors: Vec<SqlError>,
+    /// Names of the table's columns, where all of them are known.
+    pub columns: Option<Vec<String>>,
+}
+
 /// Plans a table's SQL over the declared sources.
 ///
 /// # Errors
-/// The SQL does not parse, names what does not exist, or asks for what one table cannot be.
+/// The SQL does not parse, names what does not exist, or asks for what one table cannot be: the first of what
+/// [`check`] finds.
 pub fn plan(decl: &TableDecl, sources: &[SourceSpec]) -> Result<TablePlan, SqlError> {
-    let checked = statement::check(&decl.sql, sources)?;
-    split::split(decl, checked)
+    let declared: Vec<Declared<'_>> = sources.iter().map(|spec| Declared { spec, doubtful: &[], open: false, timeless: false }).collect();
+    check(decl, &declared, false).map_err(|wrong| wrong.errors.into_iter().next().unwrap_or_else(|| SqlError::new("the SQL cannot be planned")))
+}
+
+/// As [`plan`], with every error. `unsure`: there may be more sources than these.
+///
+/// # Errors
+/// [`Wrong`], also when the SQL reads what is declared wrong and nothing else is amiss.
+pub fn check(decl: &TableDecl, sources: &[Declared<'_>], unsure: bool) -> Result<TablePlan, Wrong> {
+    let checked = statement::check(&decl.sql, sources, unsure).map_err(|errors| Wrong { errors, columns: None })?;
+    let mut found = vec![];
+    if decl.emit == Emit::OnUpdate && !checked.windowed && !checked.aggregated() {
+        let message = "emit: on_update is for tables with an aggregate; rows of a plain select are never held back";
+        found.push(SqlError::new(message).placed(Place::Emit).expecting("on_close, or no `emit`"));
+    }
+    if checked.errors.is_empty() && found.is_empty() && !checked.in_doubt() {
+        match split::split(decl, checked.statement.clone(), &checked.frame()) {
+            Ok(plan) => return Ok(plan),
+            Err(whole) => found.extend(isolate::find(decl, &checked, Some(whole))),
+        }
+    } else {
+        found.extend(isolate::find(decl, &checked, None));
+    }
+    let columns = checked.columns();
+    let mut errors = checked.errors;
+    for error in found {
+        let same_name = |e: &SqlError| error.message == error::SAME_NAME && e.message.contains("no two columns have the same name");
+        let told = |e: &SqlError| e.message == error.message || (error.place.is_sql() && e.place == error.place) || same_name(e);
+        if !errors.iter().any(told) {
+            errors.push(error);
+        }
+    }
+    Err(Wrong { errors, columns })
 }
 
 impl Projected {
@@ -241,74 +287,6 @@ pub fn lineage() -> [Field; 5] {
     ]
 }
 
-impl SqlError {
-    fn new(message: impl Into<String>) -> Self {
-        Self { message: message.into(), at: None, unsupported: false }
-    }
-
-    fn later(message: impl Into<String>) -> Self {
-        Self { message: message.into(), at: None, unsupported: true }
-    }
-
-    fn of_parser(e: &ParserError) -> Self {
-        let text = match e {
-            ParserError::TokenizerError(t) | ParserError::ParserError(t) => t.clone(),
-            ParserError::RecursionLimitExceeded => "the expression is nested too deeply".to_string(),
-        };
-        // The parser tells the place in its text only: "… at Line: 3, Column: 7".
-        let Some((message, place)) = text.rsplit_once(" at Line: ") else { return Self::new(lower_first(&text)) };
-        let at = place.split_once(", Column: ").and_then(|(l, c)| Some((l.trim().parse().ok()?, c.trim().parse().ok()?)));
-        Self { message: lower_first(message), at, unsupported: false }
-    }
-
-    fn of_planner(e: &DataFusionError) -> Self {
-        let at = e.diagnostic().and_then(|d| d.span).map(|s| (s.start.line as usize, s.start.column as usize));
-        let message = match e.find_root() {
-            DataFusionError::SchemaError(schema, _) => match schema.as_ref() {
-                datafusion::common::SchemaError::FieldNotFound { field, valid_fields } => {
-                    let names: Vec<&str> = valid_fields.iter().map(|c| c.name()).collect();
-                    format!("no column is named {}{}", field.name, did_you_mean(&field.name, &names))
-                }
-                datafusion::common::SchemaError::DuplicateUnqualifiedField { name } => {
-                    format!("two expressions are {name} but for a cast, which is not enough to tell them apart; change one of them, for example by adding 0")
-                }
-                other => other.to_string(),
-            },
-            DataFusionError::Plan(t) | DataFusionError::NotImplemented(t) | DataFusionError::Execution(t) => t.clone(),
-            other => other.strip_backtrace(),
-        };
-        let mut lines = message.lines();
-        let first = lines.next().unwrap_or_default().trim_end_matches('.');
-        // The planner's own guess, for functions.
-        let guess = lines.next().filter(|l| l.starts_with("Did you mean")).map(|l| format!("; {}", lower_first(l)));
-        Self { message: lower_first(first) + &guess.unwrap_or_default(), at, unsupported: false }
-    }
-}
-
-fn lower_first(text: &str) -> String {
-    let mut chars = text.chars();
-    match chars.next() {
-        Some(c) if !text.starts_with(|c: char| c.is_uppercase()) || !chars.as_str().starts_with(|c: char| c.is_uppercase()) => {
-            c.to_lowercase().chain(chars).collect()
-        }
-        _ => text.to_string(),
-    }
-}
-
-fn nearest<'a>(word: &str, known: &[&'a str]) -> Option<&'a str> {
-    let lower = word.to_lowercase();
-    let score = |k: &&str| strsim::jaro_winkler(&lower, &k.to_lowercase());
-    known.iter().copied().max_by(|a, b| score(a).total_cmp(&score(b))).filter(|k| score(k) > 0.75)
-}
-
-fn did_you_mean(word: &str, known: &[&str]) -> String {
-    match nearest(word, known) {
-        Some(n) => format!("; did you mean {n}?"),
-        None if known.is_empty() => String::new(),
-        None => format!("; there are {}", known.join(", ")),
-    }
-}
-
 /// A literal interval in microseconds; days count 24 hours.
 fn interval_us(e: &datafusion::sql::sqlparser::ast::Expr) -> Result<i64, String> {
     use datafusion::common::DFSchema;
@@ -320,7 +298,7 @@ fn interval_us(e: &datafusion::sql::sqlparser::ast::Expr) -> Result<i64, String>
     }
     let state = split::session();
     let planned = state.create_logical_expr(&text, &DFSchema::empty());
-    let simple = planned.map_err(|e| SqlError::of_planner(&e).message)?;
+    let simple = planned.map_err(|_| format!("is no length of time like interval '5 minutes'; found {e}"))?;
     match simple {
         Expr::Literal(ScalarValue::IntervalMonthDayNano(Some(i)), _) => {
             if i.months != 0 {
@@ -335,10 +313,20 @@ fn interval_us(e: &datafusion::sql::sqlparser::ast::Expr) -> Result<i64, String>
     }
 }
 
-/// A check at planning that has nothing to do with the SQL text.
-fn validate_emit(decl: &TableDecl, windowed: bool) -> Result<(), SqlError> {
-    if decl.emit == Emit::OnUpdate && !windowed {
-        return Err(SqlError::new("emit: on_update is for tables with an aggregate; rows of a plain select are never held back"));
+/// An evaluation error in a few words, for a dead letter.
+pub(crate) fn reason(e: &DataFusionError) -> String {
+    let text = match e.find_root() {
+        DataFusionError::ArrowError(e, _) => e.to_string(),
+        DataFusionError::Execution(t) => t.clone(),
+        other => other.strip_backtrace(),
+    };
+    let text = text.lines().next().unwrap_or_default();
+    // "Cast error: Cannot cast …": the kind says nothing that the rest does not.
+    let kinds = ["Arrow error: ", "Compute error: ", "Cast error: ", "Arithmetic overflow: ", "Invalid argument error: ", "Execution error: ", "Parser error: "];
+    let mut text = text;
+    while let Some(rest) = kinds.iter().find_map(|k| text.strip_prefix(k)) {
+        text = rest;
     }
-    Ok(())
+    let mut chars = text.trim_end_matches('.').chars();
+    chars.next().map(|c| c.to_lowercase().chain(chars).collect()).unwrap_or_default()
 }

@@ -286,6 +286,13 @@ fn words_of_later_versions_are_told_from_mistakes() {
     assert!(!parsed(&with("pipeline: spend", "pipeline: Spend")).unwrap_err().list[0].unsupported);
 }
 
+fn placed(text: &SourceText, table: &TableDecl, at: Option<(usize, usize)>) -> Problem {
+    let place = at.map_or(sql::Place::Unknown, |from| sql::Place::Sql { from, to: None });
+    let error = sql::SqlError { message: "no".into(), place, expected: None, nearest: None, unsupported: false };
+    let part = TablePart { decl: table.clone(), key_at: None, key_items: vec![], emit_at: None, partition_at: vec![] };
+    sql_problem(text, &part, &error)
+}
+
 #[test]
 fn sql_problems_are_placed_in_the_file() {
     let place = |sql: &str, word: &str| {
@@ -294,7 +301,7 @@ fn sql_problems_are_placed_in_the_file() {
         let p = load_text(&text, Path::new(CWD), &|_| Some("substituted".into())).unwrap_or_else(|problems| panic!("{problems}"));
         let table = &p.tables[0];
         let (line, column) = table.sql.lines().enumerate().find_map(|(i, l)| l.find(word).map(|at| (i + 1, l[..at].chars().count() + 1))).unwrap();
-        let problem = sql_problem(&text, table, Some((line, column)), "no");
+        let problem = placed(&text, table, Some((line, column)));
         let marked: String = problem.line_text.chars().skip(problem.column - 1).take(problem.length).collect();
         (problem.line, marked)
     };
@@ -311,11 +318,11 @@ fn sql_problems_are_placed_in_the_file() {
     let text = SourceText::new("p.yaml", GOOD);
     let table = &parsed(GOOD).unwrap().tables[0];
     assert_eq!(
-        sql_problem(&text, table, None, "cannot be split").to_string(),
-        "p.yaml:12:10: error: cannot be split\n 12 |     sql: select user_id from events\n    |          ^^^^^^"
+        placed(&text, table, None).to_string(),
+        "p.yaml:12:10: error: table spend_by_user: no\n 12 |     sql: select user_id from events\n    |          ^^^^^^"
     );
     // A place beyond the SQL's end does no harm.
-    assert_eq!(sql_problem(&text, table, Some((9, 99)), "x").line, 13);
+    assert_eq!(placed(&text, table, Some((9, 99))).line, 13);
 }
 
 proptest::proptest! {
@@ -637,7 +644,7 @@ p.yaml:14:9: error: `memory` is too small to work with
 
 p.yaml:15:8: error: `epoch.every` is too short
  15 | epoch: {every: 0s}
-    |        ^^^^^^^^^^
+    |        ^^^^^^^^^^^
    expected: at least 1ms; 1s to 30s is usual
 
 p.yaml:16:19: error: `:9090` is no address to listen on

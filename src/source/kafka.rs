@@ -9,6 +9,7 @@ mod admin;
 mod cut;
 mod fetch;
 mod membership;
+pub mod options;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ffi::CString;

@@ -12,7 +12,7 @@
 //! this version writes the bucket 0 of 0..=0, all keys, and reads any, since it merges all runs of a window
 //! whatever they were cut by. A version that cuts needs no new format.
 
-use crate::partial::{Run, RunKind};
+use crate::run::{Run, RunKind};
 use arrow::array::RecordBatchOptions;
 use arrow::compute::concat_batches;
 use arrow::error::ArrowError;

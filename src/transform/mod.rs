@@ -3,12 +3,12 @@
 //! A row whose expression fails is a dead letter, never a failed batch: a batch that fails is halved until
 //! the rows at fault stand alone.
 
-use crate::pipeline::sql::{Step, TablePlan};
+use crate::pipeline::sql::{Step, TablePlan, reason};
 use arrow::array::{AsArray, UInt32Array};
 use arrow::compute::{FilterBuilder, concat_batches};
 use arrow::datatypes::UInt32Type;
 use arrow::record_batch::{RecordBatch, RecordBatchOptions};
-use datafusion::error::{DataFusionError, Result as DataFusionResult};
+use datafusion::error::Result as DataFusionResult;
 use std::sync::Arc;
 
 /// The steps below a table's aggregate, or a plain table's whole `select`.
@@ -99,22 +99,4 @@ fn run(steps: &[Step], batch: &RecordBatch, first: u32) -> DataFusionResult<(Rec
         None => (first..first + batch.num_rows() as u32).collect(),
     };
     Ok((batch, rows))
-}
-
-/// An evaluation error in a few words, for a dead letter.
-pub(crate) fn reason(e: &DataFusionError) -> String {
-    let text = match e.find_root() {
-        DataFusionError::ArrowError(e, _) => e.to_string(),
-        DataFusionError::Execution(t) => t.clone(),
-        other => other.strip_backtrace(),
-    };
-    let text = text.lines().next().unwrap_or_default();
-    // "Cast error: Cannot cast …": the kind says nothing that the rest does not.
-    let kinds = ["Arrow error: ", "Compute error: ", "Cast error: ", "Arithmetic overflow: ", "Invalid argument error: ", "Execution error: ", "Parser error: "];
-    let mut text = text;
-    while let Some(rest) = kinds.iter().find_map(|k| text.strip_prefix(k)) {
-        text = rest;
-    }
-    let mut chars = text.trim_end_matches('.').chars();
-    chars.next().map(|c| c.to_lowercase().chain(chars).collect()).unwrap_or_default()
 }

@@ -2,9 +2,10 @@
 
 use super::append_only::{Balance, Closing, replayed};
 use super::compare::{At, Encoder, Matcher, show};
+use super::dead_letters::{Letters, Lost, lost_of};
 use super::facts::Facts;
 use super::select::Shown;
-use super::source_rows::{Held, Lineage, Reader, SourceRows, TableRows};
+use super::source_rows::{Held, Lineage, Part, Reader, SourceRows, TableRows};
 use super::structure::{Checked, Role, SHOWN, TableState};
 use super::{Finding, Lake, OpenSource, Options, Progress, Report, RowFinding, VerifyError, instant};
 use crate::pipeline::Pipeline;
@@ -33,6 +34,7 @@ struct Expected {
     keep: Keep,
     /// The table may rightly hold rows that were not computed.
     only_missing: bool,
+    lost: Vec<Lost>,
 }
 
 /// Where expected rows came from.
@@ -121,9 +123,11 @@ pub async fn check(
         report.findings.extend(rows.findings.iter().cloned());
         report.unprovable.extend(rows.unprovable.iter().cloned());
         report.notes.extend(rows.notes.iter().cloned());
+        // Dead letters come last: by then it is known which values did not fit.
+        let mut lost = vec![];
         for table in mine {
             for state in &table.states {
-                compare_table(lake, facts, &rows, table, state, options, report).await?;
+                compare_table(lake, facts, &rows, table, state, options, &mut lost, report).await?;
             }
         }
     }
@@ -138,7 +142,8 @@ fn quiet_since(facts: &Facts, as_of: u64) -> bool {
     data && !moved
 }
 
-async fn compare_table(lake: &Lake, facts: &Facts, rows: &SourceRows, table: &Checked, state: &TableState, options: &Options, report: &mut Report) -> Result<(), VerifyError> {
+#[allow(clippy::too_many_arguments)]
+async fn compare_table(lake: &Lake, facts: &Facts, rows: &SourceRows, table: &Checked, state: &TableState, options: &Options, lost: &mut Vec<Lost>, report: &mut Report) -> Result<(), VerifyError> {
     let Some((log, stamp)) = state.stamp else { return Ok(()) };
     if log != facts.log {
         return Ok(());
@@ -152,8 +157,20 @@ async fn compare_table(lake: &Lake, facts: &Facts, rows: &SourceRows, table: &Ch
         Role::Dead(source) => facts.eras.iter().find(|e| e.plan.sources.get(source).is_some_and(|s| s.dead.formats.contains(&state.format))).map_or(0, |e| e.entry),
         _ => 0,
     };
-    let Some(expected) = expect(facts, rows, table, options, (since, as_of), report).await? else { return Ok(()) };
-    let (findings, compared) = meet(lake, rows, table, state, expected).await?;
+    let Some(mut expected) = expect(facts, rows, table, options, (since, as_of), report).await? else { return Ok(()) };
+    // Both formats of a table lose the same.
+    lost.extend(std::mem::take(&mut expected.lost).into_iter().filter(|l| !lost.contains(l)).collect::<Vec<_>>());
+    let mut letters = matches!(table.role, Role::Dead(_)).then(Letters::default);
+    let (mut findings, compared) = meet(lake, rows, table, state, expected, letters.as_mut()).await?;
+    if let Some(letters) = letters {
+        // Of what the source lost, or what nobody asked for, no windows are known; nor those of an earlier table of a name.
+        let all = !rows.partly_lost && options.from_us.is_none() && options.to_us.is_none();
+        let whole = facts.plan().tables.iter().filter(|(_, t)| all && t.born == 0 && t.window.is_some()).map(|(n, _)| n.as_str()).collect();
+        findings.extend(letters.against(lost, rows, (since, as_of), &whole));
+        if options.table.is_some() {
+            report.notes.push(format!("table {name}: whether every value that does not fit has a dead letter is found out with the tables themselves, without --table"));
+        }
+    }
     let right = findings.is_empty();
     report.findings.extend(findings.into_iter().map(|f| f.of(name, state.format)));
     if let Some(line) = report.tables.iter_mut().find(|t| t.table == *name && t.format == state.format) {
@@ -162,7 +179,7 @@ async fn compare_table(lake: &Lake, facts: &Facts, rows: &SourceRows, table: &Ch
     if right && as_of < facts.last && !quiet_since(facts, as_of) {
         let mut silent = Report::default();
         let Some(newest) = expect(facts, rows, table, options, (since, facts.last), &mut silent).await? else { return Ok(()) };
-        let (behind, _) = meet(lake, rows, table, state, newest).await?;
+        let (behind, _) = meet(lake, rows, table, state, newest, None).await?;
         if !behind.is_empty() {
             let due: u64 = behind.iter().map(|f| f.count).sum();
             report.notes.push(format!("{} table {name} is right as of entry {as_of}; entries up to {} have {due} rows for it that it does not show yet", state.format, facts.last));
@@ -175,7 +192,6 @@ async fn expect(facts: &Facts, rows: &SourceRows, table: &Checked, options: &Opt
     let keep = Keep { from_us: options.from_us, to_us: options.to_us, sample: options.sample_percent, lost_until_us: rows.lost_until_us, ..Keep::default() };
     let name = &table.spec.name;
     let all: Vec<usize> = (0..table.spec.schema.fields().len()).collect();
-    let without_reason: Vec<usize> = all.iter().copied().filter(|c| table.spec.schema.field(*c).name() != "_reason").collect();
     let column = |n: &str| table.spec.schema.index_of(n).ok();
     let computed = |name: &str, report: &mut Report| match rows.tables.get(name) {
         Some(computed) => match &computed.unplanned {
@@ -202,7 +218,7 @@ async fn expect(facts: &Facts, rows: &SourceRows, table: &Checked, options: &Opt
             if partly {
                 report.notes.push(format!("table {name}: its rows do not tell where they came from; rows that it should not have are not found here"));
             }
-            Some(Expected { batches, origin: Origin::Rows(origin), compared: all, inexact: BTreeSet::new(), key: vec![], window: None, keep, only_missing: partly })
+            Some(Expected { batches, origin: Origin::Rows(origin), compared: all, inexact: BTreeSet::new(), key: vec![], window: None, keep, only_missing: partly, lost: vec![] })
         }
         Role::Declared { windowed: true } => {
             let Some(computed) = computed(name, report) else { return Ok(None) };
@@ -221,7 +237,7 @@ async fn expect(facts: &Facts, rows: &SourceRows, table: &Checked, options: &Opt
                 batches.push(batch);
             }
             let key = ["_partition", "_offset"].into_iter().filter_map(column).collect();
-            Some(Expected { batches, origin: Origin::Rows(origin), compared: without_reason, inexact: BTreeSet::new(), key, window: column("window_start"), keep, only_missing: false })
+            Some(Expected { batches, origin: Origin::Rows(origin), compared: all, inexact: BTreeSet::new(), key, window: column("window_start"), keep, only_missing: false, lost: vec![] })
         }
         Role::Dead(source) => {
             if let Some((name, why)) = rows.tables.iter().find_map(|(n, t)| Some((n, t.unplanned.as_ref()?))) {
@@ -232,7 +248,7 @@ async fn expect(facts: &Facts, rows: &SourceRows, table: &Checked, options: &Opt
             let (batch, origin) = dead_batch(rows, &topic, (since, as_of))?;
             let key = ["_partition", "_offset", "_table"].into_iter().filter_map(column).collect();
             let keep = Keep { held: Some(rows.held.clone()), ..Keep::default() };
-            Some(Expected { batches: vec![batch], origin: Origin::Rows(vec![origin]), compared: without_reason, inexact: BTreeSet::new(), key, window: None, keep, only_missing: false })
+            Some(Expected { batches: vec![batch], origin: Origin::Rows(vec![origin]), compared: all, inexact: BTreeSet::new(), key, window: None, keep, only_missing: false, lost: vec![] })
         }
     })
 }
@@ -255,13 +271,17 @@ fn lineage_of(batch: &RecordBatch, entries: &[u64]) -> Vec<Lineage> {
 async fn windowed(facts: &Facts, computed: &TableRows, table: &Checked, as_of: u64, mut keep: Keep, report: &mut Report) -> Result<Option<Expected>, VerifyError> {
     let name = &table.spec.name;
     let Some(planned) = facts.plan().tables.get(name) else { return Ok(None) };
+    let appends = table.spec.schema.index_of(OP).is_ok();
+    // A query that another one extends is computed as that one: it was given columns since.
+    let extended: Vec<usize> = (0..computed.selects.len()).map(|nth| if appends { nth } else { computed.newest(nth) }).collect();
+    let newest = |nth: usize| extended[nth];
     // Window to its end, the first entry with a row of it, and the queries that have a part in it.
     let mut windows: BTreeMap<i64, (i64, u64, BTreeSet<usize>)> = BTreeMap::new();
     for part in &computed.parts {
         for (lineage, (start, end)) in part.lineage.iter().zip(&part.windows).filter(|(l, _)| l.entry <= as_of) {
             let known = windows.entry(*start).or_insert_with(|| (*end, lineage.entry, BTreeSet::new()));
             known.1 = known.1.min(lineage.entry);
-            known.2.insert(part.select);
+            known.2.insert(newest(part.select));
         }
     }
     keep.mixed = windows.iter().filter(|(_, (_, _, by))| by.len() > 1).map(|(s, _)| *s).collect();
@@ -274,12 +294,12 @@ async fn windowed(facts: &Facts, computed: &TableRows, table: &Checked, as_of: u
     }
     let closing = Closing::new(facts, name, planned.emit_on_update, as_of);
     let shown = |start: &i64| windows.get(start).is_some_and(|(end, first, _)| closing.first_shown(*end, *first).is_some());
-    let (mut batches, mut groups) = (vec![], vec![]);
+    let (mut batches, mut groups, mut lost) = (vec![], vec![], vec![]);
     let (mut inexact, mut window, mut key) = (BTreeSet::new(), None, vec![]);
     for (nth, select) in computed.selects.iter().enumerate() {
         (inexact, window, key) = (select.inexact.clone(), select.window_output(), select.group_output());
         let mut input = vec![];
-        for part in computed.parts.iter().filter(|p| p.select == nth) {
+        for part in computed.parts.iter().filter(|p| newest(p.select) == nth) {
             let taken = (0..part.lineage.len()).filter(|i| part.lineage[*i].entry <= as_of && shown(&part.windows[*i].0) && keep.window(part.windows[*i].0));
             let taken: Vec<u32> = taken.map(|i| i as u32).collect();
             if !taken.is_empty() {
@@ -289,7 +309,23 @@ async fn windowed(facts: &Facts, computed: &TableRows, table: &Checked, as_of: u
         if input.is_empty() {
             continue;
         }
-        let Shown { rows, groups: by } = select.sum_up(input).await.map_err(failed)?;
+        let Shown { mut rows, groups: by, unfit } = select.sum_up(input.clone()).await.map_err(failed)?;
+        let older: Vec<usize> = (0..nth).filter(|m| newest(*m) == nth).collect();
+        let first_shown = |start: i64| windows.get(&start).and_then(|(end, first, _)| closing.first_shown(*end, *first));
+        let parts: Vec<&Part> = computed.parts.iter().filter(|p| newest(p.select) == nth).collect();
+        if !older.is_empty() {
+            let given: Vec<(usize, u64)> = older.iter().map(|m| (computed.selects[*m].width(), computed.since[*m])).collect();
+            rows = without_later_columns(computed, nth, &given, (rows, &by), &parts, as_of, &first_shown)?;
+        }
+        if unfit.num_rows() > 0 {
+            let since = if older.is_empty() { 0 } else { computed.since[nth] };
+            lost.extend(lost_of(name, &parts, since..u64::MAX, &unfit, as_of, &first_shown)?);
+            // What was written last under a query with fewer columns was lost if it was lost in those.
+            for (m, next) in older.iter().zip(older.iter().skip(1).chain([&nth])) {
+                let Shown { unfit, .. } = computed.selects[*m].sum_up(input.clone()).await.map_err(failed)?;
+                lost.extend(lost_of(name, &parts, computed.since[*m]..computed.since[*next], &unfit, as_of, &first_shown)?);
+            }
+        }
         batches.push(rows);
         groups.push((nth, by));
     }
@@ -314,7 +350,44 @@ async fn windowed(facts: &Facts, computed: &TableRows, table: &Checked, as_of: u
         }
     }
     let compared = (0..columns).collect();
-    Ok(Some(Expected { batches, origin: Origin::Groups(groups), compared, inexact, key, window, keep, only_missing: false }))
+    Ok(Some(Expected { batches, origin: Origin::Groups(groups), compared, inexact, key, window, keep, only_missing: false, lost }))
+}
+
+/// Rows that were last written before their table was given a column hold null in it. `older`: for each query that was
+/// the table's before, how many columns it showed, and since when.
+fn without_later_columns(
+    computed: &TableRows,
+    nth: usize,
+    older: &[(usize, u64)],
+    (rows, groups): (RecordBatch, &RecordBatch),
+    parts: &[&Part],
+    as_of: u64,
+    first_shown: &dyn Fn(i64) -> Option<u64>,
+) -> Result<RecordBatch, VerifyError> {
+    let width = computed.selects[nth].group_width();
+    let places: Vec<usize> = (0..width).collect();
+    let Some(types) = parts.first().map(|p| (0..width).map(|c| p.values.column(c).data_type().clone()).collect::<Vec<_>>()) else { return Ok(rows) };
+    let encoder = Encoder::new(&types, &places, &BTreeSet::new()).map_err(failed)?;
+    // The entry at which each group was written last: when its window was first shown, or at the last of its rows after that.
+    let mut written: HashMap<Vec<u8>, u64> = HashMap::new();
+    for part in parts {
+        let keys = encoder.encode(&part.values.project(&places).map_err(failed)?).map_err(failed)?;
+        for (i, (key, _)) in keys.into_iter().enumerate().filter(|(i, _)| part.lineage[*i].entry <= as_of) {
+            let at = part.lineage[i].entry.max(first_shown(part.windows[i].0).unwrap_or(0));
+            let last = written.entry(key).or_insert(at);
+            *last = (*last).max(at);
+        }
+    }
+    let last: Vec<u64> = encoder.encode(groups).map_err(failed)?.into_iter().map(|(key, _)| written.get(&key).copied().unwrap_or(0)).collect();
+    // Each column is there from the first query on that shows it.
+    let queries: Vec<(usize, u64)> = older.iter().copied().chain([(computed.selects[nth].width(), computed.since[nth])]).collect();
+    let mut columns = rows.columns().to_vec();
+    for (place, column) in columns.iter_mut().enumerate() {
+        let Some(since) = queries.iter().filter(|(shown, _)| place < *shown).map(|(_, since)| *since).min() else { continue };
+        let before: arrow::array::BooleanArray = last.iter().map(|at| Some(*at < since)).collect();
+        *column = arrow::compute::nullif(column, &before).map_err(failed)?;
+    }
+    RecordBatch::try_new(rows.schema(), columns).map_err(failed)
 }
 
 fn dead_batch(rows: &SourceRows, topic: &str, (since, as_of): (u64, u64)) -> Result<(RecordBatch, Vec<Lineage>), VerifyError> {
@@ -337,7 +410,7 @@ fn dead_batch(rows: &SourceRows, topic: &str, (since, as_of): (u64, u64)) -> Res
         Arc::new(Int64Array::from_iter_values(dead.iter().map(|d| d.lineage.offset))),
         Arc::new(dead.iter().map(|d| d.timestamp_us).collect::<TimestampMicrosecondArray>().with_timezone("UTC")),
         Arc::new(keys.finish()),
-        Arc::new(StringArray::from(vec![""; dead.len()])),
+        Arc::new(dead.iter().map(|d| d.reasons.first().cloned()).collect::<StringArray>()),
         Arc::new(dead.iter().map(|d| d.table.clone()).collect::<StringArray>()),
         Arc::new(values.finish()),
         Arc::new(headers.finish()),
@@ -347,7 +420,7 @@ fn dead_batch(rows: &SourceRows, topic: &str, (since, as_of): (u64, u64)) -> Res
 }
 
 /// Reads the table and compares.
-async fn meet(lake: &Lake, rows: &SourceRows, table: &Checked, state: &TableState, expected: Expected) -> Result<(Vec<Finding>, u64), VerifyError> {
+async fn meet(lake: &Lake, rows: &SourceRows, table: &Checked, state: &TableState, expected: Expected, mut letters: Option<&mut Letters>) -> Result<(Vec<Finding>, u64), VerifyError> {
     let spec = &table.spec;
     let types: Vec<DataType> = spec.schema.fields().iter().map(|f| f.data_type().clone()).collect();
     let sample = expected.keep.sample.filter(|_| matches!(table.role, Role::Declared { windowed: false }));
@@ -360,6 +433,10 @@ async fn meet(lake: &Lake, rows: &SourceRows, table: &Checked, state: &TableStat
     let mut findings = vec![];
     let op = spec.schema.index_of(OP).ok();
     let mut balance = Balance::default();
+    let reasons: HashMap<(i32, i64, Option<&str>), &[String]> = match table.role {
+        Role::Dead(_) => rows.dead.iter().filter(|d| d.reasons.len() > 1).map(|d| ((d.lineage.partition, d.lineage.offset, d.table.as_deref()), d.reasons.as_slice())).collect(),
+        _ => HashMap::new(),
+    };
     for file in &state.files {
         let mut stream = live_rows(lake.store.clone(), file, &spec.schema, None, 8192);
         loop {
@@ -371,7 +448,13 @@ async fn meet(lake: &Lake, rows: &SourceRows, table: &Checked, state: &TableStat
                     break;
                 }
             };
+            if let Some(letters) = &mut letters {
+                letters.take(&batch);
+            }
             let mut batch = kept(&batch, &expected, table)?;
+            if matches!(table.role, Role::Dead(_)) {
+                batch = one_reason(&batch, &reasons)?;
+            }
             if let Some(percent) = sample {
                 batch = sample_rows(&batch, &encoder()?, percent)?;
             }
@@ -395,8 +478,8 @@ async fn meet(lake: &Lake, rows: &SourceRows, table: &Checked, state: &TableStat
     Ok((findings, compared))
 }
 
-/// The rows that are compared. Dead letters of values that did not fit when a window was emitted name no record: how many
-/// there are depends on how often it was emitted.
+/// The rows that are compared. Dead letters of values that did not fit when a window was emitted name no record: they are
+/// compared by [`Letters`].
 fn kept(batch: &RecordBatch, expected: &Expected, table: &Checked) -> Result<RecordBatch, VerifyError> {
     let keep = &expected.keep;
     let mut mask: Vec<bool> = vec![true; batch.num_rows()];
@@ -418,6 +501,27 @@ fn kept(batch: &RecordBatch, expected: &Expected, table: &Checked) -> Result<Rec
     }
     let rows: Vec<u32> = (0..mask.len()).filter(|i| mask[*i]).map(|i| i as u32).collect();
     take_record_batch(batch, &UInt32Array::from(rows)).map_err(failed)
+}
+
+/// Where several expressions of a row fail, any of their reasons is as good as the first.
+fn one_reason(batch: &RecordBatch, reasons: &HashMap<(i32, i64, Option<&str>), &[String]>) -> Result<RecordBatch, VerifyError> {
+    let place = |name: &str| batch.schema_ref().index_of(name).map_err(failed);
+    let (at, table) = (place("_reason")?, place("_table")?);
+    if reasons.is_empty() {
+        return Ok(batch.clone());
+    }
+    let (p, o) = (batch.column(place("_partition")?).as_primitive::<Int32Type>(), batch.column(place("_offset")?).as_primitive::<Int64Type>());
+    let (found, tables) = (batch.column(at).as_string::<i32>(), batch.column(table).as_string::<i32>());
+    let text = |array: &'_ StringArray, i: usize| array.is_valid(i).then(|| array.value(i).to_string());
+    let each = (0..batch.num_rows()).map(|i| {
+        let said = text(found, i);
+        let table = text(tables, i);
+        let all = reasons.get(&(p.value(i), o.value(i), table.as_deref())).filter(|all| said.as_ref().is_some_and(|s| all.contains(s)));
+        all.map_or(said.clone(), |all| all.first().cloned())
+    });
+    let mut columns = batch.columns().to_vec();
+    columns[at] = Arc::new(each.collect::<StringArray>());
+    RecordBatch::try_new(batch.schema(), columns).map_err(failed)
 }
 
 fn sample_rows(batch: &RecordBatch, encoder: &Encoder, percent: u8) -> Result<RecordBatch, VerifyError> {
@@ -505,7 +609,8 @@ fn origin(expected: &Expected, rows: &SourceRows, spec: &TableSpec, at: At) -> R
             let (mut offsets, mut records) = (vec![], 0);
             let places: Vec<usize> = (0..width).collect();
             let mut wanted = None;
-            for part in table.parts.iter().filter(|p| p.select == *nth) {
+            let extended: Vec<bool> = (0..table.selects.len()).map(|m| m == *nth || table.newest(m) == *nth).collect();
+            for part in table.parts.iter().filter(|p| extended[p.select]) {
                 let keys = part.values.project(&places).map_err(failed)?;
                 let types: Vec<DataType> = keys.schema().fields().iter().map(|f| f.data_type().clone()).collect();
                 let encoder = Encoder::new(&types, &places, &BTreeSet::new()).map_err(failed)?;

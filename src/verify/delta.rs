@@ -1,5 +1,7 @@
 //! A Delta table as its log shows it, read by the judge itself: checkpoint, commits, deletion vectors.
 
+use super::bounds::Said;
+use super::schema::Layout;
 use super::structure::{Commit, TableState};
 use super::{Finding, Lake, footer};
 use crate::pipeline::TableFormatKind;
@@ -20,6 +22,7 @@ const KIND: TableFormatKind = TableFormatKind::Delta;
 struct Listing {
     commits: BTreeMap<u64, String>,
     checkpoints: BTreeMap<u64, Vec<String>>,
+    /// All that are named as the protocol says.
     all: Vec<String>,
 }
 
@@ -92,6 +95,10 @@ pub async fn read(lake: &Lake, pipeline: &str, table: &str) -> Result<TableState
     state.commits.reverse();
     state.all_commits = listing.commits.contains_key(&0);
     state.uuid = snapshot.metadata["id"].as_str().unwrap_or_default().to_string();
+    match Layout::of_delta(&snapshot.metadata) {
+        Ok(layout) => state.layout = Some(layout),
+        Err(why) => state.findings.push(finding("schema", why)),
+    }
     stamp(&snapshot, &provenance, pipeline, table, &mut state);
     files(lake, &snapshot, &folder, table, &mut state).await;
     Ok(state)
@@ -104,9 +111,9 @@ async fn list(lake: &Lake, folder: &str) -> Result<Listing, String> {
     let mut parts: BTreeMap<(u64, usize), Vec<(usize, String)>> = BTreeMap::new();
     for object in objects {
         let path = object.location.to_string();
-        listing.all.push(path.clone());
         let Some((version, rest)) = object.location.filename().and_then(|n| n.split_once('.')) else { continue };
         let Some(version) = Some(version).filter(|v| v.len() == 20).and_then(|v| v.parse::<u64>().ok()) else { continue };
+        listing.all.push(path.clone());
         match rest.split('.').collect::<Vec<_>>()[..] {
             ["json"] => drop(listing.commits.insert(version, path)),
             ["checkpoint", "parquet"] => parts.entry((version, 1)).or_default().push((1, path)),
@@ -263,6 +270,7 @@ async fn files(lake: &Lake, snapshot: &Snapshot, folder: &str, table: &str, stat
             partition_values.insert(column.clone(), value.as_str().filter(|v| !v.is_empty()).map(str::to_string));
         }
         let bytes = add["size"].as_u64().unwrap_or(0);
+        state.said.insert(path.clone(), Said::Delta(stats));
         state.files.push(LiveFile { path, bytes, records, deleted, partition_values, columns: vec![] });
     }
 }

@@ -4,9 +4,9 @@
 use super::window::Windows;
 use super::{Finding, Lake, Report, VerifyError};
 use crate::epoch::checkpoint::Checkpoint;
-use crate::epoch::entry::{Body, Data, Interval, Note, Plan};
+use crate::epoch::entry::{Body, Data, Interval, Note, Plan, RunObject};
 use crate::epoch::history::{self, History, Recorded, RecordedBody};
-use crate::epoch::ledger::Ledger;
+use crate::epoch::ledger::{Ledger, LiveRun};
 use crate::epoch::log::{Log, LogError};
 use crate::pipeline::Pipeline;
 use object_store::path::Path;
@@ -48,6 +48,12 @@ pub struct Facts {
     pub last: u64,
     /// M of the newest checkpoint.
     pub upto: Option<u64>,
+    /// The newest checkpoint's own number.
+    pub checkpoint: Option<u64>,
+    /// Table to the runs that the newest checkpoint holds.
+    pub held_runs: BTreeMap<String, Vec<LiveRun>>,
+    /// Runs of the entries that the log holds.
+    pub runs: BTreeMap<u64, RunObject>,
     /// The plan in force at `first`, and every later one.
     pub eras: Vec<Era>,
     /// Source to partition to what its entries decided, ascending.
@@ -245,6 +251,7 @@ fn check_interval(source: &str, partition: i32, interval: &Interval, position: O
 struct Objects {
     recorded: BTreeMap<u64, Recorded>,
     checkpoints: BTreeMap<u64, Checkpoint>,
+    runs: BTreeMap<u64, RunObject>,
     newest: Option<u64>,
     log: Uuid,
     last: u64,
@@ -263,7 +270,7 @@ async fn objects(log: &Log, report: &mut Report) -> Result<Option<Objects>, Veri
             Err(LogError::Unavailable(why)) => return Err(VerifyError::Unavailable(why)),
             Err(e) => {
                 report.findings.push(unreadable(last, e.to_string()));
-                return Ok(Some(Objects { recorded: BTreeMap::new(), checkpoints: BTreeMap::new(), newest: None, log: Uuid::nil(), last, broken: true }));
+                return Ok(Some(Objects { recorded: BTreeMap::new(), checkpoints: BTreeMap::new(), runs: BTreeMap::new(), newest: None, log: Uuid::nil(), last, broken: true }));
             }
         };
         let named = match &newest.body {
@@ -271,7 +278,7 @@ async fn objects(log: &Log, report: &mut Report) -> Result<Option<Objects>, Veri
             _ => newest.checkpoint.map(|c| (c.entry, c.upto)),
         };
         let first = named.map_or(0, |(_, upto)| upto + 1);
-        let mut found = Objects { recorded: BTreeMap::new(), checkpoints: BTreeMap::new(), newest: named.map(|n| n.0), log: newest.log, last, broken: false };
+        let mut found = Objects { recorded: BTreeMap::new(), checkpoints: BTreeMap::new(), runs: BTreeMap::new(), newest: named.map(|n| n.0), log: newest.log, last, broken: false };
         let mut findings = vec![];
         for seq in first..=last {
             match log.read(seq).await {
@@ -279,8 +286,10 @@ async fn objects(log: &Log, report: &mut Report) -> Result<Option<Objects>, Veri
                     if entry.log != newest.log {
                         findings.push(Finding::new("log-uuid", format!("it is of log {}, the newest entry of log {}", entry.log, newest.log)).at(seq));
                     }
-                    if let Body::Checkpoint(c) = &entry.body {
-                        found.checkpoints.insert(seq, c.clone());
+                    match &entry.body {
+                        Body::Checkpoint(c) => drop(found.checkpoints.insert(seq, c.clone())),
+                        Body::Data(Data { runs: Some(runs), .. }) => drop(found.runs.insert(seq, runs.clone())),
+                        _ => {}
                     }
                     found.recorded.insert(seq, history::record(seq, &entry));
                 }
@@ -312,6 +321,14 @@ async fn objects(log: &Log, report: &mut Report) -> Result<Option<Objects>, Veri
 pub async fn newest(lake: &Lake) -> Result<Option<u64>, VerifyError> {
     let log = Log::new(lake.store.clone(), Path::from(format!("{}/log", lake.state_folder)));
     log.list(0).await.map(|l| l.last().copied()).map_err(|e| VerifyError::Unavailable(e.to_string()))
+}
+
+/// The number of the checkpoint that the log's newest entry names, or is.
+pub async fn newest_checkpoint(lake: &Lake) -> Result<Option<u64>, VerifyError> {
+    let log = Log::new(lake.store.clone(), Path::from(format!("{}/log", lake.state_folder)));
+    let Some(at) = newest(lake).await? else { return Ok(None) };
+    let entry = log.read(at).await.map_err(|e| VerifyError::Unavailable(e.to_string()))?;
+    Ok(entry.and_then(|e| if matches!(e.body, Body::Checkpoint(_)) { Some(at) } else { e.checkpoint.map(|c| c.entry) }))
 }
 
 /// Reads and checks the log. `None`: it is too damaged to judge anything by it; the report says why.
@@ -354,7 +371,8 @@ pub async fn read(pipeline: &Pipeline, lake: &Lake, report: &mut Report) -> Resu
     }
     let mut entries = kept;
     entries.extend(objects.recorded);
-    Ok(Walk::new(&objects.checkpoints, objects.log, objects.last, upto, report).run(entries, objects.newest))
+    let facts = Walk::new(&objects.checkpoints, objects.log, objects.last, upto, report).run(entries, objects.newest);
+    Ok(facts.map(|facts| Facts { runs: objects.runs, ..facts }))
 }
 
 /// Goes through the entries in order.
@@ -371,6 +389,9 @@ impl<'a> Walk<'a> {
             first: 0,
             last,
             upto,
+            checkpoint: None,
+            held_runs: BTreeMap::new(),
+            runs: BTreeMap::new(),
             eras: vec![],
             spans: BTreeMap::new(),
             starts: BTreeMap::new(),
@@ -404,6 +425,8 @@ impl<'a> Walk<'a> {
             self.report.unprovable.push("the log has no beginning: no table can be judged by it".into());
             return None;
         };
+        self.facts.checkpoint = newest;
+        self.facts.held_runs = newest.and_then(|at| self.checkpoints.get(&at)).map(|c| c.ledger.runs.clone()).unwrap_or_default();
         self.adopt(&state, state.plan_entry);
         let begins = Times { horizon_before: state.horizons.clone(), watermark_after: state.watermarks(), ends_input: false };
         self.facts.times.insert(self.facts.first.saturating_sub(1), begins);

@@ -8,7 +8,7 @@ use object_store::ObjectStoreExt;
 use object_store::path::Path;
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use parquet::errors::ParquetError;
-use parquet::file::metadata::{PageIndexPolicy, ParquetMetaDataReader};
+use parquet::file::metadata::{PageIndexPolicy, ParquetMetaData, ParquetMetaDataReader};
 use roaring::RoaringTreemap;
 use std::collections::BTreeMap;
 
@@ -35,8 +35,8 @@ pub async fn size(lake: &Lake, path: &str) -> Result<Option<u64>, String> {
 /// Read at once from a file's end: most footers lie wholly in it.
 const TAIL_BYTES: u64 = 64 * 1024;
 
-/// How many rows a Parquet file's footer says that it holds.
-pub async fn rows(lake: &Lake, path: &str, size: u64) -> Result<u64, String> {
+/// A Parquet file's footer.
+pub async fn metadata(lake: &Lake, path: &str, size: u64) -> Result<ParquetMetaData, String> {
     let location = Path::parse(path).map_err(|e| e.to_string())?;
     let mut tail = TAIL_BYTES.min(size);
     let mut reader = ParquetMetaDataReader::new().with_page_index_policy(PageIndexPolicy::Skip);
@@ -48,8 +48,7 @@ pub async fn rows(lake: &Lake, path: &str, size: u64) -> Result<u64, String> {
             Err(e) => return Err(e.to_string()),
         }
     }
-    let metadata = reader.finish().map_err(|e| e.to_string())?;
-    u64::try_from(metadata.file_metadata().num_rows()).map_err(|e| e.to_string())
+    reader.finish().map_err(|e| e.to_string())
 }
 
 /// Deleted positions by data file, of an Iceberg position-delete file.

@@ -1,8 +1,10 @@
 //! Proof that the tables hold what the log says, and nothing else.
 //!
 //! [`structure`] looks at the log and at what lies in the lake: whether the entries tile every
-//! partition, whether every staged file is in its table once, whether files, counts, keys and stamps
-//! agree. [`deep`] reads the source again over the logged offsets and computes every table by a way of
+//! partition, whether every staged file is in its table once, whether files, counts and stamps agree.
+//! [`schema`] compares columns and partitioning with the plan's, [`contents`] reads every file once:
+//! keys are there once, and what readers prune by ([`bounds`]) holds every row. [`runs`] reads what a
+//! start needs. [`deep`] reads the source again over the logged offsets and computes every table by a way of
 //! its own: it judges lateness row by row from the facts of the log, runs the SQL as one batch in
 //! DataFusion, and compares rows.
 //!
@@ -14,12 +16,17 @@
 //! What cannot be proven is said, never passed over: [`Report::unprovable`].
 
 mod append_only;
+mod bounds;
 mod compare;
+mod contents;
+mod dead_letters;
 mod deep;
 mod delta;
 mod facts;
 mod footer;
 mod iceberg;
+mod runs;
+mod schema;
 mod select;
 mod source_rows;
 mod structure;
@@ -126,7 +133,7 @@ pub struct Report {
     pub unprovable: Vec<String>,
     /// What is worth knowing and nothing wrong: commits of others, tables that have not caught up.
     pub notes: Vec<String>,
-    /// Files in the tables' folders that nothing refers to.
+    /// Files in the folders of the tables and of the runs that nothing refers to, sorted.
     pub orphans: Vec<String>,
     pub tables: Vec<TableReport>,
 }
@@ -204,10 +211,15 @@ pub async fn verify(pipeline: &Pipeline, lake: &Lake, options: &Options, open: O
         let tables = structure::check(pipeline, lake, &facts, options, &mut report).await?;
         // A worker may have decided and committed since the log was read: then it is read again.
         let ahead = tables.iter().flat_map(|t| &t.states).any(|s| s.stamp.is_some_and(|(log, entry)| log == facts.log && entry > facts.last));
+        let runs = runs::check(lake, &facts, options, &mut report).await?;
         tries += 1;
-        if !ahead || tries == 5 || facts::newest(lake).await? == Some(facts.last) {
-            break (facts, tables, report);
+        if tries < 5 && (runs.is_none() || (ahead && facts::newest(lake).await? != Some(facts.last))) {
+            continue;
         }
+        if runs.is_none() {
+            report.unprovable.push("the log is truncated faster than its runs can be read: whether all of them are there is not known".into());
+        }
+        break (facts, tables, report);
     };
     if options.deep {
         deep::check(pipeline, lake, &facts, &tables, options, open, progress, &mut report).await?;
@@ -216,6 +228,7 @@ pub async fn verify(pipeline: &Pipeline, lake: &Lake, options: &Options, open: O
     let mut said = BTreeSet::new();
     report.unprovable.retain(|u| said.insert(u.clone()));
     report.notes.retain(|n| said.insert(n.clone()));
+    report.orphans.sort();
     Ok(report)
 }
 

@@ -6,7 +6,7 @@
 
 use super::window::Windows;
 use crate::pipeline::Column;
-use crate::pipeline::sql::Tumble;
+use crate::pipeline::sql::{Tumble, reason};
 use arrow::array::{Array, ArrayRef, AsArray, BooleanArray, Decimal128Array, Float64Array, UInt32Array, UInt64Array, new_null_array};
 use arrow::compute::{CastOptions, cast_with_options, concat, filter_record_batch, take_record_batch};
 use arrow::datatypes::{DataType, Decimal128Type, Decimal256Type, Field, Float64Type, Int64Type, Schema, SchemaRef, TimestampMicrosecondType, UInt64Type, i256};
@@ -23,7 +23,7 @@ use datafusion::optimizer::simplify_expressions::ExprSimplifier;
 use datafusion::physical_expr::expressions::BinaryExpr;
 use datafusion::physical_expr::{PhysicalExpr, create_physical_expr};
 use datafusion::prelude::{SessionConfig, SessionContext};
-use datafusion::sql::sqlparser::ast::{Expr as Ast, Ident, ObjectName, SetExpr, Statement, TableFactor, Value, VisitMut, VisitorMut};
+use datafusion::sql::sqlparser::ast::{Expr as Ast, Ident, ObjectName, ObjectNamePart, SetExpr, Statement, TableFactor, Value, VisitMut, VisitorMut};
 use datafusion::sql::sqlparser::{dialect::GenericDialect, parser::Parser};
 use std::collections::BTreeSet;
 use std::ops::ControlFlow;
@@ -33,6 +33,9 @@ type Physical = Arc<dyn PhysicalExpr>;
 
 /// The column that tells states of the same rows apart; no source can have it, because it is no word.
 const AT: &str = "at entry";
+
+/// Begins the names of columns that tell which values did not fit.
+const UNFIT: &str = "does not fit ";
 
 /// The query of one table under one plan.
 pub struct Select {
@@ -65,7 +68,8 @@ pub struct Passed {
     pub rows: Vec<u32>,
     /// Columns of a plain table; of a windowed one its group key and arguments.
     pub values: RecordBatch,
-    pub failed: Vec<u32>,
+    /// With every reason that its expressions give.
+    pub failed: Vec<(u32, Vec<String>)>,
 }
 
 /// Groups as they were after several entries.
@@ -84,6 +88,8 @@ pub struct Shown {
     pub rows: RecordBatch,
     /// Window start and group key by which each row was summed: columns of the aggregate.
     pub groups: RecordBatch,
+    /// The same of groups with a value that does not fit its type, shown or not.
+    pub unfit: RecordBatch,
 }
 
 fn context() -> SessionContext {
@@ -199,12 +205,21 @@ impl Select {
         Ok(Passed { rows, values, failed })
     }
 
-    fn pass_part(&self, batch: &RecordBatch, first: u32, parts: &mut Vec<(Vec<u32>, RecordBatch)>, failed: &mut Vec<u32>) -> Result<()> {
+    /// Why a single row cannot be computed: by each expression that fails, since their order is the planner's.
+    fn reasons(&self, row: &RecordBatch, first: &DataFusionError) -> Vec<String> {
+        let condition = self.condition.iter().filter_map(|c| c.evaluate(row).err());
+        let mut all: Vec<String> = std::iter::once(reason(first)).chain(condition.chain(self.values.iter().filter_map(|v| v.of(row).err())).map(|e| reason(&e))).collect();
+        all.sort();
+        all.dedup();
+        all
+    }
+
+    fn pass_part(&self, batch: &RecordBatch, first: u32, parts: &mut Vec<(Vec<u32>, RecordBatch)>, failed: &mut Vec<(u32, Vec<String>)>) -> Result<()> {
         let n = batch.num_rows();
         match self.try_pass(batch, first) {
             Ok(part) => parts.push(part),
             Err(e) if n == 0 => return Err(e),
-            Err(_) if n == 1 => failed.push(first),
+            Err(e) if n == 1 => failed.push((first, self.reasons(batch, &e))),
             Err(_) => {
                 self.pass_part(&batch.slice(0, n / 2), first, parts, failed)?;
                 self.pass_part(&batch.slice(n / 2, n - n / 2), first + (n / 2) as u32, parts, failed)?;
@@ -237,6 +252,23 @@ impl Select {
         &self.sql
     }
 
+    /// Whether it computes the same groups from the same rows as `older`, and shows of each what `older` shows, then more.
+    pub fn extends(&self, older: &Select) -> bool {
+        let (LogicalPlan::Projection(new), LogicalPlan::Projection(old)) = (&self.plan, &older.plan) else { return false };
+        // Rows, groups, aggregates and `having`, in the planner's words.
+        let base = |p: &LogicalPlan| p.display_indent().to_string();
+        let aggregate = matches!(filtered(&new.input).1, LogicalPlan::Aggregate(_));
+        aggregate && self.input == older.input && base(&new.input) == base(&old.input) && new.expr.starts_with(&old.expr)
+    }
+
+    /// How many columns it shows.
+    pub fn width(&self) -> usize {
+        match &self.plan {
+            LogicalPlan::Projection(top) => top.expr.len(),
+            _ => 0,
+        }
+    }
+
     /// How many of the leading columns of [`Passed::values`] are the group key.
     pub fn group_width(&self) -> usize {
         match &self.plan {
@@ -267,17 +299,17 @@ impl Select {
     pub async fn sum_up(&self, batches: Vec<RecordBatch>) -> Result<Shown> {
         let (a, having, exprs) = self.parts()?;
         let summed = self.summed(a, batches, None).await?;
-        let (rows, shown) = self.above(a, having, exprs, &summed)?;
+        let (rows, shown, unfit) = self.above(a, having, exprs, &summed)?;
         let groups = summed.project(&(0..a.group_expr.len()).collect::<Vec<_>>())?;
-        let mask = BooleanArray::from(shown);
-        Ok(Shown { rows: filter_record_batch(&rows, &mask)?, groups: filter_record_batch(&groups, &mask)? })
+        let (mask, unfit) = (BooleanArray::from(shown), BooleanArray::from(unfit));
+        Ok(Shown { rows: filter_record_batch(&rows, &mask)?, groups: filter_record_batch(&groups, &mask)?, unfit: filter_record_batch(&groups, &unfit)? })
     }
 
     /// As [`Select::sum_up`], for several states of the rows at once: `at` says of each row which state it is in.
     pub async fn sum_up_at(&self, batches: Vec<RecordBatch>, at: Vec<Vec<u64>>) -> Result<States> {
         let (a, having, exprs) = self.parts()?;
         let summed = self.summed(a, batches, Some(at)).await?;
-        let (rows, shown) = self.above(a, having, exprs, &summed)?;
+        let (rows, shown, _) = self.above(a, having, exprs, &summed)?;
         let width = a.group_expr.len();
         let groups = summed.project(&(0..width).collect::<Vec<_>>())?;
         let column = |name: &str| summed.column_by_name(name).cloned().ok_or_else(|| odd(&self.plan));
@@ -295,7 +327,8 @@ impl Select {
         Ok((a, having, &top.expr))
     }
 
-    /// The aggregate's columns over these rows, and [`AT`] after them where states are told apart.
+    /// The aggregate's columns over these rows; after them [`AT`] where states are told apart, and by call whether its
+    /// value did not fit.
     async fn summed(&self, a: &Aggregate, mut batches: Vec<RecordBatch>, at: Option<Vec<Vec<u64>>>) -> Result<RecordBatch> {
         let mut fields: Vec<Arc<Field>> = self.input.fields().to_vec();
         let states = at.is_some();
@@ -314,11 +347,9 @@ impl Select {
             LogicalPlan::TableScan(scan) => Ok(Transformed::yes(LogicalPlanBuilder::scan(scan.table_name.clone(), source.clone(), None)?.build()?)),
             other => Ok(Transformed::no(other)),
         })?;
-        let batches = self.context.execute_logical_plan(plan).await?.collect().await?;
         let mut schema: Vec<Field> = a.schema.fields().iter().map(|f| f.as_ref().clone()).collect();
-        if states {
-            schema.push(Field::new(AT, DataType::UInt64, true));
-        }
+        schema.extend(plan.schema().fields().iter().skip(schema.len()).map(|f| f.as_ref().clone()));
+        let batches = self.context.execute_logical_plan(plan).await?.collect().await?;
         let columns = schema.iter().enumerate().map(|(i, field)| {
             let of: Vec<&dyn Array> = batches.iter().map(|b| b.column(i).as_ref()).collect();
             if of.is_empty() { Ok(new_null_array(field.data_type(), 0)) } else { Ok(concat(&of)?) }
@@ -329,15 +360,23 @@ impl Select {
         Ok(RecordBatch::try_new_with_options(Arc::new(Schema::new(fields)), columns, &RecordBatchOptions::new().with_row_count(Some(rows)))?)
     }
 
-    /// `having` and the columns, row by row: what cannot be computed is null.
-    fn above(&self, a: &Aggregate, having: Option<&Expr>, exprs: &[Expr], summed: &RecordBatch) -> Result<(RecordBatch, Vec<bool>)> {
+    /// `having` and the columns, row by row: what cannot be computed is null. Which rows are shown, and in which something
+    /// did not fit.
+    fn above(&self, a: &Aggregate, having: Option<&Expr>, exprs: &[Expr], summed: &RecordBatch) -> Result<(RecordBatch, Vec<bool>, Vec<bool>)> {
         let rows = summed.num_rows();
         let mut shown: Vec<bool> = vec![true; rows];
+        let mut unfit: Vec<bool> = vec![false; rows];
+        for (column, field) in summed.columns().iter().zip(summed.schema_ref().fields()).filter(|(_, f)| f.name().starts_with(UNFIT)) {
+            let column = column.as_boolean_opt().ok_or_else(|| DataFusionError::Internal(format!("{} is no boolean", field.name())))?;
+            (0..rows).for_each(|i| unfit[i] |= column.is_valid(i) && column.value(i));
+        }
+        let mut failed = vec![];
         if let Some(e) = having {
             let value = Strict { expr: strict(&self.context, e, &a.schema)?, digits: None, to: None };
-            let passed = value.each(summed)?;
+            let passed = value.each(summed, 0, &mut failed)?;
             let passed = passed.as_boolean();
             (0..rows).for_each(|i| shown[i] = passed.is_valid(i) && passed.value(i));
+            failed.drain(..).for_each(|i: usize| unfit[i] = true);
         }
         let mut columns = vec![];
         for (e, field) in exprs.iter().zip(self.output.fields()) {
@@ -347,11 +386,13 @@ impl Select {
                 _ => None,
             };
             let value = Strict { expr: strict(&self.context, e, &a.schema)?, digits, to: Some(field.data_type().clone()) };
-            columns.push(value.each(summed)?);
+            columns.push(value.each(summed, 0, &mut failed)?);
         }
-        let fields: Vec<Field> = self.output.fields().iter().map(|f| f.as_ref().clone().with_nullable(true)).collect();
+        failed.into_iter().filter(|i| shown[*i]).for_each(|i| unfit[i] = true);
+        // The table may have been given columns since.
+        let fields: Vec<Field> = self.output.fields().iter().take(columns.len()).map(|f| f.as_ref().clone().with_nullable(true)).collect();
         let all = RecordBatch::try_new_with_options(Arc::new(Schema::new(fields)), columns, &RecordBatchOptions::new().with_row_count(Some(rows)))?;
-        Ok((all, shown))
+        Ok((all, shown, unfit))
     }
 }
 
@@ -368,19 +409,20 @@ impl Strict {
         Ok(column)
     }
 
-    /// As [`Strict::of`], null in the rows that fail.
-    fn each(&self, batch: &RecordBatch) -> Result<ArrayRef> {
+    /// As [`Strict::of`], null in the rows that fail. `first`: the place of the first row.
+    fn each(&self, batch: &RecordBatch, first: usize, failed: &mut Vec<usize>) -> Result<ArrayRef> {
         let n = batch.num_rows();
         match self.of(batch) {
             Ok(column) => Ok(column),
             Err(e) if n == 0 => Err(e),
             Err(_) if n == 1 => {
+                failed.push(first);
                 let ty = self.to.clone().map_or_else(|| self.expr.data_type(batch.schema_ref()), Ok)?;
                 Ok(new_null_array(&ty, 1))
             }
             Err(_) => {
-                let low = self.each(&batch.slice(0, n / 2))?;
-                let high = self.each(&batch.slice(n / 2, n - n / 2))?;
+                let low = self.each(&batch.slice(0, n / 2), first, failed)?;
+                let high = self.each(&batch.slice(n / 2, n - n / 2), first + n / 2, failed)?;
                 Ok(concat(&[low.as_ref(), high.as_ref()])?)
             }
         }
@@ -470,6 +512,19 @@ impl VisitorMut for Exact {
                     self.column(&mut parts[1]);
                 } else {
                     self.column(&mut parts[0]);
+                }
+            }
+            // Usual names of aggregates that DataFusion knows by others.
+            Ast::Function(f) => {
+                if let [ObjectNamePart::Identifier(name)] = f.name.0.as_mut_slice()
+                    && let Some(planned) = match name.value.to_lowercase().as_str() {
+                        "variance" | "variance_samp" => Some("var_samp"),
+                        "variance_pop" | "variance_population" => Some("var_pop"),
+                        "std" => Some("stddev"),
+                        _ => None,
+                    }
+                {
+                    *name = Ident::new(planned);
                 }
             }
             // A number with an exponent is a float.
@@ -576,7 +631,7 @@ fn depends_on_order(call: &Expr, schema: &DFSchema) -> bool {
 fn wide(a: &Aggregate, states: bool, scan: &dyn Fn(LogicalPlan) -> Result<Transformed<LogicalPlan>>) -> Result<LogicalPlan> {
     let schema = a.input.schema();
     let (mut calls, mut columns): (Vec<Expr>, Vec<Expr>) = (vec![], vec![]);
-    let mut groups = vec![];
+    let (mut groups, mut unfit) = (vec![], vec![]);
     for (i, e) in a.group_expr.iter().enumerate() {
         let (qualifier, field) = a.schema.qualified_field(i);
         let name = format!("group {i}");
@@ -586,7 +641,8 @@ fn wide(a: &Aggregate, states: bool, scan: &dyn Fn(LogicalPlan) -> Result<Transf
     for (i, e) in a.aggr_expr.iter().enumerate() {
         let (qualifier, field) = a.schema.qualified_field(a.group_expr.len() + i);
         let Expr::AggregateFunction(f) = e.clone().unalias() else { return Err(DataFusionError::Plan(format!("{e} is no aggregate"))) };
-        let done = widened(&f, field.data_type(), schema, i, &mut calls)?;
+        let (done, total) = widened(&f, field.data_type(), schema, i, &mut calls)?;
+        unfit.extend(total.map(|total| total.is_not_null().and(done.clone().is_null()).alias(format!("{UNFIT}{i}"))));
         columns.push(done.alias_qualified(qualifier.cloned(), field.name()));
     }
     if states {
@@ -594,6 +650,7 @@ fn wide(a: &Aggregate, states: bool, scan: &dyn Fn(LogicalPlan) -> Result<Transf
         groups.push(at.clone());
         columns.push(at);
     }
+    columns.extend(unfit);
     // The plan names the table as it was planned; its rows are read under the same name.
     let input = a.input.as_ref().clone().transform_up(scan)?.data;
     // What holds of a plan's schema was written when it was made.
@@ -601,7 +658,8 @@ fn wide(a: &Aggregate, states: bool, scan: &dyn Fn(LogicalPlan) -> Result<Transf
     LogicalPlanBuilder::from(input).aggregate(groups, calls)?.project(columns)?.build()
 }
 
-fn widened(f: &AggregateFunction, declared: &DataType, schema: &DFSchema, nth: usize, calls: &mut Vec<Expr>) -> Result<Expr> {
+/// The value in its type, and what it was made of where that may not fit.
+fn widened(f: &AggregateFunction, declared: &DataType, schema: &DFSchema, nth: usize, calls: &mut Vec<Expr>) -> Result<(Expr, Option<Expr>)> {
     let mut call = |func: Arc<datafusion::logical_expr::AggregateUDF>, args: Vec<Expr>, distinct: bool, part: &str| {
         let name = format!("call {nth} {part}");
         let params = AggregateFunctionParams { args, distinct, filter: f.params.filter.clone(), order_by: vec![], null_treatment: None };
@@ -624,7 +682,7 @@ fn widened(f: &AggregateFunction, declared: &DataType, schema: &DFSchema, nth: u
         "sum" if room(&ty).is_some() => {
             let to = room(&ty).unwrap_or(DataType::Null);
             let total = call(sum(), vec![cast(arg, to)], false, "sum");
-            Expr::TryCast(TryCast::new(Box::new(total), declared.clone()))
+            (Expr::TryCast(TryCast::new(Box::new(total.clone()), declared.clone())), Some(total))
         }
         "avg" => {
             // DataFusion turns integers into floats before it adds them up.
@@ -636,19 +694,19 @@ fn widened(f: &AggregateFunction, declared: &DataType, schema: &DFSchema, nth: u
                 (Some(int), _) => {
                     let total = call(sum(), vec![cast(int.clone(), DataType::Decimal128(38, 0))], false, "sum");
                     let rows = call(count(), vec![int], false, "rows");
-                    mean(DataType::Decimal128(38, 0), DataType::Float64).call(vec![total, rows])
+                    (mean(DataType::Decimal128(38, 0), DataType::Float64).call(vec![total, rows]), None)
                 }
                 (None, DataType::Decimal128(_, scale)) => {
                     let wide = DataType::Decimal256(76, *scale);
                     let total = call(sum(), vec![cast(arg.clone(), wide.clone())], false, "sum");
                     let rows = call(count(), vec![arg], false, "rows");
-                    mean(wide, declared.clone()).call(vec![total, rows])
+                    (mean(wide, declared.clone()).call(vec![total.clone(), rows]), Some(total))
                 }
-                _ => call(f.func.clone(), args, false, "all"),
+                _ => (call(f.func.clone(), args, false, "all"), None),
             }
         }
-        "count" if f.params.distinct && ty.is_floating() => call(f.func.clone(), vec![one_zero(arg)], true, "all"),
-        _ => call(f.func.clone(), args, f.params.distinct, "all"),
+        "count" if f.params.distinct && ty.is_floating() => (call(f.func.clone(), vec![one_zero(arg)], true, "all"), None),
+        _ => (call(f.func.clone(), args, f.params.distinct, "all"), None),
     })
 }
 

@@ -40,12 +40,21 @@ pub struct Lineage {
 #[derive(Default)]
 pub struct TableRows {
     pub selects: Vec<Arc<Select>>,
+    /// The entry from which on each of them is first the table's.
+    pub since: Vec<u64>,
     /// Rows that count, in the order of the reading.
     pub parts: Vec<Part>,
     /// Rows that came too late, in the columns of the late table.
     pub late: Vec<(RecordBatch, Vec<u64>)>,
     /// Why it cannot be computed.
     pub unplanned: Option<String>,
+}
+
+impl TableRows {
+    /// The newest query that extends this one, if only by nothing.
+    pub fn newest(&self, nth: usize) -> usize {
+        (nth..self.selects.len()).rev().find(|m| self.selects[*m].extends(&self.selects[nth])).unwrap_or(nth)
+    }
 }
 
 /// A record that must be in the dead-letter table.
@@ -57,6 +66,8 @@ pub struct DeadRow {
     pub headers: Vec<(String, Option<Vec<u8>>)>,
     /// The table that could not compute it; `None`: it could not be decoded.
     pub table: Option<String>,
+    /// Each of them may be told: where several expressions fail, the planner's order decides.
+    pub reasons: Vec<String>,
 }
 
 /// Of the offsets `..end` that the log decided, the source still holds `from..to`.
@@ -148,7 +159,7 @@ impl<'a> Reader<'a> {
         let mut eras = vec![];
         for era in &facts.eras {
             eras.push(match era.plan.sources.get(name) {
-                Some(source) => Some(plan_era(&era.plan, newest, name, source, spec, tables, &mut out)?),
+                Some(source) => Some(plan_era((era.entry, &era.plan), newest, name, source, spec, tables, &mut out)?),
                 None => None,
             });
         }
@@ -282,7 +293,7 @@ impl<'a> Reader<'a> {
         Ok(())
     }
 
-    fn dead(&mut self, raw: &RawBatch, record: u32, entry: u64, table: Option<&str>) {
+    fn dead(&mut self, raw: &RawBatch, record: u32, entry: u64, table: Option<&str>, reasons: Vec<String>) {
         self.counts.entry(entry).or_default().dead += 1;
         let r = &raw.records[record as usize];
         let bytes = |range: &Option<std::ops::Range<u32>>| range.as_ref().map(|r| raw.slice(r).to_vec());
@@ -293,6 +304,7 @@ impl<'a> Reader<'a> {
             value: bytes(&r.value),
             headers: r.headers.iter().map(|(n, v)| (String::from_utf8_lossy(raw.slice(n)).into_owned(), bytes(v))).collect(),
             table: table.map(str::to_string),
+            reasons,
         });
     }
 
@@ -306,7 +318,7 @@ impl<'a> Reader<'a> {
     fn decode_in(&mut self, raw: &RawBatch, entries: &[Option<u64>], nth: usize, era: &mut Era) -> Result<(), VerifyError> {
         let decoded = era.decoder.decode(raw);
         let in_era = |record: u32| entries[record as usize].filter(|e| self.facts.era_of(*e) == nth);
-        let dead: Vec<(u32, u64)> = decoded.dead.iter().filter_map(|(r, _)| Some((*r, in_era(*r)?))).collect();
+        let dead: Vec<(u32, u64, String)> = decoded.dead.iter().filter_map(|(r, why)| Some((*r, in_era(*r)?, why.to_string()))).collect();
         let (mut rows, mut records): (Vec<u32>, Vec<(u32, u64)>) = (vec![], vec![]);
         for (row, record) in decoded.rows.iter().enumerate() {
             if let Some(entry) = in_era(*record) {
@@ -314,8 +326,8 @@ impl<'a> Reader<'a> {
                 records.push((*record, entry));
             }
         }
-        for (record, entry) in dead {
-            self.dead(raw, record, entry, None);
+        for (record, entry, why) in dead {
+            self.dead(raw, record, entry, None, vec![why]);
         }
         let batch = if rows.len() == decoded.batch.num_rows() { decoded.batch } else { at(&decoded.batch, &rows).map_err(internal)? };
         if let Some(time) = era.time {
@@ -356,15 +368,15 @@ impl<'a> Reader<'a> {
             }
         };
         let passed = select.pass(&input).map_err(internal)?;
-        for row in &passed.failed {
-            let (record, entry) = records[*row as usize];
-            self.dead(raw, record, entry, Some(&table.name));
+        for (row, reasons) in passed.failed.iter().cloned() {
+            let (record, entry) = records[row as usize];
+            self.dead(raw, record, entry, Some(&table.name), reasons);
         }
         if !table.counts {
             return Ok(());
         }
         let times = time.map(|t| batch.column(t).clone());
-        let (mut counted, mut late): (Vec<u32>, Vec<u32>) = (vec![], vec![]);
+        let (mut counted, mut late, mut horizons): (Vec<u32>, Vec<u32>, Vec<i64>) = (vec![], vec![], vec![]);
         // Neighbours are mostly in one entry.
         let mut known: Option<(u64, Option<i64>)> = None;
         for (nth, &row) in passed.rows.iter().enumerate() {
@@ -382,8 +394,9 @@ impl<'a> Reader<'a> {
             };
             known = Some((entry, horizon));
             let (start, end) = windows[row as usize];
-            if horizon.is_some_and(|h| end <= h) {
+            if let Some(horizon) = horizon.filter(|h| end <= *h) {
                 late.push(row);
+                horizons.push(horizon);
             } else if self.in_range(start) {
                 counted.push(nth as u32);
             }
@@ -393,7 +406,7 @@ impl<'a> Reader<'a> {
             Lineage { entry, partition: raw.partition, offset: raw.records[record as usize].offset }
         };
         let late_rows = match &table.late {
-            Some(l) if !late.is_empty() => Some((late_batch(l, &self.topic, raw, batch, records, &late, &windows)?, late.iter().map(|r| records[*r as usize].1).collect())),
+            Some(l) if !late.is_empty() => Some((late_batch(l, &self.topic, raw, batch, records, &late, &horizons, &windows)?, late.iter().map(|r| records[*r as usize].1).collect())),
             _ => None,
         };
         let Some(out) = self.out.tables.get_mut(&table.name) else { return Ok(()) };
@@ -458,7 +471,7 @@ fn internal(e: datafusion::error::DataFusionError) -> VerifyError {
     VerifyError::Refused(format!("the rows cannot be computed: {e}"))
 }
 
-fn plan_era(plan: &Plan, newest: &Plan, name: &str, source: &SourcePlan, spec: &SourceSpec, tables: &BTreeSet<String>, out: &mut SourceRows) -> Result<Era, VerifyError> {
+fn plan_era((entry, plan): (u64, &Plan), newest: &Plan, name: &str, source: &SourcePlan, spec: &SourceSpec, tables: &BTreeSet<String>, out: &mut SourceRows) -> Result<Era, VerifyError> {
     let place = |column: &str| source.columns.iter().position(|c| c.name == column);
     let time_column = source.time_column.as_deref().and_then(place);
     let mut used: Vec<usize> = time_column.into_iter().collect();
@@ -479,6 +492,7 @@ fn plan_era(plan: &Plan, newest: &Plan, name: &str, source: &SourcePlan, spec: &
                     Some(at) => Some(at),
                     None => {
                         rows.selects.push(Arc::new(select));
+                        rows.since.push(entry);
                         Some(rows.selects.len() - 1)
                     }
                 }
@@ -522,8 +536,9 @@ fn plan_of_same(rows: &TableRows, sql: &str, select: &Select) -> Option<usize> {
     rows.selects.iter().position(|s| s.sql() == sql && s.input == select.input)
 }
 
-/// Late rows in the columns of the late table; the reason is left empty.
-fn late_batch(late: &Late, topic: &str, raw: &RawBatch, batch: &RecordBatch, records: &[(u32, u64)], rows: &[u32], windows: &[(i64, i64)]) -> Result<RecordBatch, VerifyError> {
+/// Late rows in the columns of the late table. `horizons`: what each was too late for.
+#[allow(clippy::too_many_arguments)]
+fn late_batch(late: &Late, topic: &str, raw: &RawBatch, batch: &RecordBatch, records: &[(u32, u64)], rows: &[u32], horizons: &[i64], windows: &[(i64, i64)]) -> Result<RecordBatch, VerifyError> {
     let of = |r: &u32| &raw.records[records[*r as usize].0 as usize];
     let n = rows.len();
     let mut keys = BinaryBuilder::new();
@@ -544,7 +559,10 @@ fn late_batch(late: &Late, topic: &str, raw: &RawBatch, batch: &RecordBatch, rec
                 Arc::new(times.with_timezone("UTC"))
             }
             "_key" => keys.clone(),
-            "_reason" => Arc::new(StringArray::from(vec![""; n])),
+            "_reason" => {
+                let why = |h: &i64| format!("its window was over for good: the horizon had reached {}", instant(*h));
+                Arc::new(horizons.iter().map(|h| Some(why(h))).collect::<StringArray>())
+            }
             "window_start" => bound(|w| w.0),
             "window_end" => bound(|w| w.1),
             other => match late.columns.get(other) {

@@ -1,17 +1,17 @@
 //! Checks that need no source: the tables' metadata, their files, their keys, against the log.
 
+use super::bounds::Said;
 use super::facts::Facts;
-use super::{Finding, Lake, Options, Report, RowFinding, TableReport, VerifyError, delta, footer, iceberg};
+use super::schema::Layout;
+use super::{Finding, Lake, Options, Report, TableReport, VerifyError, contents, delta, footer, iceberg, schema};
 use crate::epoch::entry::SpecRecord;
 use crate::pipeline::{Pipeline, TableFormatKind};
-use crate::read::{LiveFile, live_rows};
+use crate::read::LiveFile;
 use crate::stage::TableSpec;
-use arrow::row::{RowConverter, SortField};
-use arrow::util::display::{ArrayFormatter, FormatOptions};
 use futures::TryStreamExt;
 use object_store::path::Path;
 use serde::Deserialize;
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use uuid::Uuid;
 
@@ -28,6 +28,11 @@ pub struct TableState {
     pub stamp: Option<(Uuid, u64)>,
     pub offsets: Option<BTreeMap<String, BTreeMap<i32, i64>>>,
     pub files: Vec<LiveFile>,
+    /// File to what the metadata says of its columns and its partition.
+    pub said: HashMap<String, Said>,
+    /// Columns and partitioning as its metadata has them.
+    pub layout: Option<Layout>,
+    pub notes: Vec<String>,
     /// Everything that any retained version of it names.
     pub referenced: BTreeSet<String>,
     /// Newest first, as far as they are retained.
@@ -76,7 +81,7 @@ impl Commit {
 impl TableState {
     pub fn new(format: TableFormatKind, version: String, uuid: String) -> Self {
         let (folder, referenced) = (String::new(), BTreeSet::new());
-        Self { format, version, uuid, folder, stamp: None, offsets: None, files: vec![], referenced, commits: vec![], all_commits: false, findings: vec![], unprovable: vec![] }
+        Self { format, version, uuid, folder, stamp: None, offsets: None, files: vec![], said: HashMap::new(), layout: None, notes: vec![], referenced, commits: vec![], all_commits: false, findings: vec![], unprovable: vec![] }
     }
 }
 
@@ -162,15 +167,14 @@ async fn one(lake: &Lake, facts: &Facts, mut table: Checked, report: &mut Report
     for state in &mut table.states {
         identity(lake, facts, &name, table.born, state).await?;
         stamps(facts, &name, table.born, state);
-        present(lake, &name, state).await?;
+        schema::check(facts, &table.spec, &table.role, table.born, state, report);
+        contents::check(lake, &table.spec, state).await?;
         staged(facts, &name, &table.role, table.born, state);
-        if !table.spec.key.is_empty() {
-            keys(lake, &table.spec, state).await;
-        }
         orphans(lake, facts, &name, state, report).await?;
         for commit in state.commits.iter().filter(|c| c.changed_rows_and_is_not_ours()) {
             report.notes.push(format!("{} table {name}: {}", state.format, commit.told()));
         }
+        report.notes.extend(state.notes.drain(..).map(|n| format!("{} table {name}: {n}", state.format)));
         report.findings.append(&mut state.findings);
         report.unprovable.extend(state.unprovable.drain(..).map(|u| format!("{} table {name}: {u}", state.format)));
         report.tables.push(TableReport {
@@ -237,33 +241,6 @@ fn stamps(facts: &Facts, name: &str, born: u64, state: &mut TableState) {
         found.push(Finding::new("stamp-disagrees", format!("its properties say entry {entry}, and its newest commit of ours, {version}, entry {newest}")));
     }
     state.findings.extend(found.into_iter().map(|f| f.of(name, state.format)));
-}
-
-/// Every live file is there, as long as it should be and with as many rows.
-async fn present(lake: &Lake, name: &str, state: &mut TableState) -> Result<(), VerifyError> {
-    let mut found = vec![];
-    for file in &mut state.files {
-        let path = file.path.as_str();
-        let Some(bytes) = footer::size(lake, path).await.map_err(VerifyError::Unavailable)? else {
-            found.push(Finding::new("file-missing", format!("data file {path} with {} rows is named and not there", file.records)));
-            continue;
-        };
-        if bytes != file.bytes {
-            found.push(Finding::new("file-size", format!("data file {path} has {bytes} bytes, the table says {}", file.bytes)));
-            // What lies there is compared all the same.
-            file.bytes = bytes;
-        }
-        match footer::rows(lake, path, bytes).await {
-            Err(e) => found.push(Finding::new("file-unreadable", format!("data file {path} is no whole Parquet file: {e}"))),
-            Ok(rows) if rows != file.records => {
-                found.push(Finding::new("file-rows", format!("data file {path} holds {rows} rows, the table says {}", file.records)));
-                file.records = rows;
-            }
-            Ok(_) => {}
-        }
-    }
-    state.findings.extend(found.into_iter().map(|f| f.of(name, state.format)));
-    Ok(())
 }
 
 /// What the entries up to the stamp staged is in the table, once, or in a file that it was compacted into.
@@ -336,41 +313,6 @@ fn staged(facts: &Facts, name: &str, role: &Role, born: u64, state: &mut TableSt
         }
     }
     state.findings.extend(found.into_iter().map(|f| f.of(name, state.format)));
-}
-
-/// Each key is there once.
-async fn keys(lake: &Lake, spec: &TableSpec, state: &mut TableState) {
-    let fields: Option<Vec<SortField>> = spec.key.iter().map(|k| spec.schema.field_with_name(k).ok().map(|f| SortField::new(f.data_type().clone()))).collect();
-    let Some(converter) = fields.and_then(|f| RowConverter::new(f).ok()) else { return };
-    let mut seen: HashSet<u128> = HashSet::new();
-    let (mut twice, mut shown) = (0, vec![]);
-    let options = FormatOptions::default().with_null("null");
-    for file in &state.files {
-        let mut rows = live_rows(lake.store.clone(), file, &spec.schema, Some(&spec.key), 8192);
-        loop {
-            // What cannot be read was said already, or is told when it is read whole.
-            let Ok(Some(batch)) = rows.try_next().await else { break };
-            let Ok(encoded) = converter.convert_columns(batch.columns()) else { break };
-            for (nth, row) in encoded.iter().enumerate() {
-                if seen.insert(twox_hash::XxHash3_128::oneshot(row.data())) {
-                    continue;
-                }
-                twice += 1;
-                if shown.len() < SHOWN {
-                    let key = spec.key.iter().zip(batch.columns()).map(|(k, c)| {
-                        format!("{k}={}", ArrayFormatter::try_new(c.as_ref(), &options).map_or_else(|_| "?".into(), |f| f.value(nth).to_string()))
-                    });
-                    let key = key.collect::<Vec<_>>().join(", ");
-                    shown.push(RowFinding { key, window: None, expected: None, found: Some(format!("again in {}", file.path)), offsets: vec![], records: 0 });
-                }
-            }
-        }
-    }
-    if twice > 0 {
-        let mut finding = Finding::new("key-twice", format!("{twice} rows have a key that another row has")).of(&spec.name, state.format).times(twice);
-        finding.rows = shown;
-        state.findings.push(finding);
-    }
 }
 
 /// Files in the table's folder that nobody names: neither the table nor an entry that it has yet to take.

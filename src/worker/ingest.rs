@@ -227,11 +227,11 @@ impl Ingest {
                 self.start(nth, &mut readings[nth]).await?;
                 return Ok(Gathered::Reassigned);
             }
-            Event::Notice(why) => self.metrics.waiting(&format!("source {}", self.sources[nth].name), &why),
+            Event::Notice(why) => self.source_waits(nth, &why),
             Event::Fine => self.metrics.waiting_over(&format!("source {}", self.sources[nth].name)),
             Event::Failed { generation, .. } if generation != readings[nth].generation => {}
             Event::Failed { error: SourceError::Unavailable(why), .. } => {
-                self.metrics.waiting(&format!("source {}", self.sources[nth].name), &why);
+                self.source_waits(nth, &why);
                 tokio::time::sleep(Duration::from_millis(500)).await;
                 self.start(nth, &mut readings[nth]).await?;
                 return Ok(Gathered::Reassigned);
@@ -345,7 +345,7 @@ impl Ingest {
                 Ok(facts) => return Ok(facts),
                 Err(SourceError::Refused(why)) => return Err(WorkerError::Refused(why)),
                 Err(SourceError::Unavailable(why)) => {
-                    self.metrics.waiting(&format!("source {}", self.sources[nth].name), &why);
+                    self.source_waits(nth, &why);
                     if self.stop.load(Ordering::Relaxed) {
                         return Err(WorkerError::Stopped);
                     }
@@ -522,6 +522,12 @@ impl Ingest {
         }
     }
 
+    /// A source's own words begin with its name, which is said already.
+    fn source_waits(&self, nth: usize, why: &str) {
+        let name = &self.sources[nth].name;
+        self.metrics.waiting(&format!("source {name}"), why.strip_prefix(&format!("source `{name}`: ")).unwrap_or(why));
+    }
+
     /// Claims partitions idle whose end is still where the log stands, after `idle_after` without a row.
     async fn claim_idle(&self, nth: usize, reading: &Reading, facts: &SourceFacts, work: &mut Open) {
         let name = &self.sources[nth].name;
@@ -594,8 +600,10 @@ impl Ingest {
     /// Puts, for as long as the store is away (a full disk, …): names are used once, so that putting again is safe.
     async fn put_until_done(&self, path: &str, bytes: bytes::Bytes) -> Result<(), WorkerError> {
         let mut pause = Duration::from_millis(100);
+        // As it stands: `Path::from` would write a partition's %20 as %2520, where no reader looks.
+        let location = Path::parse(path).map_err(|e| WorkerError::Internal(format!("{path} is no name of an object: {e}")))?;
         loop {
-            match self.store.put(&Path::from(path), bytes.clone().into()).await {
+            match self.store.put(&location, bytes.clone().into()).await {
                 Ok(_) => {
                     self.metrics.waiting_over("store");
                     return Ok(());

@@ -38,6 +38,8 @@ use tokio::time::Instant;
 
 /// Whoever wrote none of this many newest entries of the log counts as gone.
 const RECENT_ENTRIES: u64 = 50;
+/// Bytes of runs that are read from an object at a time.
+const READ_AT_ONCE: u64 = 8 << 20;
 
 pub struct LakeEntry {
     pub spec: Arc<TableSpec>,
@@ -260,8 +262,11 @@ impl Tables {
             let mut runs = vec![];
             let horizon_before = live[at].horizon_before;
             while at < live.len() && live[at].entry == entry {
-                runs.push(self.fetch_run(&live[at].object, &live[at].run.run).await?);
-                at += 1;
+                let object = &live[at].object;
+                let same = live[at..].iter().take_while(|r| r.entry == entry && r.object == *object).map(|r| &r.run.run);
+                let of_object: Vec<&RunRef> = same.collect();
+                at += of_object.len();
+                runs.extend(self.fetch_runs(object, &of_object).await?);
             }
             let emitted = self.at.ended_at.is_some_and(|e| entry < e);
             let at = EntryTimes { horizon_before, emit_all: emitted, ..Default::default() };
@@ -273,21 +278,41 @@ impl Tables {
     }
 
     pub(super) async fn fetch_run(&self, object: &str, run: &RunRef) -> Result<Run, WorkerError> {
-        let range = run.offset..run.offset + run.length;
-        let mut pause = Duration::from_millis(100);
-        let bytes = loop {
-            match self.parts.store.get_range(&Path::from(object), range.clone()).await {
-                Ok(bytes) => break bytes,
-                Err(object_store::Error::NotFound { .. }) => {
-                    return Err(WorkerError::RunGone(object.to_string()));
+        let mut runs = self.fetch_runs(object, &[run]).await?;
+        runs.pop().ok_or_else(|| WorkerError::Internal(format!("no run was read from {object}")))
+    }
+
+    /// Runs of one object, in this order. Neighbours are read together: an epoch may have one for each of many windows.
+    async fn fetch_runs(&self, object: &str, runs: &[&RunRef]) -> Result<Vec<Run>, WorkerError> {
+        let mut read = Vec::with_capacity(runs.len());
+        let mut rest = runs;
+        while !rest.is_empty() {
+            let mut bytes = 0;
+            let fits = |r: &&&RunRef| {
+                let fits = bytes < READ_AT_ONCE;
+                bytes += r.length;
+                fits
+            };
+            let fit = rest.iter().take_while(fits).count();
+            let (now, later) = rest.split_at(fit);
+            rest = later;
+            let ranges: Vec<_> = now.iter().map(|r| r.offset..r.offset + r.length).collect();
+            let mut pause = Duration::from_millis(100);
+            let found = loop {
+                match self.parts.store.get_ranges(&Path::from(object), &ranges).await {
+                    Ok(found) => break found,
+                    Err(object_store::Error::NotFound { .. }) => return Err(WorkerError::RunGone(object.to_string())),
+                    Err(e) => self.parts.metrics.waiting("store", &format!("cannot read {object}: {e}")),
                 }
-                Err(e) => self.parts.metrics.waiting("store", &format!("cannot read {object}: {e}")),
+                tokio::time::sleep(pause).await;
+                pause = (pause * 2).min(Duration::from_secs(5));
+            };
+            for (bytes, run) in found.iter().zip(now) {
+                self.parts.metrics.runs_read.fetch_add(1, Ordering::Relaxed);
+                read.push(read_run(bytes, run).map_err(|e| WorkerError::Refused(format!("{object}: {e}; restore it from a backup")))?);
             }
-            tokio::time::sleep(pause).await;
-            pause = (pause * 2).min(Duration::from_secs(5));
-        };
-        self.parts.metrics.runs_read.fetch_add(1, Ordering::Relaxed);
-        read_run(&bytes, run).map_err(|e| WorkerError::Refused(format!("{object}: {e}; restore it from a backup")))
+        }
+        Ok(read)
     }
 
     /// Folds and commits until `entries` is closed and everything in it is in the tables.
@@ -379,11 +404,8 @@ impl Tables {
                     (Some(runs), _) => runs.take(),
                     (None, None) => vec![],
                     (None, Some(object)) => {
-                        let mut read = vec![];
-                        for run in &object.runs {
-                            read.push(self.fetch_run(&object.path, &run.run).await?);
-                        }
-                        read
+                        let all: Vec<&RunRef> = object.runs.iter().map(|r| &r.run).collect();
+                        self.fetch_runs(&object.path, &all).await?
                     }
                 };
                 self.fold_runs(seq, &times, runs)?;

@@ -18,6 +18,7 @@ use self::storm::{Chance, Storm};
 use crate::resources::Mounted;
 use crate::support::kafka::Broker;
 use crate::support::process::{Enough, Pipeline, until};
+use crate::support::skip;
 use crate::support::spending::source;
 
 const PARTITIONS: i32 = 3;
@@ -103,7 +104,7 @@ fn tables_hold_what_was_committed_after_kills_sleep_full_disks_and_broker_restar
     let lake = dir.path().join("lake");
     let mounted = Mounted::tmpfs(&lake, 96 + size.kills);
     if mounted.is_none() {
-        println!("a file system of limited size cannot be mounted here (needs root): the disk is not filled");
+        skip("chaos: the full disk", "a file system of limited size cannot be mounted here (needs root)");
     }
     let evidence = Evidence { dir: dir.path(), seed: size.seed };
     let broker = Broker::own();

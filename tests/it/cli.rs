@@ -58,7 +58,7 @@ fn wrong_sql_comes_with_the_other_errors() {
     let text = pipeline("localhost:1", "t").replace("allowed_lateness:", "allowed_latenes:").replace("select id from", "select idd from");
     let ended = Pond::new(&text).millpond(&["validate", "pipeline.yaml", "--offline"]);
     assert_eq!(ended.code, 78, "{ended:?}");
-    let places: Vec<usize> = ["no column is named idd", "did you mean id?", "allowed_latenes", "2 problems"].iter().map(|p| ended.stderr.find(p).unwrap_or_else(|| panic!("{p}: {}", ended.stderr))).collect();
+    let places: Vec<usize> = ["no column is named idd", "did you mean `id`?", "allowed_latenes", "2 problems"].iter().map(|p| ended.stderr.find(p).unwrap_or_else(|| panic!("{p}: {}", ended.stderr))).collect();
     assert!(places.is_sorted(), "in the order of the file: {}", ended.stderr);
     // Where the source is wrong, its tables are not blamed for it.
     let text = pipeline("localhost:1", "t").replace("id: int64", "id: int46");
@@ -68,6 +68,102 @@ fn wrong_sql_comes_with_the_other_errors() {
     let text = pipeline("localhost:1", "t").replace("select id from events\"", "select id from events\", partition_by: [day(id)]");
     let ended = Pond::new(&text).millpond(&["validate", "pipeline.yaml", "--offline"]);
     assert!(ended.code == 78 && ended.stderr.contains("table rows") && ended.stderr.contains("`id`"), "{ended:?}");
+}
+
+/// What is wrong with a file: the text that is underlined, what is said of it, and the word that was perhaps meant.
+fn told(text: &str) -> Vec<(String, String, Option<String>)> {
+    let ended = Pond::new(text).millpond(&["validate", "pipeline.yaml", "--offline", "--json"]);
+    assert_eq!(ended.code, 78, "{text}\n{ended:?}");
+    let answer: Value = serde_json::from_str(&ended.stdout).unwrap();
+    let each = |p: &Value| {
+        let (at, length) = (p["column"].as_u64().unwrap() as usize - 1, p["length"].as_u64().unwrap() as usize);
+        let marked = p["line_text"].as_str().unwrap().chars().skip(at).take(length).collect();
+        (marked, p["message"].as_str().unwrap().to_string(), p["nearest"].as_str().map(String::from))
+    };
+    answer["problems"].as_array().unwrap().iter().map(each).collect()
+}
+
+/// Every error of a file at once, each at the text that is wrong, and none of them twice.
+#[test]
+fn no_error_hides_another_and_each_is_underlined() {
+    let file = |columns: &str, tables: &str| {
+        format!(
+            "pipeline: p\nsources:\n  events:\n    kafka: {{brokers: 'h:1', topic: t}}\n    columns: {{{columns}}}\n    watermark: {{column: at}}\n\
+             tables:\n{tables}\nlake: {{root: ./lake}}\n"
+        )
+    };
+    let columns = "user_id: string, at: timestamp, x: float64, n: int64";
+    let sql = |select: &str, more: &str| file(columns, &format!("  t: {{sql: \"{}\"{more}}}", select.replace(" T", " tumble(events, interval '5 minutes')")));
+    let by = "from T group by window_start, user_id";
+    let several = format!("select window_start, user_id, sum(x) as s {by}");
+    type Told<'a> = &'a [(&'a str, &'a str, Option<&'a str>)];
+    let cases: Vec<(String, Told<'_>)> = vec![
+        (
+            sql("select user_id, now() as t, random() as r, uper(user_id) as u, amout from events where nn > 1 and at < current_timestamp", ""),
+            &[
+                ("now()", "gives another answer", None),
+                ("random()", "gives another answer", None),
+                ("uper", "no function is named uper", Some("upper")),
+                ("amout", "no column is named amout", None),
+                ("nn", "no column is named nn", Some("n")),
+                ("current_timestamp", "gives another answer", None),
+            ],
+        ),
+        (
+            sql(&format!("select window_start, user_id, sum(distinct x) as s, median(x) as m, avg(sum(x)) as a {by} having sum(y) > 1"), ""),
+            &[("sum(distinct x)", "distinct is supported for count only", None), ("median", "not in this version", None), ("sum(x)", "within another aggregate", None), ("y", "no column is named y", None)],
+        ),
+        // Types are told of each expression for itself.
+        (
+            sql("select user_id + 1 as a, upper(n, 1) as b, cast(n as bigimt) as c, null as d, 9223372036854775807 + 1 as e, n as f from events where user_id", ""),
+            &[
+                ("user_id", "there is no string + int64", None),
+                ("upper(n, 1)", "no form of the function takes upper(", None),
+                ("n", "SQL has no type bigimt", Some("bigint")),
+                ("null", "null has no type", None),
+                ("9223372036854775807 + 1", "fails for every row", None),
+                ("user_id", "non-boolean predicate", None),
+            ],
+        ),
+        (sql(&several, ", key: [window_start, usr_id]"), &[("usr_id", "its group key", Some("user_id"))]),
+        (sql(&several, ", key: [window_start]"), &[("[window_start]", "its group key", None)]),
+        (sql("select user_id from events", ", key: [user_id], emit: on_update"), &[("[user_id]", "key on a select without an aggregate", None), ("on_update", "on_update is for tables with an aggregate", None)]),
+        (
+            sql("select n + 1, n as a, x as A, y as b from events", ", partition_by: ['day(att)', n]"),
+            &[("n + 1", "needs a name", None), ("x as A", "two columns are named a", None), ("y", "no column is named y", None)],
+        ),
+        (sql("select user_id as u from events", ", partition_by: ['day(u)', usr]"), &[("u", "partition", None), ("usr", "no such column", None)]),
+        (sql("select usr_id from evnts order by 1", ""), &[("usr_id", "no column", Some("user_id")), ("evnts", "no source", Some("events")), ("1", "order by", None)]),
+        (sql("select user_id, count(*) as n from events group by user_id", ""), &[("user_id", "never ends without a window", None)]),
+        (sql("select user_id frm events", ""), &[("frm", "no word of SQL", Some("from"))]),
+        (sql("select user_id from events where user_id = 'a' and x = \\\"A B\\\"", ""), &[("\\\"A B\\\"", "no column is named A B", None)]),
+        // A number for a column that is wrong itself.
+        (sql("select window_start, uper(user_id) as u, count(*) as c from T group by 1, 2", ", key: [window_start, u]"), &[("uper", "no function", Some("upper"))]),
+        (sql("select window_start, count(*) as c from tumble(events, interval '5 minuts') group by window_start", ""), &[("'5 minuts'", "no length of time", None)]),
+        // A column whose declaration is wrong is there: what is said of the SQL is what is wrong with the SQL.
+        (
+            file(&columns.replace("n: int64", "n: int46"), &format!("  t: {{sql: \"select window_start, user_id, sum(n) as s, uper(user_id) as u, y as z {}\", key: [window_start, userid], allowed_lateness: 5}}\n  u: {{sql: 'select n, usr_id from events', formats: [icberg]}}", by.replace(" T", " tumble(events, interval '5 minutes')"))),
+            &[("int46", "no type", Some("int64")), ("uper", "no function", Some("upper")), ("y", "no column", None), ("userid", "its group key", Some("user_id")), ("5", "no duration", None), ("usr_id", "no column", Some("user_id")), ("icberg", "no value of `formats`", Some("iceberg"))],
+        ),
+        (
+            file(columns, &format!("  t: {{sql: \"{}\"}}", several.replace("sum(x)", "sumn(x)").replace(" T", " tumble(events, interval '5 minutes')"))).replace("column: at", "column: att"),
+            &[("att", "no column", Some("at")), ("sumn", "no function", Some("sum"))],
+        ),
+        (
+            sql("select user_id from events", "").replace("topic: t", "topic: t, options: {fetch.min.byts: 1, fetch.min.bytes: 0, group.id: g, broker.address.family: v5}"),
+            &[("fetch.min.byts", "no property", Some("fetch.min.bytes")), ("0", "refuses this value", None), ("group.id", "cannot be set", None), ("v5", "refuses this value", Some("v4"))],
+        ),
+    ];
+    let mut wrong = vec![];
+    for (text, expected) in cases {
+        let told = told(&text);
+        let fits = told.len() == expected.len()
+            && told.iter().zip(expected).all(|((marked, message, nearest), (at, part, near))| marked == at && message.contains(part) && (near.is_none() || nearest.as_deref() == *near));
+        if !fits {
+            wrong.push(format!("{text}\ntold: {told:#?}"));
+        }
+    }
+    assert!(wrong.is_empty(), "these are told otherwise:\n{}", wrong.join("\n"));
 }
 
 #[test]

@@ -74,7 +74,7 @@ fn others_commit_to_the_tables_of_a_worker_that_runs() {
     let topic = "live_hands";
     broker.create_topic(topic, 4);
     let dir = tempfile::Builder::new().prefix("millpond-live-hands-").tempdir().unwrap();
-    let terms = Terms { epoch: "60ms", commit: "1s", options: "" };
+    let terms = Terms { epoch: "60ms", commit: "2s", options: "" };
     let lake = pipeline(dir.path().to_path_buf(), NAME, broker, topic, &terms);
     let root: PathBuf = dir.path().join("lake");
     let growing = Growing::new(broker, topic);

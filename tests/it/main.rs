@@ -17,6 +17,7 @@ mod iceberg_readers;
 mod kills;
 mod resources;
 mod kafka_source;
+mod operating;
 mod pipeline_change;
 mod receipts;
 mod running_example;

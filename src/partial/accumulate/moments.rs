@@ -87,3 +87,31 @@ impl Accumulator for Moments {
         self.states.capacity() * size_of::<State>()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use AggregateFunction::*;
+
+    /// One row has no variance of a sample, and equal rows have none at all, to the last bit, however they are merged.
+    #[test]
+    fn one_row_and_equal_rows() {
+        let of = |function, rows: &[f64], parts: usize| {
+            let mut all = Moments::new(function);
+            for part in rows.chunks(rows.len().div_ceil(parts).max(1)) {
+                let mut one = Moments::new(function);
+                let values: ArrayRef = Arc::new(Float64Array::from(part.to_vec()));
+                one.update(Some(&values), None, &vec![0; part.len()], 1).unwrap();
+                all.merge(&one.state(&Ids::Range(0..1)).unwrap(), &[0], 1).unwrap();
+            }
+            all.states.resize(1, State::default());
+            all.values(&Ids::Range(0..1), &mut vec![]).unwrap().as_primitive::<Float64Type>().iter().next().unwrap()
+        };
+        for (function, none, one) in [(VarSamp, None, None), (StddevSamp, None, None), (VarPop, None, Some(0.0)), (StddevPop, None, Some(0.0))] {
+            assert_eq!((of(function, &[], 1), of(function, &[0.1], 1)), (none, one), "{function}");
+            assert_eq!((of(function, &[0.1; 7], 1), of(function, &[0.1; 7], 3)), (Some(0.0), Some(0.0)), "{function}");
+        }
+        assert_eq!(of(VarSamp, &[1.0, 2.0, 3.0, 4.0], 2), Some(5.0 / 3.0));
+        assert_eq!(of(VarPop, &[1.0, 2.0, 3.0, 4.0], 3), Some(1.25));
+    }
+}

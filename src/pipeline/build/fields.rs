@@ -1,7 +1,7 @@
 //! Reading a section: known keys only, each of its kind, with its default from the key table.
 
 use super::super::duration;
-use super::super::keys::{Key as KnownKey, Kind, SECTIONS, Section, Words, nearest};
+use super::super::keys::{Key as KnownKey, Kind, SECTIONS, Section, Words, nearest, nearest_key};
 use super::super::problem::Span;
 use super::super::raw::{Key, Node, Scalar, Value};
 use super::Build;
@@ -20,6 +20,11 @@ impl<'n> Fields<'n> {
     /// The value of a key; `None` when the file does not have it, or has nothing there.
     pub fn get(&self, name: &str) -> Option<&'n Node> {
         self.found.iter().find(|(key, ..)| key.name == name).map(|(_, _, node)| *node).filter(|node| !matches!(node.value, Value::Null))
+    }
+
+    /// Whether the file has the key, with or without a value.
+    pub fn has(&self, name: &str) -> bool {
+        self.found.iter().any(|(key, ..)| key.name == name)
     }
 
     /// Where a key stands; the section's own place when it is not there.
@@ -57,7 +62,7 @@ impl Build<'_> {
                 }
                 Some(known) => found.push((known, key.span, value)),
                 None => {
-                    let near = nearest(&key.text, section.names());
+                    let near = nearest_key(&key.text, section);
                     self.unknown_key(key, section, near);
                     if let Some(known) = near.and_then(|near| section.key(near)) {
                         misspelt.push((known, key.span, value));

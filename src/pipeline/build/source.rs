@@ -8,7 +8,7 @@ use super::super::problem::Span;
 use super::super::raw::{Key, Node, Scalar, Value};
 use super::super::types::{Misfit, column_type, from, reserved_from};
 use super::super::{Column, ColumnType, EpochUnit, FileInput, Format, From, Input, KafkaInput, Segment, SourceSpec, Start, Watermark};
-use super::Build;
+use super::{Build, OptionPart, SourcePart};
 use super::fields::Fields;
 use super::lake::absolute;
 
@@ -36,12 +36,37 @@ const OWNED: [(&str, &str); 17] = [
 /// Values of properties that can be checked without a broker.
 const SECURITY_PROTOCOLS: [&str; 4] = ["plaintext", "ssl", "sasl_plaintext", "sasl_ssl"];
 const SASL_MECHANISMS: [&str; 3] = ["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"];
+/// Properties with these values, which the file's own check judges.
+const CHECKED: [&str; 3] = ["security.protocol", "sasl.mechanism", "sasl.mechanisms"];
 
 /// Names that late and dead-letter tables and windows give to columns of their own.
 const RESERVED: [&str; 12] = ["_topic", "_partition", "_offset", "_timestamp", "_key", "_headers", "_reason", "_table", "_value", "_op", "window_start", "window_end"];
 
 /// Most columns of one source: beyond this something else is wrong.
 const MAX_COLUMNS: usize = 5_000;
+
+/// Columns as far as they could be read.
+#[derive(Default)]
+struct Columns {
+    right: Vec<Column>,
+    /// Names of those that are wrong.
+    wrong: Vec<String>,
+    /// There may be others.
+    open: bool,
+}
+
+impl Columns {
+    fn whole(&self) -> Option<Vec<Column>> {
+        (self.wrong.is_empty() && !self.open).then(|| self.right.clone())
+    }
+}
+
+/// A source of which nothing but its name can be read.
+pub(super) fn unreadable(name: &Key) -> SourcePart {
+    let input = Input::File(FileInput { path: String::new() });
+    let spec = SourceSpec { name: name.text.clone(), input, format: Format::Json, columns: vec![], watermark: None, max_record_bytes: 0, max_depth: 0 };
+    SourcePart { spec, doubtful: vec![], open: true, timeless: true, options: vec![] }
+}
 
 impl Build<'_> {
     pub fn source(&self, name: &Key, fields: &Fields<'_>) -> Option<SourceSpec> {
@@ -63,11 +88,20 @@ impl Build<'_> {
             }
         };
         let format = self.word(fields, "format").map(|_| Format::Json);
-        let columns = fields.get("columns").and_then(|node| self.columns(node, fields.span("columns")));
+        let columns = fields.get("columns").map(|node| self.columns(node, fields.span("columns")));
+        let columns = columns.unwrap_or_else(|| Columns { open: true, ..Columns::default() });
         let watermark = match fields.get("watermark") {
-            Some(node) => self.watermark(node, fields, columns.as_deref()).map(Some),
+            Some(node) => self.watermark(node, fields, &columns).map(Some),
             None => Some(None),
         };
+        let mut part = unreadable(name);
+        part.options = fields.get("kafka").map(|node| self.option_parts(node)).unwrap_or_default();
+        part.spec.watermark = watermark.clone().flatten().filter(|w| columns.right.iter().any(|c| c.name == w.column));
+        part.timeless = fields.has("watermark") && part.spec.watermark.is_none();
+        part.spec.columns = columns.right.clone();
+        part.open = columns.open;
+        part.doubtful = columns.wrong.clone();
+        self.parts.borrow_mut().sources.push(part);
         let max_record_bytes = self.bytes(fields, "max_record_bytes").filter(|bytes| {
             let fits = (1..=1 << 30).contains(bytes);
             if !fits {
@@ -86,7 +120,7 @@ impl Build<'_> {
             name: name.text.clone(),
             input: input?,
             format: format?,
-            columns: columns?,
+            columns: columns.whole()?,
             watermark: watermark?,
             max_record_bytes: max_record_bytes? as usize,
             max_depth: max_depth? as usize,
@@ -211,6 +245,25 @@ impl Build<'_> {
         (options.len() == entries.len()).then_some(options)
     }
 
+    /// The properties under `kafka` that are texts, be they right or not.
+    fn option_parts(&self, kafka: &Node) -> Vec<OptionPart> {
+        let Value::Map(entries) = &kafka.value else { return vec![] };
+        let Some((_, Node { value: Value::Map(options), .. })) = entries.iter().find(|(k, _)| k.text == "options") else { return vec![] };
+        let each = options.iter().filter_map(|(key, node)| match &node.value {
+            Value::Scalar(scalar) if !scalar.broken && !OWNED.iter().any(|(name, _)| *name == key.text) => {
+                let (name, value, shown) = (key.text.clone(), scalar.text.clone(), scalar.shown().to_string());
+                Some(OptionPart { name, value, shown, name_at: key.span, value_at: node.span })
+            }
+            _ => None,
+        });
+        // What was told of a value here is not asked again.
+        let taken = |o: &OptionPart| {
+            let known = [&SECURITY_PROTOCOLS[..], &SASL_MECHANISMS].concat();
+            !CHECKED.contains(&o.name.as_str()) || known.iter().any(|k| k.eq_ignore_ascii_case(&o.value))
+        };
+        each.filter(|o| is_property(&o.name) && taken(o)).collect()
+    }
+
     fn is_option(&self, key: &Key, value: &Node, scalar: &Scalar) -> bool {
         let one_of = |known: &[&'static str], found: &str| {
             let fits = known.iter().any(|k| k.eq_ignore_ascii_case(found));
@@ -229,7 +282,7 @@ impl Build<'_> {
                 false
             }
             "sasl.mechanism" | "sasl.mechanisms" => one_of(&SASL_MECHANISMS, &scalar.text),
-            name if name.is_empty() || !name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'.' | b'_' | b'-')) => {
+            name if !is_property(name) => {
                 self.wrong(key.span, format!("`{name}` is no property of librdkafka"), "a name such as security.protocol");
                 false
             }
@@ -258,14 +311,13 @@ impl Build<'_> {
         Some(FileInput { path: path.to_string_lossy().into_owned() })
     }
 
-    fn columns(&self, node: &Node, at: Span) -> Option<Vec<Column>> {
-        let entries = self.entries(node, "columns")?;
+    fn columns(&self, node: &Node, at: Span) -> Columns {
+        let mut columns = Columns::default();
+        let Some(entries) = self.entries(node, "columns") else { return Columns { open: true, ..columns } };
         if entries.is_empty() || entries.len() > MAX_COLUMNS {
             self.wrong(at, format!("a source with {} columns", entries.len()), &format!("1 to {MAX_COLUMNS}"));
-            return None;
+            return Columns { open: true, ..columns };
         }
-        let mut columns: Vec<Column> = Vec::new();
-        let mut whole = true;
         let mut names: BTreeMap<String, &str> = BTreeMap::new();
         let mut torn = false;
         for (key, value) in entries {
@@ -277,15 +329,16 @@ impl Build<'_> {
             torn = matches!(&value.value, Value::Scalar(s) if s.text.matches(['(', '<']).count() > s.text.matches([')', '>']).count());
             if let Some(first) = names.insert(key.text.to_lowercase(), &key.text) {
                 self.wrong(key.span, format!("the columns `{first}` and `{}` differ only in case", key.text), "names that differ: SQL and table formats do not tell these apart");
-                whole = false;
+                // Which of the two a word of the SQL means cannot be told.
+                columns.open = true;
             }
-            whole &= self.is_column_name(key);
+            let named = self.is_column_name(key);
             match self.column(key, value) {
-                Some(column) => columns.push(column),
-                None => whole = false,
+                Some(column) if named => columns.right.push(column),
+                _ => columns.wrong.push(key.text.clone()),
             }
         }
-        whole.then_some(columns)
+        columns
     }
 
     fn is_column_name(&self, key: &Key) -> bool {
@@ -385,12 +438,14 @@ impl Build<'_> {
         fits.then_some(())
     }
 
-    /// `columns` is `None` when they have problems of their own.
-    fn watermark(&self, node: &Node, source: &Fields<'_>, columns: Option<&[Column]>) -> Option<Watermark> {
+    fn watermark(&self, node: &Node, source: &Fields<'_>, columns: &Columns) -> Option<Watermark> {
         let fields = self.fields(node, &WATERMARK, source.span("watermark"))?;
         let column = fields.get("column").and_then(|node| {
             let scalar = self.filled(node, "a column")?;
-            let Some(columns) = columns else { return Some(scalar.text.clone()) };
+            if columns.open || columns.wrong.contains(&scalar.text) {
+                return Some(scalar.text.clone());
+            }
+            let columns = &columns.right;
             let names = || columns.iter().filter(|c| is_timestamp(&c.ty)).map(|c| c.name.as_str());
             let expected = match names().next() {
                 Some(_) => format!("a timestamp column of this source: {}", names().collect::<Vec<_>>().join(", ")),
@@ -416,6 +471,11 @@ impl Build<'_> {
         let (delay, idle, ahead) = (self.duration_us(&fields, "delay"), self.duration_or_never(&fields, "idle_after"), self.duration_us(&fields, "max_ahead"));
         Some(Watermark { column: column?, delay_us: delay?, idle_after_us: idle?, max_ahead_us: ahead? })
     }
+}
+
+/// Whether librdkafka could have a property of this name.
+fn is_property(name: &str) -> bool {
+    !name.is_empty() && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'.' | b'_' | b'-'))
 }
 
 fn is_timestamp(ty: &ColumnType) -> bool {

@@ -3,10 +3,11 @@
 use std::collections::BTreeMap;
 
 use super::super::keys::TABLE_FORMATS;
-use super::super::raw::{Key, Node};
+use super::super::raw::{Key, Node, Value};
 use super::super::types::partition_field;
 use super::super::{Emit, PartitionField, TableDecl, TableFormatKind};
-use super::Build;
+use super::super::problem::Span;
+use super::{Build, TablePart};
 use super::fields::Fields;
 
 impl Build<'_> {
@@ -21,7 +22,7 @@ impl Build<'_> {
         let formats = self.formats(fields);
         let partition_by = match fields.get("partition_by") {
             Some(node) => self.partition_by(node),
-            None => Some(Vec::new()),
+            None => Some((Vec::new(), true)),
         };
         let properties = match fields.get("properties") {
             Some(node) => self.properties(node),
@@ -32,18 +33,43 @@ impl Build<'_> {
             None => Some(None),
         };
         let (sql, sql_at) = sql?;
-        Some(TableDecl {
+        let (partition_by, partition_at, whole) = match partition_by {
+            Some((fields, whole)) => {
+                let (fields, at): (Vec<_>, Vec<_>) = fields.into_iter().unzip();
+                (fields, at, whole)
+            }
+            None => (vec![], vec![], false),
+        };
+        let right = key.is_some() && allowed_lateness.is_some() && emit.is_some() && formats.is_some() && whole && properties.is_some() && comment.is_some();
+        let items = key.as_ref().and_then(|_| fields.get("key")).map(|node| self.key_items(node)).unwrap_or_default();
+        let decl = TableDecl {
             name: name.text.clone(),
             sql,
-            key: key?,
-            allowed_lateness_us: allowed_lateness?,
-            emit: emit?,
-            formats: formats?,
-            partition_by: partition_by?,
-            properties: properties?,
-            comment: comment?,
+            key: key.flatten(),
+            allowed_lateness_us: allowed_lateness.unwrap_or_default(),
+            emit: emit.unwrap_or(Emit::OnClose),
+            formats: formats.unwrap_or_default(),
+            partition_by,
+            properties: properties.unwrap_or_default(),
+            comment: comment.flatten(),
             sql_at,
-        })
+        };
+        self.parts.borrow_mut().tables.push(TablePart {
+            decl: decl.clone(),
+            key_at: fields.get("key").map(|node| node.span),
+            key_items: items,
+            emit_at: fields.get("emit").map(|node| node.span),
+            partition_at,
+        });
+        right.then_some(decl)
+    }
+
+    fn key_items(&self, node: &Node) -> Vec<(String, Span)> {
+        match &node.value {
+            Value::List(items) => items.iter().flat_map(|item| self.key_items(item)).collect(),
+            Value::Scalar(scalar) => vec![(scalar.text.clone(), node.span)],
+            _ => vec![],
+        }
     }
 
     /// Where the first character of the SQL stands. A quoted text begins behind its quote; the place
@@ -94,18 +120,24 @@ impl Build<'_> {
         (!items.is_empty() && formats.len() == items.len()).then_some(formats)
     }
 
-    fn partition_by(&self, node: &Node) -> Option<Vec<PartitionField>> {
+    /// The fields that are right, each with the place of its column, and whether all of them are.
+    fn partition_by(&self, node: &Node) -> Option<(Vec<(PartitionField, Span)>, bool)> {
         let items = self.items(node, "partition_by")?;
-        let mut fields: Vec<PartitionField> = Vec::new();
+        let mut fields: Vec<(PartitionField, Span)> = Vec::new();
         for item in &items {
             let Some(scalar) = self.text_of(item, "a column, or day(column)") else { continue };
             match partition_field(&scalar.text) {
                 Err(misfit) => self.misfit(item, scalar, misfit),
-                Ok(field) if fields.contains(&field) => self.wrong(item.span, format!("`{}` stands in `partition_by` twice", scalar.shown()), "each field once"),
-                Ok(field) => fields.push(field),
+                Ok(field) if fields.iter().any(|(known, _)| *known == field) => self.wrong(item.span, format!("`{}` stands in `partition_by` twice", scalar.shown()), "each field once"),
+                Ok(field) => {
+                    let at = scalar.text.rfind(&field.column).map(|at| scalar.text[..at].chars().count());
+                    let span = at.map_or(item.span, |at| self.within(item.span, scalar, at, field.column.chars().count()));
+                    fields.push((field, span));
+                }
             }
         }
-        (fields.len() == items.len()).then_some(fields)
+        let whole = fields.len() == items.len();
+        Some((fields, whole))
     }
 
     fn properties(&self, node: &Node) -> Option<BTreeMap<String, String>> {

@@ -1,10 +1,9 @@
 //! From DataFusion's analyzed plan to the parts of a [`TablePlan`].
 
 use super::aggregate::output_type;
-use super::statement::Checked;
-use super::{Aggregate, AggregateCall, AggregateFunction, GroupColumn, OP, Projected, SqlError, Step, TablePlan, types};
-use crate::pipeline::TableDecl;
-use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
+use super::{Aggregate, AggregateCall, AggregateFunction, GroupColumn, OP, Place, Projected, SqlError, Step, TablePlan, Tumble, functions, types};
+use crate::pipeline::{SourceSpec, TableDecl};
+use arrow::datatypes::{DataType, Field, Schema, SchemaRef, TimeUnit};
 use datafusion::common::tree_node::{Transformed, TreeNode, TreeNodeRecursion};
 use datafusion::common::{DFSchema, DFSchemaRef, ScalarValue};
 use datafusion::datasource::empty::EmptyTable;
@@ -18,6 +17,7 @@ use datafusion::optimizer::simplify_expressions::ExprSimplifier;
 use datafusion::physical_expr::expressions::{BinaryExpr, CastExpr, Column};
 use datafusion::physical_expr::{PhysicalExpr, create_physical_expr};
 use datafusion::prelude::{SessionConfig, SessionContext};
+use datafusion::sql::sqlparser::ast::Statement;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
@@ -37,19 +37,31 @@ fn planned<T>(r: DataFusionResult<T>) -> Result<T, SqlError> {
     r.map_err(|e| SqlError::of_planner(&e))
 }
 
-pub(super) fn split(decl: &TableDecl, checked: Checked<'_>) -> Result<TablePlan, SqlError> {
-    let source = checked.source;
+/// What a statement is planned over.
+#[derive(Clone, Copy)]
+pub(super) struct Frame<'a> {
+    pub source: &'a SourceSpec,
+    pub window: Option<Tumble>,
+    /// Rows have the bounds of a window. Where the window itself or its time is wrong they have some type, for what
+    /// else can be told.
+    pub windowed: bool,
+}
+
+pub(super) fn split(decl: &TableDecl, statement: Statement, frame: &Frame<'_>) -> Result<TablePlan, SqlError> {
+    let source = frame.source;
     let mut fields: Vec<Field> = source.columns.iter().map(|c| c.ty.field(&c.name, c.nullable)).collect();
     let declared = fields.len();
     let mut time = None;
-    if let (Some(_), Some(watermark)) = (&checked.window, &source.watermark) {
-        let at = source.columns.iter().position(|c| c.name == watermark.column);
-        let at = at.ok_or_else(|| SqlError::new(format!("the watermark column {} of source {} is not declared", watermark.column, source.name)))?;
-        let ty = fields[at].data_type().clone();
-        if !matches!(ty, DataType::Timestamp(_, _)) {
-            return Err(SqlError::new(format!("the watermark column {} must be a timestamp; found {}", watermark.column, types::describe(&ty))));
+    if frame.windowed {
+        let mut ty = DataType::Timestamp(TimeUnit::Microsecond, Some("UTC".into()));
+        if let Some(at) = source.watermark.as_ref().and_then(|w| source.columns.iter().position(|c| c.name == w.column)) {
+            ty = fields[at].data_type().clone();
+            if !matches!(ty, DataType::Timestamp(_, _)) {
+                let column = fields[at].name();
+                return Err(SqlError::new(format!("the watermark column {column} must be a timestamp; found {}", types::describe(&ty))).placed(Place::Source));
+            }
+            time = Some(at);
         }
-        time = Some(at);
         fields.extend(["window_start", "window_end"].map(|n| Field::new(n, ty.clone(), false)));
     }
     let full = Arc::new(Schema::new(fields));
@@ -57,7 +69,7 @@ pub(super) fn split(decl: &TableDecl, checked: Checked<'_>) -> Result<TablePlan,
     let name = datafusion::common::TableReference::bare(source.name.as_str());
     planned(context.register_table(name, Arc::new(EmptyTable::new(full.clone()))))?;
     let state = context.state();
-    let statement = datafusion::sql::parser::Statement::Statement(Box::new(checked.statement));
+    let statement = datafusion::sql::parser::Statement::Statement(Box::new(statement));
     // Planning only looks up the table registered above: nothing in it ever waits.
     let logical = planned(futures::executor::block_on(state.statement_to_plan(statement)))?;
     refuse_volatile(&logical)?;
@@ -70,17 +82,13 @@ pub(super) fn split(decl: &TableDecl, checked: Checked<'_>) -> Result<TablePlan,
     let analyzed = planned(state.analyzer().execute_and_check(logical, state.config_options(), |_, _| {}))?;
 
     let mut builder = Builder { state: &state };
-    let windowed = checked.window.is_some();
-    super::validate_emit(decl, windowed)?;
+    let windowed = frame.windowed;
     let LogicalPlan::Projection(top) = &analyzed else { return Err(refuse_node(&analyzed)) };
     let (having, node) = filter_above(&top.input);
     let (mut below, aggregate, above, output, key) = match node {
         LogicalPlan::Aggregate(a) => {
             if !windowed {
-                return Err(SqlError::new(format!(
-                    "an aggregate over a stream never ends without a window: use from tumble({}, interval '5 minutes') and group by window_start",
-                    source.name
-                )));
+                return Err(SqlError::new("an aggregate over a stream never ends without a window").placed(Place::Group));
             }
             let (below, aggregate) = builder.aggregate(a)?;
             let mut above: Vec<Step> = vec![];
@@ -98,12 +106,11 @@ pub(super) fn split(decl: &TableDecl, checked: Checked<'_>) -> Result<TablePlan,
         }
         LogicalPlan::TableScan(_) | LogicalPlan::SubqueryAlias(_) => {
             if windowed {
-                return Err(SqlError::new(
-                    "tumble() is used without an aggregate: add group by window_start and aggregates, or select from the source itself",
-                ));
+                return Err(SqlError::new("tumble() is used without an aggregate").placed(Place::Source));
             }
             if decl.key.is_some() {
-                return Err(SqlError::later("key on a select without an aggregate is not in this version; leave it out for an append-only table"));
+                let error = SqlError::later("key on a select without an aggregate is not in this version");
+                return Err(error.placed(Place::Key(None)).expecting("no `key`, for an append-only table"));
             }
             let schema = node.schema();
             let mut below = vec![];
@@ -159,7 +166,7 @@ pub(super) fn split(decl: &TableDecl, checked: Checked<'_>) -> Result<TablePlan,
         scan_schema,
         time: time.and_then(|t| scanned.iter().position(|s| *s == t)),
         below,
-        window: checked.window,
+        window: frame.window,
         aggregate,
         above,
         output,
@@ -362,7 +369,8 @@ impl Builder<'_> {
         }
         let is = |e: &Expr, name: &str| matches!(e, Expr::Column(c) if c.name == name);
         let Some(start) = a.group_expr.iter().find(|e| is(e, "window_start")) else {
-            return Err(SqlError::new("an aggregate over a stream needs window_start in its group by"));
+            let error = SqlError::new("an aggregate over a stream needs window_start in its group by");
+            return Err(error.placed(Place::Group).expecting("group by window_start, and what else is grouped by"));
         };
         let (mut projected, mut input, mut keys, mut group) = (vec![], vec![], vec![], vec![]);
         let window_type = planned(start.get_type(schema.as_ref()))?;
@@ -434,9 +442,7 @@ impl Builder<'_> {
             ("stddev", false) => StddevSamp,
             ("stddev_pop", false) => StddevPop,
             _ => {
-                return Err(SqlError::later(format!(
-                    "the aggregate {name} is not in this version; there are count, count(distinct …), sum, avg, min, max, bool_and, bool_or, stddev, stddev_pop, var and var_pop"
-                )));
+                return Err(SqlError::later(format!("the aggregate {name} is not in this version")).expecting(format!("one of {}", functions::WRITTEN)));
             }
         };
         let [arg] = f.params.args.as_slice() else { return refuse("one argument is supported; found another number") };
@@ -524,7 +530,10 @@ fn finish_aggregate(
         match shown(i) {
             Some(name) => wanted.push((name, aggregate.group[i] == GroupColumn::WindowEnd)),
             None if aggregate.group[i] == GroupColumn::WindowEnd => {}
-            None => return Err(SqlError::new(format!("the key is the group key, but {} is not among the selected columns; select it", short(e)))),
+            None => {
+                let error = SqlError::new(format!("the key is the group key, but {} is not among the selected columns", short(e)));
+                return Err(error.placed(Place::Key(None)).expecting(format!("{} in the select list and in the key", short(e))));
+            }
         }
     }
     let exact = |k: &String| {
@@ -537,7 +546,11 @@ fn finish_aggregate(
     let distinct: BTreeSet<&String> = key.iter().collect();
     if !covers || !only || distinct.len() != key.len() {
         let should: Vec<&str> = wanted.iter().filter(|(_, optional)| !optional).map(|(n, _)| n.as_str()).collect();
-        return Err(SqlError::new(format!("the key of an aggregated table is its group key: expected [{}], found [{}]", should.join(", "), key.join(", "))));
+        let message = format!("the key of an aggregated table is its group key; found [{}]", key.join(", "));
+        let other = key.iter().find(|k| !wanted.iter().any(|(name, _)| name == *k)).cloned();
+        let nearest = other.as_ref().and_then(|k| super::error::nearest(k, &should)).filter(|near| !key.iter().any(|k| k == near)).map(String::from);
+        let error = SqlError::new(message).placed(Place::Key(other)).expecting(format!("[{}]", should.join(", ")));
+        return Err(SqlError { nearest, ..error });
     }
     Ok((aggregate, key))
 }
@@ -551,7 +564,7 @@ fn short(e: &Expr) -> String {
 }
 
 fn lower(e: &DataFusionError) -> String {
-    crate::transform::reason(e)
+    super::reason(e)
 }
 
 /// DataFusion's integer `+`, `-` and `*` wrap unless told not to.

@@ -129,8 +129,18 @@ impl Running {
 
     /// Highest resident set so far, in KiB.
     pub fn peak_kib(&self) -> Option<u64> {
+        self.of_status("VmHWM:")
+    }
+
+    /// Resident pages that are not of a file, now, in KiB.
+    pub fn own_kib(&self) -> Option<u64> {
+        self.of_status("RssAnon:")
+    }
+
+    /// A size that proc(5) knows of the process.
+    fn of_status(&self, name: &str) -> Option<u64> {
         let status = fs::read_to_string(Path::new("/proc").join(self.id().to_string()).join("status")).ok()?;
-        status.lines().find_map(|l| l.strip_prefix("VmHWM:")?.trim().strip_suffix("kB")?.trim().parse().ok())
+        status.lines().find_map(|l| l.strip_prefix(name)?.trim().strip_suffix("kB")?.trim().parse().ok())
     }
 }
 

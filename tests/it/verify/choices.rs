@@ -1,0 +1,128 @@
+//! What a user may ask of `verify`: a table, a time, a share of the rows, and to see how far it is.
+
+use super::*;
+use std::io::Read as _;
+use std::os::fd::{FromRawFd, OwnedFd};
+use std::process::{Command, Stdio};
+
+/// What the process shows on the terminal that its stderr is.
+fn on_a_terminal(pond: &Pond, args: &[&str]) -> String {
+    let (mut ours, mut theirs) = (-1, -1);
+    // SAFETY: two integers to fill in; no name, settings or size are asked for.
+    let opened = unsafe { libc::openpty(&mut ours, &mut theirs, std::ptr::null_mut(), std::ptr::null_mut(), std::ptr::null_mut()) };
+    assert_eq!(opened, 0);
+    // SAFETY: both were opened just now, and nobody else has them.
+    let (ours, theirs) = unsafe { (OwnedFd::from_raw_fd(ours), OwnedFd::from_raw_fd(theirs)) };
+    let mut command = Command::new(env!("CARGO_BIN_EXE_millpond"));
+    command.args(args).current_dir(pond.path()).stdin(Stdio::null()).stdout(Stdio::null()).stderr(theirs);
+    let mut child = command.spawn().unwrap();
+    // The command holds a copy of the other end, without which reading does not end.
+    drop(command);
+    let reading = std::thread::spawn(move || {
+        let mut shown = vec![];
+        // The end of a terminal is an error on Linux.
+        let _ = std::fs::File::from(ours).read_to_end(&mut shown);
+        String::from_utf8_lossy(&shown).into_owned()
+    });
+    let status = child.wait().unwrap();
+    let shown = reading.join().unwrap();
+    assert!(status.success(), "{shown}");
+    shown
+}
+
+#[test]
+fn what_is_asked_for_is_compared_and_progress_shows_on_a_terminal_alone() {
+    let pond = Pond::new("");
+    pond.rewrite(&yaml(pond.path(), "[iceberg, delta]", "5s"));
+    fill(&pond);
+    // The bar, to its end.
+    let shown = on_a_terminal(&pond, &["verify", "pipeline.yaml", "--deep"]);
+    let total = std::fs::read_dir(pond.path().join("data")).unwrap().map(|f| std::fs::read_to_string(f.unwrap().path()).unwrap().lines().count()).sum::<usize>();
+    assert!(shown.contains(&format!("[{}] {total} of {total} records", "#".repeat(30))), "{shown:?}");
+    assert_eq!(on_a_terminal(&pond, &["verify", "pipeline.yaml", "--deep", "--json"]), "");
+    assert_eq!(on_a_terminal(&pond, &["verify", "pipeline.yaml"]), "");
+    let ended = pond.millpond(&["verify", "pipeline.yaml", "--deep"]);
+    assert!(ended.code == 0 && ended.stderr.is_empty() && !ended.stdout.contains(" of "), "{ended:?}");
+    let ask = |args: &[&str]| {
+        let ended = pond.millpond(&[&["verify", "pipeline.yaml", "--deep", "--json"], args].concat());
+        let value: Value = serde_json::from_str(&ended.stdout).unwrap_or_else(|e| panic!("{e}: {ended:?}"));
+        (ended.code, value["report"].clone())
+    };
+    let compared = |report: &Value, table: &str| report["tables"].as_array().unwrap().iter().find(|t| t["table"] == table).and_then(|t| t["compared"].as_u64()).unwrap();
+    let (_, all) = ask(&[]);
+    // A share of the rows, the same at every time.
+    let (code, some) = ask(&["--sample", "40"]);
+    assert_eq!((code, &some), (0, &ask(&["--sample", "40"]).1));
+    for table in ["plain", "spend"] {
+        let (some, all) = (compared(&some, table), compared(&all, table));
+        assert!(0 < some && some < all, "{table}: {some} of {all}");
+    }
+    // A part of the time.
+    let (code, some) = ask(&["--from", "2026-01-31T10:10:00Z", "--to", "2026-01-31T10:40:00Z"]);
+    assert!(code == 0 && compared(&some, "spend") > 0 && compared(&some, "spend") < compared(&all, "spend"), "{some}");
+    // A record of the first window is another now: only who looks there finds it.
+    let path = pond.path().join("data/p0.ndjson");
+    let text = std::fs::read_to_string(&path).unwrap();
+    std::fs::write(&path, text.replacen("\"amount\":\"1.07\"", "\"amount\":\"1.08\"", 1)).unwrap();
+    let found = |args: &[&str]| {
+        let (code, report) = ask(args);
+        let tables: BTreeSet<String> = report["findings"].as_array().unwrap().iter().map(|f| f["table"].as_str().unwrap().to_string()).collect();
+        let looked: BTreeSet<String> = report["tables"].as_array().unwrap().iter().map(|t| t["table"].as_str().unwrap().to_string()).collect();
+        assert_eq!(code, if tables.is_empty() { 0 } else { 3 }, "{args:?} {report}");
+        (tables.into_iter().collect::<Vec<_>>(), looked.into_iter().collect::<Vec<_>>())
+    };
+    assert_eq!(found(&[]).0, ["spend"]);
+    assert_eq!(found(&["--table", "spend"]), (vec!["spend".to_string()], vec!["spend".to_string(), "spend__late".to_string()]));
+    assert_eq!(found(&["--table", "plain"]), (vec![], vec!["plain".to_string()]));
+    assert_eq!(found(&["--table", "spend__late"]), (vec![], vec!["spend__late".to_string()]));
+    assert_eq!(found(&["--to", "2026-01-31T10:05:00Z"]).0, ["spend"]);
+    assert_eq!(found(&["--from", "2026-01-31T10:05:00Z"]).0, Vec::<String>::new());
+    assert_eq!(found(&["--sample", "100"]).0, ["spend"]);
+}
+
+/// A worker decides, commits, truncates its log and deletes runs while the judge looks: nothing of that is wrong.
+#[test]
+fn a_judge_beside_a_worker_accuses_nobody() {
+    let pond = Pond::new("");
+    pond.rewrite(&yaml(pond.path(), "[iceberg, delta]", "1ms"));
+    let done = std::sync::atomic::AtomicBool::new(false);
+    let looks = std::thread::scope(|scope| {
+        let judge = scope.spawn(|| {
+            let pipeline = millpond::pipeline::load(Path::new("pipeline.yaml"), pond.path(), &|_| None).unwrap();
+            let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+            let mut looks = 0;
+            while !done.load(std::sync::atomic::Ordering::Relaxed) {
+                let Ok(report) = runtime.block_on(judged(&pipeline, Options::default())) else { continue };
+                // Before the first commit some tables are not there yet.
+                let wrong: Vec<_> = report.findings.iter().filter(|f| f.kind != "table-missing").collect();
+                assert!(wrong.is_empty(), "{wrong:#?}");
+                looks += 1;
+                std::thread::sleep(std::time::Duration::from_millis(50));
+            }
+            looks
+        });
+        // Each file is read in a turn of its own: many short epochs, and a log that is cut.
+        let mut run = 0;
+        while run < 3 || files(&pond.path().join("lake/_millpond/proof/log"))[0].ends_with("00000000000000000000.json") {
+            assert!(run < 30, "the log was not truncated");
+            for file in 0..26 {
+                append(&pond, 10 + file, &(0..10).map(|n| event(run * 1000 + file as i64 * 10 + n, ["ann", "bob"][n as usize % 2], run * 20 + n, file as i64, 100 + n)).collect::<Vec<_>>());
+            }
+            pond.until_end();
+            run += 1;
+        }
+        done.store(true, std::sync::atomic::Ordering::Relaxed);
+        judge.join().unwrap()
+    });
+    assert!(looks > 3, "{looks}");
+    assert_right(&judge(&pond, deep()));
+    // A run that only the checkpoint names by now.
+    let log = files(&pond.path().join("lake/_millpond/proof/log"));
+    let newest = log.iter().rev().map(|p| serde_json::from_slice::<Value>(&std::fs::read(p).unwrap()).unwrap()).find(|e| e["body"]["checkpoint"].is_object()).unwrap();
+    let runs = newest["body"]["checkpoint"]["ledger"]["runs"].as_object().unwrap();
+    let object = runs.values().flat_map(|r| r.as_array().unwrap()).find_map(|r| r["object"].as_str()).unwrap();
+    std::fs::remove_file(pond.path().join("lake").join(object)).unwrap();
+    let report = judge(&pond, Options::default());
+    let missing: Vec<_> = report.findings.iter().filter(|f| f.kind == "run-missing").collect();
+    assert!(missing.len() == 1 && missing[0].text.contains(object) && missing[0].text.contains("checkpoint"), "{report:#?}");
+}

@@ -1,0 +1,73 @@
+//! Late and dead rows: reasons, raw bytes and origin are compared, and letters of values that did not fit are there.
+
+use super::*;
+use arrow::array::{BinaryArray, TimestampMicrosecondArray, new_null_array};
+
+/// The column in this place by name, made of itself.
+fn column(batch: RecordBatch, name: &str, make: impl Fn(&ArrayRef) -> ArrayRef) -> RecordBatch {
+    let at = batch.schema().index_of(name).unwrap();
+    let mut columns = batch.columns().to_vec();
+    columns[at] = arrow::compute::cast(&make(&columns[at]), columns[at].data_type()).unwrap();
+    RecordBatch::try_new(batch.schema(), columns).unwrap()
+}
+
+fn bytes(array: &ArrayRef) -> Vec<Option<Vec<u8>>> {
+    let array = arrow::compute::cast(array, &DataType::Binary).unwrap();
+    array.as_binary::<i32>().iter().map(|v| v.map(<[u8]>::to_vec)).collect()
+}
+
+fn texts(batch: &RecordBatch, name: &str) -> Vec<String> {
+    let column = arrow::compute::cast(batch.column_by_name(name).unwrap(), &DataType::Utf8).unwrap();
+    column.as_string::<i32>().iter().map(|v| v.unwrap_or_default().to_string()).collect()
+}
+
+/// The file of a dead-letter table with such a reason.
+fn with_reason(site: &Site, what: &str) -> PathBuf {
+    site.live("events__dead").into_iter().find(|p| texts(&read_rows(p), "_reason").iter().any(|r| r.contains(what))).unwrap()
+}
+
+fn without(batch: RecordBatch, what: &str) -> RecordBatch {
+    let reasons = texts(&batch, "_reason");
+    let kept: Vec<u32> = (0..batch.num_rows() as u32).filter(|r| !reasons[*r as usize].contains(what)).collect();
+    take_record_batch(&batch, &UInt32Array::from(kept)).unwrap()
+}
+
+#[test]
+fn reasons_raw_bytes_and_letters_of_what_did_not_fit_are_compared() {
+    let pond = Pond::new("");
+    pond.rewrite(&yaml(pond.path(), "[iceberg, delta]", "5s").replace(
+        "  plain:\n",
+        "  wide:\n    sql: select window_start, user_id, id % 2 as odd, sum(id * 1) as total, count(*) as n from tumble(events, interval '5 minutes') group by window_start, user_id, id % 2\n    key: [window_start, user_id, odd]\n    formats: [iceberg, delta]\n  plain:\n",
+    ));
+    let huge = |n: i64| event(i64::MAX - n * 2, "max", 12, n, 100);
+    append(&pond, 0, &(0..3).map(huge).collect::<Vec<_>>());
+    fill(&pond);
+    assert!(pond.number("select count(*) as n from wide where total is null") > 0);
+    assert!(pond.number("select count(*) as n from events__dead where _partition is null") > 0);
+    let mut site = Site::over(pond, TableFormatKind::Iceberg);
+    for format in [TableFormatKind::Iceberg, TableFormatKind::Delta] {
+        site.format = format;
+        let dead = |s: &Site| s.live("events__dead").into_iter().find(|p| read_rows(p).column_by_name("_partition").is_some_and(|c| c.null_count() == 0)).unwrap();
+        let mut plant = |what: &str, kind: &'static str, damage: &dyn Fn(&Site)| site.plant(&format!("{format}: {what}"), &[kind], damage);
+        let letter = "does not fit";
+        plant("another reason of what could not be decoded", "row-different", &|s| {
+            edit_rows(&dead(s), |b| column(b, "_reason", |c| Arc::new(StringArray::from(vec!["nobody knows"; c.len()]))));
+        });
+        plant("another reason of what could not be computed", "row-different", &|s| edit_rows(&with_reason(s, "divide by zero"), |b| in_text(b, "_reason", "divide by zero", "divide by one")));
+        plant("another reason of a late row", "row-different", &|s| edit_rows(&s.live("spend__late")[0], |b| in_text(b, "_reason", "2026", "2027")));
+        plant("other bytes of a dead record", "row-different", &|s| {
+            edit_rows(&dead(s), |b| column(b, "_value", |c| {
+                Arc::new(BinaryArray::from_iter(bytes(c).into_iter().map(|v| v.map(|mut v| { v.reverse(); v }))))
+            }));
+        });
+        plant("a key that the record had not", "row-different", &|s| edit_rows(&dead(s), |b| column(b, "_key", |c| Arc::new(BinaryArray::from_iter((0..c.len()).map(|_| Some(b"key")))))));
+        plant("a timestamp that the record had not", "row-different", &|s| {
+            edit_rows(&dead(s), |b| column(b, "_timestamp", |c| Arc::new(TimestampMicrosecondArray::from(vec![7; c.len()]).with_timezone("UTC"))));
+        });
+        plant("headers that are gone", "row-different", &|s| edit_rows(&dead(s), |b| column(b, "_headers", |c| new_null_array(c.data_type(), c.len()))));
+        plant("no letter of a sum that did not fit", "overflow-missing", &|s| edit_rows(&with_reason(s, letter), |b| without(b, letter)));
+        plant("a letter of another key", "overflow-missing", &|s| edit_rows(&with_reason(s, letter), |b| in_text(b, "_reason", "=max", "=min")));
+        plant("a letter of a window without rows", "overflow-extra", &|s| edit_rows(&with_reason(s, letter), |b| in_text(b, "_reason", "window 2026", "window 2016")));
+    }
+    site.done(20);
+}
