@@ -164,6 +164,7 @@ impl Tables {
                     Err(WorkerError::Refused(why)) if !lives || self.parts.ending.contains(&record.name) => {
                         eprintln!("{format} table {} has ended and is left as it is: {why}", record.name);
                     }
+                    Err(WorkerError::Refused(why)) => return Err(self.refused(why).await),
                     Err(e) => return Err(e),
                 }
             }
@@ -175,6 +176,15 @@ impl Tables {
             self.lake.insert(record.name.clone(), LakeEntry { spec, windowed, sides, pending: VecDeque::new() });
         }
         Ok(())
+    }
+
+    /// What a refused table means. Another worker may have evolved it under a plan of which this one has yet to hear:
+    /// then that is what is to be said.
+    async fn refused(&self, why: String) -> WorkerError {
+        match self.parts.head.refresh().await {
+            Ok(()) => WorkerError::Refused(why),
+            Err(newer) => newer.into(),
+        }
     }
 
     /// Opens a table in one format, or creates it if it lives and was born at this entry. One that this log has
@@ -563,12 +573,7 @@ impl Tables {
                 };
                 match advance(&mut entry.sides[nth], &entry.pending, what).await {
                     Ok(()) => self.parts.metrics.waiting_over(&format!("{} table {name}", entry.sides[nth].kind())),
-                    Err(CommitError::Refused(why)) => {
-                        // Another worker may have evolved it under a plan of which this one has yet to hear: then that
-                        // is what is to be said.
-                        self.parts.head.refresh().await?;
-                        return Err(WorkerError::Refused(why));
-                    }
+                    Err(CommitError::Refused(why)) => return Err(self.refused(why).await),
                     Err(CommitError::Unavailable(why)) => self.parts.metrics.waiting(&format!("{} table {name}", entry.sides[nth].kind()), &why),
                 }
             }
