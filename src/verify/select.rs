@@ -23,7 +23,7 @@ use datafusion::optimizer::simplify_expressions::ExprSimplifier;
 use datafusion::physical_expr::expressions::BinaryExpr;
 use datafusion::physical_expr::{PhysicalExpr, create_physical_expr};
 use datafusion::prelude::{SessionConfig, SessionContext};
-use datafusion::sql::sqlparser::ast::{Expr as Ast, Ident, ObjectName, ObjectNamePart, SetExpr, Statement, TableFactor, Value, VisitMut, VisitorMut};
+use datafusion::sql::sqlparser::ast::{Expr as Ast, Function, FunctionArguments, Ident, ObjectName, ObjectNamePart, SetExpr, Statement, TableFactor, Value, VisitMut, VisitorMut};
 use datafusion::sql::sqlparser::{dialect::GenericDialect, parser::Parser};
 use std::collections::BTreeSet;
 use std::ops::ControlFlow;
@@ -500,6 +500,13 @@ impl VisitorMut for Exact {
     type Break = ();
 
     fn pre_visit_expr(&mut self, e: &mut Ast) -> ControlFlow<()> {
+        // `user` is a function without brackets to the parser.
+        if let Ast::Function(Function { name, args: FunctionArguments::None, .. }) = e
+            && let [ObjectNamePart::Identifier(word)] = name.0.as_slice()
+            && self.names.iter().any(|n| n.eq_ignore_ascii_case(&word.value))
+        {
+            *e = Ast::Identifier(word.clone());
+        }
         match e {
             Ast::Identifier(ident) => self.column(ident),
             Ast::CompoundIdentifier(parts) => {

@@ -296,30 +296,31 @@ impl Tables {
     async fn fetch_runs(&self, object: &str, runs: &[&RunRef]) -> Result<Vec<Run>, WorkerError> {
         let mut read = Vec::with_capacity(runs.len());
         let mut rest = runs;
-        while !rest.is_empty() {
-            let mut bytes = 0;
-            let fits = |r: &&&RunRef| {
-                let fits = bytes < READ_AT_ONCE;
-                bytes += r.length;
-                fits
+        while let Some(first) = rest.first() {
+            let mut end = first.offset;
+            let mut follows = |r: &&&RunRef| {
+                let next = r.offset == end && (end == first.offset || r.offset + r.length - first.offset <= READ_AT_ONCE);
+                end += if next { r.length } else { 0 };
+                next
             };
-            let fit = rest.iter().take_while(fits).count();
-            let (now, later) = rest.split_at(fit);
+            let (now, later) = rest.split_at(rest.iter().take_while(&mut follows).count());
             rest = later;
-            let ranges: Vec<_> = now.iter().map(|r| r.offset..r.offset + r.length).collect();
             let mut pause = Duration::from_millis(100);
-            let found = loop {
-                match self.parts.store.get_ranges(&Path::from(object), &ranges).await {
-                    Ok(found) => break found,
+            let bytes = loop {
+                match self.parts.store.get_range(&Path::from(object), first.offset..end).await {
+                    Ok(bytes) => break bytes,
                     Err(object_store::Error::NotFound { .. }) => return Err(WorkerError::RunGone(object.to_string())),
                     Err(e) => self.parts.metrics.waiting("store", &format!("cannot read {object}: {e}")),
                 }
                 tokio::time::sleep(pause).await;
                 pause = (pause * 2).min(Duration::from_secs(5));
             };
-            for (bytes, run) in found.iter().zip(now) {
+            for run in now {
+                // An object that was cut short has fewer bytes than were asked for.
+                let from = ((run.offset - first.offset) as usize).min(bytes.len());
+                let to = (from + run.length as usize).min(bytes.len());
                 self.parts.metrics.runs_read.fetch_add(1, Ordering::Relaxed);
-                read.push(read_run(bytes, run).map_err(|e| WorkerError::Refused(format!("{object}: {e}; restore it from a backup")))?);
+                read.push(read_run(&bytes[from..to], run).map_err(|e| WorkerError::Refused(format!("{object}: {e}; restore it from a backup")))?);
             }
         }
         Ok(read)

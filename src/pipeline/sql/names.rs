@@ -6,7 +6,7 @@
 use super::error::SqlError;
 use super::functions::{self, Known};
 use datafusion::sql::sqlparser::ast::{
-    DuplicateTreatment, Expr, Function, FunctionArgumentClause, FunctionArguments, Ident, Query, Spanned, Value, VisitMut, VisitorMut,
+    DuplicateTreatment, Expr, Function, FunctionArgumentClause, FunctionArguments, Ident, ObjectNamePart, Query, Spanned, Value, VisitMut, VisitorMut,
 };
 use datafusion::sql::sqlparser::{dialect::GenericDialect, parser::Parser, tokenizer::Span};
 use std::collections::BTreeSet;
@@ -247,7 +247,7 @@ impl Walk<'_, '_> {
     fn aggregate(&mut self, f: &mut Function, word: &str, whole: Span) {
         self.part.aggregates = true;
         if let (Some(planned), [part]) = (functions::planned_name(word), f.name.0.as_mut_slice()) {
-            *part = datafusion::sql::sqlparser::ast::ObjectNamePart::Identifier(Ident { value: planned.to_string(), quote_style: None, span: whole });
+            *part = ObjectNamePart::Identifier(Ident { value: planned.to_string(), quote_style: None, span: whole });
         }
         if self.aggregates > 0 {
             self.refuse(format!("{word}(…) within another aggregate cannot be computed in one pass"), whole);
@@ -276,6 +276,26 @@ impl Walk<'_, '_> {
             self.refuse(format!("{word}: one argument is supported; found {}", list.args.len()), whole);
         }
     }
+}
+
+/// Words that the parser takes for functions without brackets, as `user` in PostgreSQL, are columns unless there is such a function.
+pub(super) fn words_are_columns(query: &mut Query) {
+    struct Words;
+    impl VisitorMut for Words {
+        type Break = ();
+
+        fn pre_visit_expr(&mut self, e: &mut Expr) -> ControlFlow<()> {
+            if let Expr::Function(Function { name, args: FunctionArguments::None, over: None, filter: None, .. }) = e
+                && let [ObjectNamePart::Identifier(word)] = name.0.as_slice()
+                && word.quote_style.is_none()
+                && functions::known(&word.value.to_lowercase()) == Known::Unknown
+            {
+                *e = Expr::Identifier(word.clone());
+            }
+            ControlFlow::Continue(())
+        }
+    }
+    let _ = VisitMut::visit(query, &mut Words);
 }
 
 /// Whether it is the call of an aggregate.

@@ -6,7 +6,7 @@
 //! judged any more is left open, and what depends on it is not judged either.
 
 use super::error::{Place, SqlError};
-use super::names::{Clause, Part, Pick, Scope, covering, is_aggregate, pick};
+use super::names::{Clause, Part, Pick, Scope, covering, is_aggregate, pick, words_are_columns};
 use super::split::Frame;
 use super::window::whole_days;
 use super::{Align, Declared, OP, Tumble};
@@ -142,6 +142,7 @@ pub(super) fn check(sql: &str, sources: &[Declared<'_>], unsure: bool) -> Result
         let word = sql.split_whitespace().next().unwrap_or_default();
         return Err(vec![SqlError::new(format!("a table is one select; found {word}"))]);
     };
+    words_are_columns(query);
     let Some(select) = only_select(query, sql, &mut errors) else { return Err(errors) };
     let from = select.from.first().map_or(Span::empty(), |f| covering(sql, f.relation.span()));
     let alias = select.from.first().and_then(|f| match &f.relation {

@@ -92,6 +92,22 @@ fn unquoted_names_find_columns_whatever_their_case() {
     assert!(plan(&decl("select CityName from events", None), &[source]).is_ok());
 }
 
+/// The parser takes `user` for a function, as in PostgreSQL.
+#[test]
+fn a_column_may_be_called_as_a_function_without_brackets_is() {
+    let mut source = events();
+    source.columns.push(column("user", ColumnType::String));
+    let sql = format!("select window_start, user, count(*) as n from {T} where User <> 'x' group by window_start, user having min(user) > 'a'");
+    let p = plan(&decl(&sql, Some(&["window_start", "user"])), &[source.clone()]).unwrap();
+    let names: Vec<&str> = p.output.fields().iter().map(|f| f.name().as_str()).collect();
+    assert_eq!(names, ["window_start", "user", "n"]);
+    assert_eq!(plan(&decl("select user from events", None), &[source]).unwrap().scan, ["user"]);
+    let e = planned("select user from events", None).unwrap_err();
+    assert!(e.message.contains("no column is named user"), "{e}");
+    let e = planned("select current_timestamp as t from events", None).unwrap_err();
+    assert!(e.message.contains("another answer each time"), "{e}");
+}
+
 #[test]
 fn a_uuid_handed_through_stays_one() {
     let p = planned("select id, upper(cityName) as c from events", None).unwrap();
