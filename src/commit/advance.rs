@@ -83,6 +83,11 @@ impl Side {
         self.held
     }
 
+    /// See [`LakeTable::expect`].
+    pub fn expect(&mut self, spec: Arc<TableSpec>) {
+        self.table.expect(spec);
+    }
+
     /// Looks at the table anew. What it held before it must hold still: the rows in between are nowhere else by now.
     async fn look(&mut self, name: &str) -> Result<(), CommitError> {
         self.base = self.table.load().await?;

@@ -109,6 +109,10 @@ pub trait LakeTable: Send + Sync {
 
     fn spec(&self) -> &Arc<TableSpec>;
 
+    /// The log has given the table this spec by now, at a plan entry to which the caller's fold has yet to come:
+    /// another worker may have evolved it so far.
+    fn expect(&mut self, spec: Arc<TableSpec>);
+
     /// Reads the table's newest state. Refuses a table that is not the one we know: another uuid,
     /// another log's stamp, rolled back, a schema that does not fit.
     async fn load(&mut self) -> Result<Base, CommitError>;

@@ -389,6 +389,7 @@ pub async fn bring_back(world: &Arc<World>, dropped: Dropped) {
                 // writer was not told that it is.
                 world.objects.put(&at, bytes.into()).await.expect("it is in memory");
             }
+            world.put_back(&table);
         }
     }
     world.away.lock().unwrap().remove(&(table.clone(), kind));

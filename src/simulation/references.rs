@@ -93,6 +93,17 @@ impl References {
         Ok(())
     }
 
+    /// A Delta table was put back: its versions are those that its log holds now, with what landed behind them while it
+    /// was away.
+    pub fn delta_anew(&mut self, world: &World, table: &str) -> Result<(), String> {
+        self.tables.remove(&(TableFormatKind::Delta, table.to_string()));
+        let versions = (0..).map(|v: u64| Path::from(format!("delta/{PIPELINE}/{table}/_delta_log/{v:020}.json")));
+        for commit in versions.map_while(|at| read(world, &at).ok()) {
+            self.delta(world, table, &commit)?;
+        }
+        Ok(())
+    }
+
     /// The entry that a table is stamped with, and how many rows it has.
     pub fn count(&mut self, world: &World, table: &str, kind: TableFormatKind) -> Result<Option<(u64, i64)>, String> {
         if kind == TableFormatKind::Iceberg {

@@ -413,6 +413,12 @@ impl World {
         }
     }
 
+    /// The log of a Delta table lies there again.
+    pub fn put_back(&self, table: &str) {
+        let known = self.references.lock().unwrap().delta_anew(self, table);
+        known.unwrap_or_else(|why| self.fail(why));
+    }
+
     pub fn location(&self, namespace: &str, table: &str) -> Option<String> {
         self.catalog.lock().unwrap().get(&(namespace.to_string(), table.to_string())).cloned()
     }

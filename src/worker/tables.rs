@@ -99,6 +99,10 @@ fn refused(e: CommitError) -> WorkerError {
     }
 }
 
+fn damaged_spec(table: &str, why: String) -> WorkerError {
+    WorkerError::Refused(format!("table {table}: its record in the log is damaged: {why}"))
+}
+
 /// A disk that is full while panes spill fills again: the panes are restored from the log then.
 pub(super) fn folding(table: &str, e: FoldError) -> WorkerError {
     match e {
@@ -142,7 +146,7 @@ impl Tables {
         // A table may have been evolved under a plan that this fold has yet to come to.
         let newest: BTreeMap<String, (SpecRecord, u64)> = self.parts.head.with(|l| l.specs().into_iter().map(|(s, b)| (s.name.clone(), (s.clone(), b))).collect()).await;
         for (record, born) in specs {
-            let spec = record.shared().map_err(|e| WorkerError::Refused(format!("table {}: its record in the log is damaged: {e}", record.name)))?;
+            let spec = record.shared().map_err(|e| damaged_spec(&record.name, e))?;
             let known: BTreeSet<TableFormatKind> = match self.lake.get_mut(&record.name) {
                 Some(known) => {
                     known.spec = spec.clone();
@@ -192,7 +196,7 @@ impl Tables {
     async fn opened(&self, format: TableFormatKind, record: &SpecRecord, birth: &Stamp, newest: Option<&SpecRecord>, lives: Option<u64>) -> Result<Option<Side>, WorkerError> {
         let name = &record.name;
         let Some(maker) = self.parts.formats.get(&format) else { return Ok(None) };
-        let damaged = |e: String| WorkerError::Refused(format!("table {name}: its record in the log is damaged: {e}"));
+        let damaged = |e: String| damaged_spec(name, e);
         let spec = record.shared().map_err(damaged)?;
         let known = Known::new(self.parts.store.clone(), &self.parts.state_folder, self.at.log);
         let uuid = match lives {
@@ -538,9 +542,31 @@ impl Tables {
         self.is_lowest() || entry.pending.front().is_some_and(|p| p.since.elapsed() > every * 2)
     }
 
+    /// Tells the tables what a plan makes of them that is decided and not folded yet: a worker that is further may
+    /// have evolved them.
+    async fn expect_newest(&mut self) -> Result<(), WorkerError> {
+        let folded = self.at.plan_entry;
+        let specs = |l: &Ledger| l.specs().into_iter().map(|(s, born)| (s.clone(), born)).collect::<Vec<_>>();
+        let ahead = self.parts.head.with(|l| if l.plan_entry > folded { specs(l) } else { vec![] }).await;
+        let known: BTreeSet<(String, u64)> = self.at.specs().into_iter().map(|(s, born)| (s.name.clone(), born)).collect();
+        for (record, born) in ahead {
+            // Another table by now that has the name.
+            if !known.contains(&(record.name.clone(), born)) {
+                continue;
+            }
+            let Some(entry) = self.lake.get_mut(&record.name) else { continue };
+            let spec = record.shared().map_err(|e| damaged_spec(&record.name, e))?;
+            for side in &mut entry.sides {
+                side.expect(spec.clone());
+            }
+        }
+        Ok(())
+    }
+
     async fn commit_all(&mut self, draining: bool) -> Result<(), WorkerError> {
         self.last_commit = Instant::now();
         let every = Duration::from_millis(self.parts.pipeline.commit_every_ms);
+        self.expect_newest().await?;
         let names: Vec<String> = self.lake.keys().cloned().collect();
         let upto = self.at.next - 1;
         let stamp = Stamp { log: self.at.log, entry: upto, offsets: self.at.positions() };

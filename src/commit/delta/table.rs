@@ -338,6 +338,10 @@ impl LakeTable for DeltaTable {
         &self.spec
     }
 
+    fn expect(&mut self, spec: Arc<TableSpec>) {
+        self.spec = spec;
+    }
+
     async fn load(&mut self) -> Result<Base, CommitError> {
         self.refresh().await?;
         let base = self.check()?;

@@ -170,6 +170,10 @@ impl LakeTable for IcebergTable {
         &self.spec
     }
 
+    fn expect(&mut self, spec: Arc<TableSpec>) {
+        self.spec = spec;
+    }
+
     async fn load(&mut self) -> Result<Base, CommitError> {
         let location = self.lake.catalog.metadata_location(&self.lake.namespace, &self.spec.name).await.map_err(unavailable)?;
         let Some(location) = location else {
