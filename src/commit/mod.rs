@@ -7,6 +7,7 @@ pub mod advance;
 pub mod delta;
 pub mod iceberg;
 pub mod key_index;
+pub mod known;
 pub mod upsert;
 
 pub use crate::read::LiveFile;

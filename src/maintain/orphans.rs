@@ -22,6 +22,7 @@
 //!
 //! The grace period saves the work of those who are slow, and nothing else. Any number of cleaners may run.
 
+use crate::commit::known::Known;
 use crate::commit::{CommitError, TableFormat};
 use crate::epoch::entry::Note;
 use crate::epoch::log::{Log, LogError, Reading};
@@ -151,7 +152,7 @@ impl Cleaner {
         // Attempts that a table or the checkpoint names; those that a table may name which cannot be read.
         let (mut held, mut unsure) = (BTreeSet::new(), BTreeSet::new());
         let mut of_attempts: Vec<(Uuid, Candidate)> = vec![];
-        let specs: BTreeMap<String, Arc<TableSpec>> = reading.head.specs().into_iter().filter_map(|(s, _)| Some((s.name.clone(), s.shared().ok()?))).collect();
+        let specs: BTreeMap<String, (Arc<TableSpec>, u64)> = reading.head.specs().into_iter().filter_map(|(s, born)| Some((s.name.clone(), (s.shared().ok()?, born)))).collect();
         for ((format, table), mut listed) in tables {
             listed.retain(|_, c| !matches!(c.owner, Owner::Attempt(a) if decided.contains(&a)));
             if listed.is_empty() {
@@ -159,11 +160,11 @@ impl Cleaner {
             }
             let names = listed.keys().cloned().collect();
             // A table that the pipeline file has no more, or a folder that is none of its tables: not for us to judge.
-            let Some(spec) = specs.get(&table) else {
+            let Some((spec, born)) = specs.get(&table) else {
                 unsure.extend(listed.values().filter_map(Candidate::attempt));
                 continue;
             };
-            let unneeded = match self.unneeded(format, spec, reading.head.log, names).await {
+            let unneeded = match self.unneeded(format, spec, *born, reading.head.log, names).await {
                 Ok(unneeded) => unneeded,
                 Err(why) => {
                     done.left.push(format!("{format} table {table}: {why}"));
@@ -273,13 +274,19 @@ impl Cleaner {
     }
 
     /// Names of files that the table does not need. Text: why it cannot be told.
-    async fn unneeded(&self, format: TableFormatKind, spec: &Arc<TableSpec>, log: Uuid, names: BTreeSet<String>) -> Result<BTreeSet<String>, String> {
+    async fn unneeded(&self, format: TableFormatKind, spec: &Arc<TableSpec>, born: u64, log: Uuid, names: BTreeSet<String>) -> Result<BTreeSet<String>, String> {
         let maker = self.formats.get(&format).ok_or("this program cannot open it")?;
         let text = |e: CommitError| e.to_string();
         let mut table = maker.open(spec.clone()).await.map_err(text)?.ok_or("it does not exist")?;
         let (base, unneeded) = table.unneeded(names).await.map_err(text)?;
         if base.stamp.log != log {
             return Err(format!("it is stamped by log {}, and this pipeline's is {log}", base.stamp.log));
+        }
+        // Commits to the table that was dropped may have landed in the one that was made anew, and tell stamps that the
+        // other one, once it is brought back, has not reached.
+        let known = Known::new(self.store.clone(), &self.state_folder, log).uuid(&spec.name, format, born).await.map_err(text)?;
+        if let Some(known) = known.filter(|known| *known != base.table_uuid) {
+            return Err(format!("its uuid is {}, and this pipeline filled {known}: it was dropped and made anew", base.table_uuid));
         }
         Ok(unneeded)
     }

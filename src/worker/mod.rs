@@ -7,7 +7,6 @@ mod clean;
 mod faulty_store_tests;
 pub mod head;
 pub mod ingest;
-mod known;
 pub mod lane;
 mod merge;
 pub mod progress;

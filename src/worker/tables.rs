@@ -1,11 +1,11 @@
 //! The table half: folds decided entries in order, and brings the tables up to them.
 
 use super::head::{Appended, Decided, Head};
-use super::known::Known;
 use super::progress::instant;
 use super::receipt::{Receipt, Receipts};
 use super::surroundings::Ids;
 use super::{Clock, Pressure, WorkerError};
+use crate::commit::known::Known;
 use crate::commit::advance::{Advance, Pending, Side, advance, set_back};
 use crate::commit::upsert::ChangeOp;
 use crate::commit::{ANOTHER_NAME, CommitError, Stamp, TableFormat};
@@ -200,7 +200,7 @@ impl Tables {
         let spec = record.shared().map_err(damaged)?;
         let known = Known::new(self.parts.store.clone(), &self.parts.state_folder, self.at.log);
         let uuid = match lives {
-            Some(born) => known.uuid(name, format, born).await?,
+            Some(born) => known.uuid(name, format, born).await.map_err(refused)?,
             None => None,
         };
         let evolved = newest.filter(|n| *n != record).map(SpecRecord::shared).transpose().map_err(damaged)?;
@@ -222,7 +222,7 @@ impl Tables {
         };
         let base = table.load().await.map_err(refused)?;
         match (uuid, lives) {
-            (None, Some(born)) => known.remember(name, format, born, &base.table_uuid).await?,
+            (None, Some(born)) => known.remember(name, format, born, &base.table_uuid).await.map_err(refused)?,
             (Some(uuid), _) if uuid != base.table_uuid => {
                 return Err(WorkerError::Refused(format!(
                     "the {format} table {name} has the uuid {}, and this pipeline filled {uuid}: it was dropped and made anew; bring the old one back, or {ANOTHER_NAME}",
