@@ -45,11 +45,13 @@ pub struct Cadence {
     pub every: u64,
     /// A table's runs below a checkpoint are merged when there are more.
     pub most_runs: usize,
+    /// And about so many rows of them at a time.
+    pub merge_rows: u64,
 }
 
 impl Default for Cadence {
     fn default() -> Self {
-        Self { trail: TRAIL, every: EVERY, most_runs: 256 }
+        Self { trail: TRAIL, every: EVERY, most_runs: 256, merge_rows: 1 << 16 }
     }
 }
 

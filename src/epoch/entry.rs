@@ -10,7 +10,9 @@ use std::sync::Arc;
 use uuid::Uuid;
 
 /// Version of the entries written. A reader refuses a higher one.
-pub const VERSION: u32 = 1;
+///
+/// 2: a run may hold several windows.
+pub const VERSION: u32 = 2;
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Entry {

@@ -17,11 +17,11 @@ pub use emit::EmitDead;
 pub use rows::RowSet;
 
 use crate::mutant::{self, Mutant};
-use crate::partial::{Run, RunKind, aggregate_of, cut, epoch_groups};
+use crate::partial::{Run, RunKind, aggregate_of, cut, epoch_groups, shared_schema};
 use crate::pipeline::Emit;
 use crate::pipeline::sql::{Aggregate, TablePlan, Tumble};
 use crate::transform::Transform;
-use arrow::array::{ArrayRef, AsArray, StringArray, UInt32Array};
+use arrow::array::{Array, ArrayRef, AsArray, RecordBatchOptions, StringArray, UInt32Array};
 use arrow::compute::take_record_batch;
 use arrow::datatypes::TimestampMicrosecondType;
 use arrow::record_batch::RecordBatch;
@@ -31,6 +31,7 @@ use pane::{Emission, Pane};
 use rows::{RowSetBuilder, Scratches};
 use spill::{Order, SharedFile};
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -52,7 +53,7 @@ pub struct EntryTimes {
     pub watermark_before: Option<i64>,
     /// Windows that end at or before it are emitted.
     pub watermark_after: Option<i64>,
-    /// Panes of windows that end at or before it are dropped.
+    /// Panes of windows that end at or before it are dropped. In a restore it may be that of the last entry.
     pub horizon_after: Option<i64>,
     /// End of input: every window is emitted, wherever the watermark is. In a restore: such an entry followed.
     pub emit_all: bool,
@@ -89,6 +90,35 @@ pub struct Changes {
     pub closed: Vec<i64>,
     /// Starts of the windows that were emitted before and changed.
     pub corrected: Vec<i64>,
+}
+
+/// What an entry brings, by window.
+#[derive(Default)]
+struct Deltas {
+    /// Without the windows' starts.
+    batches: Vec<RecordBatch>,
+    /// By a window's start, its rows: which of the batches, and from where to where in it.
+    places: BTreeMap<i64, Vec<(usize, Range<usize>)>>,
+}
+
+impl Deltas {
+    fn add(&mut self, start: i64, rows: Range<usize>) {
+        if !rows.is_empty() {
+            self.places.entry(start).or_default().push((self.batches.len(), rows));
+        }
+    }
+
+    /// The batches of each window. A pane must not hold on to the rows of the others.
+    fn by_window(self) -> impl Iterator<Item = Result<(i64, Vec<RecordBatch>), DataFusionError>> {
+        let batches = self.batches;
+        self.places.into_iter().map(move |(start, places)| {
+            let copied = |(nth, rows): &(usize, Range<usize>)| {
+                let whole = &batches[*nth];
+                if rows.len() == whole.num_rows() { Ok(whole.clone()) } else { take_record_batch(whole, &UInt32Array::from_iter_values(rows.start as u32..rows.end as u32)) }
+            };
+            Ok((start, places.iter().map(copied).collect::<Result<_, _>>()?))
+        })
+    }
 }
 
 impl Changes {
@@ -181,7 +211,8 @@ impl TableFold {
         let limit = self.config.memory_bytes / 16;
         let builder = || RowSetBuilder::new(self.plan.output.clone(), limit);
         let mut out = Out { retract: builder(), insert: builder(), replace: builder(), remove: builder() };
-        for (start, batches) in deltas {
+        for delta in deltas.by_window() {
+            let (start, batches) = delta?;
             let end = self.window.window_of(start).1;
             let emitted_before = reached(at.watermark_before, end) || self.panes.get(&start).is_some_and(|p| p.emitted_early);
             if emitted_before || self.emit == Emit::OnUpdate {
@@ -217,7 +248,12 @@ impl TableFold {
 
     /// As [`TableFold::restore`], one entry at a time.
     pub fn restore_entry(&mut self, at: &EntryTimes, runs: Vec<Run>) -> Result<(), FoldError> {
-        for (start, batches) in self.deltas(at, runs, None)? {
+        for delta in self.deltas(at, runs, None)?.by_window() {
+            let (start, batches) = delta?;
+            // A run lives as long as the last of its windows.
+            if reached(at.horizon_after, self.window.window_of(start).1) {
+                continue;
+            }
             self.merge(start, batches)?;
             if let Some(pane) = self.panes.get_mut(&start) {
                 pane.emitted_early |= at.emit_all;
@@ -255,30 +291,57 @@ impl TableFold {
     }
 
     /// The partial runs of an entry by window, judged rows first.
-    fn deltas(&self, at: &EntryTimes, runs: Vec<Run>, mut late: Option<&mut Vec<RecordBatch>>) -> Result<BTreeMap<i64, Vec<RecordBatch>>, FoldError> {
+    fn deltas(&self, at: &EntryTimes, runs: Vec<Run>, mut late: Option<&mut Vec<RecordBatch>>) -> Result<Deltas, FoldError> {
         let aggregate = aggregate_of(&self.plan)?;
-        let mut deltas: BTreeMap<i64, Vec<RecordBatch>> = BTreeMap::new();
-        let (partial, later): (Vec<Run>, Vec<Run>) = runs.into_iter().partition(|r| matches!(r.kind, RunKind::Partial { .. }));
+        let mut deltas = Deltas::default();
+        let (later, partial): (Vec<Run>, Vec<Run>) = runs.into_iter().partition(|r| r.kind == RunKind::JudgeLater);
         for run in later {
             self.fits(&run.batch, &self.plan.judge_later_schema())?;
             for run in self.judge(at.horizon_before, run.batch, aggregate, late.as_deref_mut())? {
-                if let RunKind::Partial { window_start_us } = run.kind {
-                    deltas.entry(window_start_us).or_default().push(run.batch);
-                }
+                self.spread(run, aggregate, &mut deltas)?;
             }
         }
         for run in partial {
-            self.fits(&run.batch, &aggregate.run)?;
-            let RunKind::Partial { window_start_us } = run.kind else { continue };
-            let end = self.window.window_of(window_start_us).1;
+            let first = run.kind.windows().map_or(i64::MIN, |(first, _)| first);
+            let end = self.window.window_of(first).1;
             if let Some(horizon_us) = at.horizon_before.filter(|h| end <= *h) {
                 return Err(FoldError::Dropped { table: self.plan.table.clone(), window_end_us: end, horizon_us });
             }
-            if run.batch.num_rows() > 0 {
-                deltas.entry(window_start_us).or_default().push(run.batch);
-            }
+            self.spread(run, aggregate, &mut deltas)?;
         }
         Ok(deltas)
+    }
+
+    /// Finds the windows of a run.
+    fn spread(&self, run: Run, aggregate: &Aggregate, deltas: &mut Deltas) -> Result<(), FoldError> {
+        let n = run.batch.num_rows();
+        match run.kind {
+            RunKind::Partial { window_start_us } => {
+                self.fits(&run.batch, &aggregate.run)?;
+                deltas.add(window_start_us, 0..n);
+                deltas.batches.push(run.batch);
+            }
+            RunKind::Windows { first_start_us, last_start_us } => {
+                self.fits(&run.batch, &shared_schema(aggregate))?;
+                let starts = run.batch.column(0).as_primitive::<TimestampMicrosecondType>();
+                let values = starts.values();
+                let right = starts.null_count() == 0 && values.is_sorted() && values.first() == Some(&first_start_us) && values.last() == Some(&last_start_us);
+                if !right {
+                    let expected = format!("windows in order from {} to {}", instant(first_start_us), instant(last_start_us));
+                    return Err(FoldError::Schema { table: self.plan.table.clone(), expected, found: "others".into() });
+                }
+                let mut from = 0;
+                for window in values.chunk_by(|a, b| a == b) {
+                    deltas.add(window[0], from..from + window.len());
+                    from += window.len();
+                }
+                let rows = RecordBatchOptions::new().with_row_count(Some(n));
+                let batch = RecordBatch::try_new_with_options(aggregate.run.clone(), run.batch.columns()[1..].to_vec(), &rows);
+                deltas.batches.push(batch.map_err(DataFusionError::from)?);
+            }
+            RunKind::JudgeLater => return Err(DataFusionError::Internal(format!("table {}: rows that were judged are to be judged", self.plan.table)).into()),
+        }
+        Ok(())
     }
 
     fn fits(&self, batch: &RecordBatch, expected: &arrow::datatypes::Schema) -> Result<(), FoldError> {

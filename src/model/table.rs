@@ -15,7 +15,7 @@ const WORKERS: usize = 2;
 const SIDES: usize = 2;
 const LAST: u8 = 4;
 /// Checkpoints trail the head by an entry, and are worth writing after each.
-const CADENCE: Cadence = Cadence { trail: 1, every: 1, most_runs: 1 };
+const CADENCE: Cadence = Cadence { trail: 1, every: 1, most_runs: 1, merge_rows: 1 << 16 };
 /// The entry that has nothing for the second side.
 const QUIET: u8 = 2;
 

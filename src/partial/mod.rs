@@ -2,7 +2,7 @@
 //!
 //! A row is late only when its entry is decided, and the ingest half does not know the horizon then. Rows
 //! of windows that may be over by that time are therefore kept as they are (judge-later rows); all others
-//! are aggregated at once, into one hash table for the whole epoch, which is cut by window when the epoch ends.
+//! are aggregated at once, into one hash table for the whole epoch, which is cut by window when the epoch ends, small windows in one piece.
 
 pub mod accumulate;
 pub mod groups;
@@ -21,7 +21,6 @@ use arrow::datatypes::{DataType, Schema, SchemaRef, TimestampMicrosecondType};
 use arrow::record_batch::{RecordBatch, RecordBatchOptions};
 use datafusion::error::DataFusionError;
 use groups::Groups;
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// The plan and the batches do not belong together, or memory for an aggregate ran out of its bounds.
@@ -143,7 +142,7 @@ impl Partials {
         self.later.is_empty() && self.groups.as_ref().is_none_or(|g| g.is_empty())
     }
 
-    /// The runs of the epoch: judge-later rows first, if any, then one run a window in the order of windows.
+    /// The runs of the epoch: judge-later rows first, if any, then those of the windows in their order.
     pub fn finish(self) -> Result<Vec<Run>, PartialError> {
         let table = self.plan.table.clone();
         self.try_finish().map_err(|source| PartialError::Evaluate { table, source })
@@ -172,39 +171,58 @@ pub(crate) fn epoch_groups(aggregate: &Aggregate) -> Result<Groups, DataFusionEr
     Groups::new(aggregate, &keys)
 }
 
-/// Groups of a whole epoch as one run per window, in the order of windows; rows keep their order within one.
-pub(crate) fn cut(plan: &TablePlan, mut groups: Groups) -> Result<Vec<Run>, DataFusionError> {
-    let aggregate = aggregate_of(plan)?;
+/// Windows of fewer rows share a run until it has as many.
+pub(crate) const SHARED_ROWS: usize = 4096;
+
+/// The columns of a run of several windows.
+pub(crate) fn shared_schema(aggregate: &Aggregate) -> SchemaRef {
     let mut fields = vec![aggregate.input.fields()[0].clone()];
     fields.extend(aggregate.run.fields().iter().cloned());
-    let all = groups.run(&Arc::new(Schema::new(fields)))?;
+    Arc::new(Schema::new(fields))
+}
+
+/// Groups with a window's start before their keys as runs, in the order of windows; rows keep their order within one.
+/// A window of many rows has a run of its own.
+pub(crate) fn cut(plan: &TablePlan, mut groups: Groups) -> Result<Vec<Run>, DataFusionError> {
+    let aggregate = aggregate_of(plan)?;
+    let all = groups.run(&shared_schema(aggregate))?;
     drop(groups);
-    let starts = all.column(0).as_primitive::<TimestampMicrosecondType>().clone();
-    let mut windows: BTreeMap<i64, Vec<u32>> = BTreeMap::new();
-    let mut at: Option<(i64, Vec<u32>)> = None;
-    for (row, start) in starts.values().iter().enumerate() {
-        // Neighbours mostly lie in one window.
-        match &mut at {
-            Some((s, rows)) if s == start => rows.push(row as u32),
-            _ => {
-                if let Some((s, rows)) = at.take() {
-                    windows.insert(s, rows);
-                }
-                let mut rows = windows.remove(start).unwrap_or_default();
-                rows.push(row as u32);
-                at = Some((*start, rows));
-            }
+    let starts = all.column(0).as_primitive::<TimestampMicrosecondType>().values().clone();
+    let sorted = starts.is_sorted();
+    let mut order: Vec<u32> = (0..starts.len() as u32).collect();
+    if !sorted {
+        order.sort_by_key(|row| starts[*row as usize]);
+    }
+    let mut runs = vec![];
+    let mut make = |rows: &[u32]| -> Result<(), DataFusionError> {
+        let (Some(first), Some(last)) = (rows.first(), rows.last()) else { return Ok(()) };
+        let (first_start_us, last_start_us) = (starts[*first as usize], starts[*last as usize]);
+        let one = first_start_us == last_start_us;
+        let columns = &all.columns()[one as usize..];
+        let columns = if sorted && rows.len() == starts.len() { columns.to_vec() } else { take_arrays(columns, &UInt32Array::from(rows.to_vec()), None)? };
+        let (kind, schema) = match one {
+            true => (RunKind::Partial { window_start_us: first_start_us }, aggregate.run.clone()),
+            false => (RunKind::Windows { first_start_us, last_start_us }, all.schema()),
+        };
+        let batch = RecordBatch::try_new_with_options(schema, columns, &RecordBatchOptions::new().with_row_count(Some(rows.len())))?;
+        runs.push(Run { table: plan.table.clone(), kind, batch });
+        Ok(())
+    };
+    let mut shared = 0;
+    let mut at = 0;
+    for window in order.chunk_by(|a, b| starts[*a as usize] == starts[*b as usize]) {
+        if window.len() >= SHARED_ROWS || at - shared >= SHARED_ROWS {
+            make(&order[shared..at])?;
+            shared = at;
+        }
+        at += window.len();
+        if window.len() >= SHARED_ROWS {
+            make(&order[shared..at])?;
+            shared = at;
         }
     }
-    windows.extend(at);
-    let whole = windows.len() == 1;
-    let each = windows.into_iter().map(|(window_start_us, rows)| {
-        let n = rows.len();
-        let columns = if whole { all.columns()[1..].to_vec() } else { take_arrays(&all.columns()[1..], &UInt32Array::from(rows), None)? };
-        let batch = RecordBatch::try_new_with_options(aggregate.run.clone(), columns, &RecordBatchOptions::new().with_row_count(Some(n)))?;
-        Ok(Run { table: plan.table.clone(), kind: RunKind::Partial { window_start_us }, batch })
-    });
-    each.collect()
+    make(&order[shared..at])?;
+    Ok(runs)
 }
 
 /// Adds `window_start` and `window_end` to the scan columns.

@@ -51,12 +51,28 @@ fn an_epoch_is_grouped_once_and_cut_by_window() {
     let (runs, dead) = partials(&plan, &[(Some("A"), 0, 5, 0), (Some("B"), 2, 3, 0), (Some("B"), 6, 1, 0), (Some("A"), 4, 2, 0), (None, 1, 9, 0)], None);
     assert!(dead.is_empty());
     let kinds: Vec<RunKind> = runs.iter().map(|r| r.kind).collect();
-    assert_eq!(kinds, [RunKind::Partial { window_start_us: 0 }, RunKind::Partial { window_start_us: 5 * MINUTE }]);
-    let first = &runs[0].batch;
-    assert_eq!(first.column(0).as_string::<i32>().iter().collect::<Vec<_>>(), [Some("A"), Some("B"), None]);
-    assert_eq!(first.column(1).as_primitive::<arrow::datatypes::Decimal128Type>().values(), &[700, 300, 900]);
-    assert_eq!(first.column(2).as_primitive::<arrow::datatypes::Int64Type>().values(), &[2, 1, 1]);
-    assert_eq!(runs[1].batch.num_rows(), 1);
+    assert_eq!(kinds, [RunKind::Windows { first_start_us: 0, last_start_us: 5 * MINUTE }]);
+    let run = &runs[0].batch;
+    assert_eq!(run.column(0).as_primitive::<TimestampMicrosecondType>().values(), &[0, 0, 0, 5 * MINUTE]);
+    assert_eq!(run.column(1).as_string::<i32>().iter().collect::<Vec<_>>(), [Some("A"), Some("B"), None, Some("B")]);
+    assert_eq!(run.column(2).as_primitive::<arrow::datatypes::Decimal128Type>().values(), &[700, 300, 900, 100]);
+    assert_eq!(run.column(3).as_primitive::<arrow::datatypes::Int64Type>().values(), &[2, 1, 1, 1]);
+}
+
+/// What is said of a run in the log must not outgrow the run.
+#[test]
+fn small_windows_share_runs_and_large_ones_have_their_own() {
+    let plan = planned("select window_start, i, count(*) as n from T group by window_start, i", None);
+    let large = SHARED_ROWS as i64;
+    // A large window between 10,000 small ones, out of order.
+    let mut rows: Vec<Row> = (0..10_000).rev().map(|w| (None, w * 5, 1, 0)).collect();
+    rows.extend((0..large).map(|i| (None, 20_000, 1, i)));
+    let (runs, _) = partials(&plan, &rows, None);
+    let kinds: Vec<(i64, i64, usize)> = runs.iter().map(|r| (r.kind.windows().unwrap().0 / MINUTE, r.kind.windows().unwrap().1 / MINUTE, r.batch.num_rows())).collect();
+    let whole = SHARED_ROWS as i64;
+    assert_eq!(kinds, [(0, 4_000 * 5 - 5, 4_000), (20_000, 20_000, SHARED_ROWS), (20_005, (4_000 + whole) * 5, SHARED_ROWS), ((4_001 + whole) * 5, 49_995, 10_000 - 4_001 - SHARED_ROWS)]);
+    assert_eq!(runs[1].kind, RunKind::Partial { window_start_us: 20_000 * MINUTE });
+    assert_eq!(runs[1].batch.num_columns() + 1, runs[0].batch.num_columns());
 }
 
 #[test]

@@ -184,7 +184,7 @@ fn temper(rng: &mut Rng) -> Temper {
             life_ms: 0,
             workers: 2 + rng.below(2) as usize,
             lagging: None,
-            cadence: Cadence { trail: rng.below(2), every: 1 + rng.below(2), most_runs: 256 },
+            cadence: Cadence { trail: rng.below(2), every: 1 + rng.below(2), ..Cadence::default() },
             reread_runs: false,
             // And delete what it staged, where they may.
             clean: rng.chance(75).then_some(Clean { after_ms: 0, every_ms: 500 }),
@@ -203,7 +203,7 @@ fn temper(rng: &mut Rng) -> Temper {
         life_ms: [0, 4000, 2000, 1000][rng.below(4) as usize],
         workers: [1, 2, 2, 3][rng.below(4) as usize],
         lagging,
-        cadence: Cadence { trail: rng.below(4), every: 2 + rng.below(6), most_runs: [2, 6, 256][rng.below(3) as usize] },
+        cadence: Cadence { trail: rng.below(4), every: 2 + rng.below(6), most_runs: [2, 6, 256][rng.below(3) as usize], merge_rows: if naps == 0 { 3 } else { 1 << 16 } },
         reread_runs: rng.chance(50),
         clean,
         one_host,

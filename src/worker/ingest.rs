@@ -15,7 +15,7 @@ use crate::mutant::{self, Mutant};
 use crate::observe::{Metrics, cpu};
 use crate::pipeline::Pipeline;
 use crate::source::{Position, RawBatch, SourceError, SourceFacts};
-use crate::partial::{Run, RunKind};
+use crate::partial::Run;
 use crate::stage::names;
 use crate::stage::runs::write_runs;
 use crate::time;
@@ -574,9 +574,9 @@ impl Ingest {
             let ledger_plan = self.head.with(|l| l.plan.clone()).await;
             let runs = refs.into_iter().zip(&part.runs).map(|(run, made)| {
                 let window = ledger_plan.tables.get(&made.table).and_then(|t| t.window.clone());
-                let last_window_end_us = match made.kind {
-                    RunKind::Partial { window_start_us } => window.map_or(i64::MAX, |w| w.window_of(window_start_us).1),
-                    RunKind::JudgeLater => last_window_end(made),
+                let last_window_end_us = match made.kind.windows() {
+                    Some((_, last)) => window.map_or(i64::MAX, |w| w.window_of(last).1),
+                    None => last_window_end(made),
                 };
                 RunEntry { run, last_window_end_us }
             });

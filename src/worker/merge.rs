@@ -5,14 +5,20 @@ use super::tables::{Tables, folding};
 use crate::epoch::entry::RunEntry;
 use crate::epoch::ledger::{Ledger, LiveRun};
 use crate::mutant::{self, Mutant};
-use crate::partial::RunKind;
+use crate::partial::SHARED_ROWS;
+use crate::pipeline::sql::Tumble;
 use crate::runtime::in_place;
 use crate::stage::names;
 use crate::stage::runs::write_runs;
+use arrow::array::{AsArray, BooleanArray};
+use arrow::compute::filter_record_batch;
+use arrow::datatypes::TimestampMicrosecondType;
+use arrow::error::ArrowError;
 use arrow::record_batch::RecordBatch;
-use object_store::path::Path;
 use object_store::ObjectStoreExt;
-use std::collections::BTreeMap;
+use object_store::path::Path;
+use std::collections::BTreeSet;
+use std::ops::RangeInclusive;
 use uuid::Uuid;
 
 impl Tables {
@@ -35,61 +41,251 @@ impl Tables {
     }
 
     async fn merge_table(&mut self, trail: &Ledger, table: &str, attempt: Uuid, put: &mut usize) -> Result<Vec<LiveRun>, WorkerError> {
-        let live = trail.runs.get(table).cloned().unwrap_or_default();
-        // Judge-later rows first: few, and of many windows. By entry and window.
-        let mut judged: BTreeMap<i64, Vec<(u64, Vec<RecordBatch>)>> = BTreeMap::new();
-        let mut partial: BTreeMap<i64, Vec<LiveRun>> = BTreeMap::new();
-        for run in live {
-            match run.run.run.kind {
-                RunKind::Partial { window_start_us } => partial.entry(window_start_us).or_default().push(run),
-                RunKind::JudgeLater => {
-                    let read = self.fetch_run(&run.object, &run.run.run).await?;
-                    let Some(fold) = self.fold_of(table) else { continue };
-                    for (window, batches) in fold.judged(run.horizon_before, vec![read]).map_err(|e| folding(table, e))? {
-                        judged.entry(window).or_default().push((run.entry, batches));
-                    }
-                }
+        let Some(window) = trail.plan.tables.get(table).and_then(|t| t.window) else { return Ok(vec![]) };
+        // Windows that begin earlier are over for good.
+        let oldest = trail.horizons.get(table).copied().flatten().map_or(i64::MIN, |h| window.window_of(h).0);
+        let mut pieces = vec![];
+        for run in trail.runs.get(table).cloned().unwrap_or_default() {
+            if let Some((first, last)) = run.run.run.kind.windows() {
+                pieces.push(Piece { first, last, rows: run.run.run.rows, entry: run.entry, nth: run.nth + 1, rest: Rest::Run(Box::new(run)) });
+                continue;
+            }
+            // Judge-later rows: few, and of many windows. Within an entry they come first, as in the fold.
+            let read = self.fetch_run(&run.object, &run.run.run).await?;
+            let Some(fold) = self.fold_of(table) else { continue };
+            let judged = fold.judged(run.horizon_before, vec![read]).map_err(|e| folding(table, e))?;
+            for (start, batches) in judged.into_iter().filter(|(start, _)| *start >= oldest) {
+                let rows = batches.iter().map(|b| b.num_rows() as u64).sum();
+                pieces.push(Piece { first: start, last: start, rows, entry: run.entry, nth: 0, rest: Rest::Judged(batches) });
             }
         }
-        let horizon = trail.horizons.get(table).copied().flatten();
-        let windows: Vec<i64> = partial.keys().chain(judged.keys()).copied().collect::<std::collections::BTreeSet<_>>().into_iter().collect();
         let mut merged = vec![];
-        for window in windows {
-            let runs = partial.remove(&window).unwrap_or_default();
-            let rows = judged.remove(&window).unwrap_or_default();
-            let end = trail.plan.tables.get(table).and_then(|t| t.window).map_or(i64::MAX, |w| w.window_of(window).1);
-            if crate::time::is_late(end, horizon) {
+        for group in groups(pieces, self.parts.cadence.merge_rows) {
+            if let [Piece { rest: Rest::Run(run), .. }] = group.as_slice() {
+                merged.push((**run).clone());
                 continue;
             }
-            if runs.len() == 1 && rows.is_empty() {
-                merged.extend(runs);
-                continue;
+            for starts in parts(&group, oldest, self.parts.cadence.merge_rows) {
+                let chosen: Vec<&Piece> = group.iter().filter(|p| p.first <= *starts.end() && p.last >= *starts.start()).collect();
+                merged.extend(self.merge_part(trail, table, window, &chosen, starts, attempt, put).await?);
             }
-            *put += 1;
-            let object = format!("{}/runs/{}", self.parts.state_folder, names::merged_runs(trail.next - 1, attempt, *put));
-            merged.push(self.merge_window(table, window, end, runs, rows, object).await?);
         }
         merged.sort_by_key(|r| (r.entry, r.nth));
         Ok(merged)
     }
 
-    async fn merge_window(&mut self, table: &str, window: i64, end: i64, runs: Vec<LiveRun>, rows: Vec<(u64, Vec<RecordBatch>)>, object: String) -> Result<LiveRun, WorkerError> {
+    /// Merges the rows of the windows that begin within `starts`.
+    #[allow(clippy::too_many_arguments)]
+    async fn merge_part(
+        &mut self,
+        trail: &Ledger,
+        table: &str,
+        window: Tumble,
+        pieces: &[&Piece],
+        starts: RangeInclusive<i64>,
+        attempt: Uuid,
+        put: &mut usize,
+    ) -> Result<Vec<LiveRun>, WorkerError> {
         let failed = |e: &dyn std::fmt::Display| WorkerError::Internal(format!("table {table}: merging runs: {e}"));
-        // Within an entry the judged rows come first, as in the fold.
-        let mut ordered: Vec<(u64, usize, Vec<RecordBatch>)> = rows.into_iter().map(|(entry, batches)| (entry, 0, batches)).collect();
-        for run in &runs {
-            let read = self.fetch_run(&run.object, &run.run.run).await?;
-            ordered.push((run.entry, run.nth + 1, vec![read.batch]));
+        let mut batches: Vec<(u64, RecordBatch)> = vec![];
+        for piece in pieces {
+            let read = match &piece.rest {
+                Rest::Run(run) => Some(self.fetch_run(&run.object, &run.run.run).await?),
+                Rest::Judged(_) => None,
+            };
+            let fold = self.fold_of(table).ok_or_else(|| failed(&"its fold is gone"))?;
+            let found = match (&piece.rest, read) {
+                (Rest::Judged(judged), _) => judged.iter().map(|b| fold.of_window(piece.first, b)).collect(),
+                (_, Some(run)) => fold.within(&run, &starts).map(|b| vec![b]),
+                (Rest::Run(_), None) => Ok(vec![]),
+            };
+            batches.extend(found.map_err(|e| folding(table, e))?.into_iter().map(|b| (piece.entry, b)));
         }
-        ordered.sort_by_key(|(entry, nth, _)| (*entry, *nth));
-        let first = ordered.first().map_or(0, |(entry, ..)| *entry);
-        let Some(fold) = self.fold_of(table) else {
-            return Err(failed(&"its fold is gone"));
+        let mut merged = vec![];
+        for (entry, batches) in by_emission(batches, trail.ended_at).map_err(|e| failed(&e))? {
+            let fold = self.fold_of(table).ok_or_else(|| failed(&"its fold is gone"))?;
+            let runs = in_place(|| fold.merged(batches)).map_err(|e| folding(table, e))?;
+            *put += 1;
+            let object = format!("{}/runs/{}", self.parts.state_folder, names::merged_runs(trail.next - 1, attempt, *put));
+            let (bytes, refs) = write_runs(&runs).map_err(|e| failed(&e))?;
+            self.parts.store.put(&Path::from(object.as_str()), bytes.into()).await.map_err(|e| WorkerError::Unavailable(format!("cannot write {object}: {e}")))?;
+            merged.extend(refs.into_iter().map(|run| {
+                let last_window_end_us = run.kind.windows().map_or(i64::MAX, |(_, last)| window.window_of(last).1);
+                LiveRun { entry, nth: 0, object: object.clone(), run: RunEntry { run, last_window_end_us }, horizon_before: None }
+            }));
+        }
+        Ok(merged)
+    }
+}
+
+/// Rows that are to be merged.
+struct Piece {
+    /// Starts of the first and last window.
+    first: i64,
+    last: i64,
+    rows: u64,
+    entry: u64,
+    /// Its place among the entry's.
+    nth: usize,
+    rest: Rest,
+}
+
+enum Rest {
+    Run(Box<LiveRun>),
+    /// Rows of one window that were judged.
+    Judged(Vec<RecordBatch>),
+}
+
+/// What is merged together, each in the order of the log: pieces that may share windows, and small ones that lie side by
+/// side, up to about so many rows. A large piece that shares none stays as it is.
+fn groups(mut pieces: Vec<Piece>, rows: u64) -> Vec<Vec<Piece>> {
+    pieces.sort_by_key(|p| (p.first, p.entry, p.nth));
+    let mut sharing: Vec<Vec<Piece>> = vec![];
+    let mut last = None;
+    for piece in pieces {
+        let shares = last.is_some_and(|l| piece.first <= l);
+        last = last.max(Some(piece.last));
+        match sharing.last_mut().filter(|_| shares) {
+            Some(with) => with.push(piece),
+            None => sharing.push(vec![piece]),
+        }
+    }
+    let total = |of: &[Piece]| of.iter().map(|p| p.rows).sum::<u64>();
+    let mut groups: Vec<Vec<Piece>> = vec![];
+    // Of the last group, if it takes more.
+    let mut held: Option<u64> = None;
+    for of in sharing {
+        let more = total(&of);
+        let small = more < rows.min(SHARED_ROWS as u64);
+        match (groups.last_mut(), held.filter(|held| small && *held < rows)) {
+            (Some(group), Some(before)) => {
+                group.extend(of);
+                held = Some(before + more);
+            }
+            _ => {
+                groups.push(of);
+                held = small.then_some(more);
+            }
+        }
+    }
+    groups.iter_mut().for_each(|g| g.sort_by_key(|p| (p.entry, p.nth)));
+    groups
+}
+
+/// Ranges of windows' starts, from `oldest` on, that hold about so many rows each.
+fn parts(group: &[Piece], oldest: i64, rows: u64) -> Vec<RangeInclusive<i64>> {
+    let mut firsts: Vec<(i64, u64)> = group.iter().map(|p| (p.first.max(oldest), p.rows)).collect();
+    firsts.sort_unstable();
+    let mut parts = vec![];
+    let (mut from, mut held) = (oldest, 0);
+    for (first, more) in firsts {
+        if held >= rows && first > from {
+            parts.push(from..=first - 1);
+            (from, held) = (first, 0);
+        }
+        held += more;
+    }
+    parts.push(from..=i64::MAX);
+    parts
+}
+
+/// Rows of windows that an end of input has emitted, and those of the others: a run says it by its entry alone. With the
+/// first entry of each.
+fn by_emission(batches: Vec<(u64, RecordBatch)>, ended_at: Option<u64>) -> Result<Vec<(u64, Vec<RecordBatch>)>, ArrowError> {
+    let starts = |b: &RecordBatch| b.column(0).as_primitive::<TimestampMicrosecondType>().values().clone();
+    let mut emitted = BTreeSet::new();
+    for (_, batch) in batches.iter().filter(|(entry, _)| ended_at.is_some_and(|e| *entry < e)) {
+        emitted.extend(starts(batch).iter().copied());
+    }
+    if emitted.is_empty() {
+        let first = batches.iter().filter(|(_, b)| b.num_rows() > 0).map(|(entry, _)| *entry).min();
+        return Ok(first.map(|first| (first, batches.into_iter().map(|(_, b)| b).collect())).into_iter().collect());
+    }
+    let mut sides: Vec<(u64, Vec<RecordBatch>)> = vec![];
+    for side in [true, false] {
+        let (mut first, mut rows) = (None, vec![]);
+        for (entry, batch) in &batches {
+            let chosen: BooleanArray = starts(batch).iter().map(|s| Some(emitted.contains(s) == side)).collect();
+            let batch = filter_record_batch(batch, &chosen)?;
+            if batch.num_rows() > 0 {
+                first = Some(first.map_or(*entry, |f: u64| f.min(*entry)));
+                rows.push(batch);
+            }
+        }
+        sides.extend(first.map(|first| (first, rows)));
+    }
+    Ok(sides)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::epoch::protocol_tests::Rng;
+    use arrow::array::{Int64Array, TimestampMicrosecondArray};
+    use std::sync::Arc;
+
+    fn pieces(rng: &mut Rng) -> Vec<Piece> {
+        let spread = [20, 400][rng.below(2) as usize];
+        let piece = |rng: &mut Rng, entry| {
+            let first = rng.below(spread) as i64;
+            Piece { first, last: first + rng.below(5) as i64, rows: 1 + rng.below(9), entry, nth: 0, rest: Rest::Judged(vec![]) }
         };
-        let one = in_place(|| fold.merged(window, ordered.into_iter().flat_map(|(_, _, batches)| batches))).map_err(|e| folding(table, e))?;
-        let (bytes, refs) = write_runs(&[one]).map_err(|e| failed(&e))?;
-        self.parts.store.put(&Path::from(object.as_str()), bytes.into()).await.map_err(|e| WorkerError::Unavailable(format!("cannot write {object}: {e}")))?;
-        let run = refs.into_iter().next().ok_or_else(|| failed(&"nothing was written"))?;
-        Ok(LiveRun { entry: first, nth: 0, object, run: RunEntry { run, last_window_end_us: end }, horizon_before: None })
+        (0..1 + rng.below(60)).map(|entry| piece(rng, entry)).collect()
+    }
+
+    #[test]
+    fn every_row_of_a_window_is_in_one_group_and_one_part() {
+        for seed in 0..2000 {
+            let mut rng = Rng(seed);
+            let of = pieces(&mut rng);
+            let (n, rows) = (of.len(), 1 + rng.below(30));
+            let groups = groups(of, rows);
+            assert_eq!(groups.iter().map(Vec::len).sum::<usize>(), n, "seed {seed}");
+            let mut before = i64::MIN;
+            for group in &groups {
+                assert!(group.is_sorted_by_key(|p| p.entry), "seed {seed}: in the order of the log");
+                let first = group.iter().map(|p| p.first).min().unwrap();
+                assert!(first > before, "seed {seed}: groups share a window");
+                before = group.iter().map(|p| p.last).max().unwrap();
+                let oldest = [i64::MIN, first, first + 2][rng.below(3) as usize];
+                let mut next = oldest;
+                for part in parts(group, oldest, rows) {
+                    assert_eq!(*part.start(), next, "seed {seed}: windows are left out, or twice there");
+                    assert!(part.end() >= part.start());
+                    next = part.end().wrapping_add(1);
+                }
+                assert_eq!(next, i64::MIN, "seed {seed}: the last part has no end");
+            }
+        }
+    }
+
+    #[test]
+    fn small_neighbours_are_merged_and_large_ones_left_alone() {
+        let piece = |first, rows, entry| Piece { first, last: first, rows, entry, nth: 0, rest: Rest::Judged(vec![]) };
+        let sizes = |of: Vec<Piece>, rows| groups(of, rows).iter().map(Vec::len).collect::<Vec<_>>();
+        assert_eq!(sizes((0..6).map(|i| piece(i, 1, i as u64)).collect(), 100), [6]);
+        assert_eq!(sizes((0..6).map(|i| piece(i, 1, i as u64)).collect(), 2), [2, 2, 2]);
+        let large = SHARED_ROWS as u64;
+        assert_eq!(sizes(vec![piece(0, large, 0), piece(1, large, 1), piece(2, 1, 2), piece(3, 1, 3), piece(4, large, 4)], 1 << 16), [1, 1, 2, 1]);
+    }
+
+    #[test]
+    fn windows_that_an_end_of_input_emitted_are_told_from_the_others() {
+        let batch = |starts: Vec<i64>, values: Vec<i64>| {
+            RecordBatch::try_from_iter([
+                ("window_start", Arc::new(TimestampMicrosecondArray::from(starts).with_timezone("UTC")) as arrow::array::ArrayRef),
+                ("n", Arc::new(Int64Array::from(values))),
+            ])
+            .unwrap()
+        };
+        let rows = |side: &[RecordBatch]| side.iter().flat_map(|b| b.column(1).as_primitive::<arrow::datatypes::Int64Type>().values().to_vec()).collect::<Vec<_>>();
+        let batches = vec![(3, batch(vec![0, 5], vec![1, 2])), (8, batch(vec![5, 9], vec![3, 4])), (9, batch(vec![0, 9], vec![5, 6]))];
+        let sides: Vec<_> = by_emission(batches.clone(), Some(7)).unwrap().into_iter().map(|(entry, side)| (entry, rows(&side))).collect();
+        assert_eq!(sides, [(3, vec![1, 2, 3, 5]), (8, vec![4, 6])]);
+        for ended_at in [None, Some(3), Some(20)] {
+            let one: Vec<_> = by_emission(batches.clone(), ended_at).unwrap().into_iter().map(|(entry, side)| (entry, rows(&side).len())).collect();
+            assert_eq!(one, [(3, 6)], "{ended_at:?}");
+        }
+        assert!(by_emission(vec![], None).unwrap().is_empty());
     }
 }

@@ -270,24 +270,20 @@ impl Tables {
         let config = FoldConfig { memory_bytes: (self.parts.pipeline.memory_bytes / 4 / windowed) as usize, spill_dir: self.parts.scratch.join("spill").join(table) };
         let mut fold = TableFold::new(self.plans[table].clone(), emit, config).map_err(|e| folding(table, e))?;
         let live: Vec<LiveRun> = self.at.runs.get(table).cloned().unwrap_or_default();
+        let horizon = self.at.horizons.get(table).copied().flatten();
         let mut at = 0;
+        // The runs of an entry lie in one object, those that were merged in many, none of which shares a window with another.
         while at < live.len() {
-            let entry = live[at].entry;
-            let mut runs = vec![];
-            let horizon_before = live[at].horizon_before;
-            while at < live.len() && live[at].entry == entry {
-                let object = &live[at].object;
-                let same = live[at..].iter().take_while(|r| r.entry == entry && r.object == *object).map(|r| &r.run.run);
-                let of_object: Vec<&RunRef> = same.collect();
-                at += of_object.len();
-                runs.extend(self.fetch_runs(object, &of_object).await?);
-            }
-            let emitted = self.at.ended_at.is_some_and(|e| entry < e);
-            let at = EntryTimes { horizon_before, emit_all: emitted, ..Default::default() };
+            let LiveRun { entry, horizon_before, object, .. } = &live[at];
+            let same: Vec<&RunRef> = live[at..].iter().take_while(|r| r.entry == *entry && r.object == *object).map(|r| &r.run.run).collect();
+            at += same.len();
+            let runs = self.fetch_runs(object, &same).await?;
+            let emitted = self.at.ended_at.is_some_and(|e| *entry < e);
+            let at = EntryTimes { horizon_before: *horizon_before, horizon_after: horizon, emit_all: emitted, ..Default::default() };
             fold.restore_entry(&at, runs).map_err(|e| folding(table, e))?;
         }
         let source = self.at.sources.get(&planned.source);
-        fold.resume(source.and_then(|s| s.watermark), self.at.horizons.get(table).copied().flatten());
+        fold.resume(source.and_then(|s| s.watermark), horizon);
         Ok(fold)
     }
 

@@ -9,7 +9,6 @@ use crate::epoch::entry::{ByPartition, Data, Interval, Note, RunEntry, RunObject
 use crate::epoch::log::Log;
 use crate::epoch::protocol_tests::Rng;
 use crate::epoch::tests::{MINUTE, birth_of, facts, loaded};
-use crate::partial::RunKind;
 use crate::read::LakeTableProvider;
 use crate::source::{RawBatch, RawRecord};
 use crate::stage::runs::write_runs;
@@ -234,10 +233,7 @@ impl World {
             let path = format!("_millpond/p/runs/{}.run", work.attempt);
             let runs = refs.into_iter().zip(&work.part.runs).map(|(run, made)| RunEntry {
                 run,
-                last_window_end_us: match made.kind {
-                    RunKind::Partial { window_start_us } => window_start_us + FIVE,
-                    RunKind::JudgeLater => crate::worker::ingest::last_window_end(made),
-                },
+                last_window_end_us: made.kind.windows().map_or_else(|| crate::worker::ingest::last_window_end(made), |(_, last)| last + FIVE),
             });
             work.data.runs = Some(RunObject { path: path.clone(), bytes: bytes.len() as u64, runs: runs.collect() });
             self.store.put(&Path::from(path), bytes.into()).await.unwrap();
@@ -477,8 +473,8 @@ async fn a_checkpoint_that_lost_names_no_runs_that_the_winner_removed() {
     let world = World::new(&mut rng).await;
     let mut first = world.start("w1", true).await;
     let mut second = world.start("w2", true).await;
-    first.tables.parts.cadence = Cadence { trail: 1, every: 2, most_runs: 1 };
-    second.tables.parts.cadence = Cadence { trail: 1, every: 2, most_runs: usize::MAX };
+    first.tables.parts.cadence = Cadence { trail: 1, every: 2, most_runs: 1, merge_rows: 1 << 16 };
+    second.tables.parts.cadence = Cadence { trail: 1, every: 2, most_runs: usize::MAX, merge_rows: 1 << 16 };
     let newest = |l: &Ledger| l.checkpoint.map(|c| c.upto);
     for _ in 0..2 {
         let begin = second.head.with(|l| l.next).await;

@@ -53,5 +53,5 @@ fn log_entry() {
     let words: [&[u8]; 12] = [
         b"\"version\":1", b"\"body\":{\"note\":", b"{\"data\":{", b"\"end_of_input\"", b"\"condemned\"", b"null", b"-1", b"1e3", b"{}", b"[]", b"\"\"", b",\"checkpoint\":{\"entry\":3,\"upto\":2}",
     ];
-    drive("log_entry", target, files("tests/data/log/v1"), &words);
+    drive("log_entry", target, [files("tests/data/log/v1"), files("tests/data/log/v2")].concat(), &words);
 }

@@ -8,7 +8,7 @@ use std::sync::OnceLock;
 fn fixture() -> &'static [(RunRef, Vec<u8>)] {
     static FIXTURE: OnceLock<Vec<(RunRef, Vec<u8>)>> = OnceLock::new();
     FIXTURE.get_or_init(|| {
-        let folder = super::here().join("tests/data/runs/v1");
+        let folder = super::here().join("tests/data/runs/v2");
         let object = std::fs::read(folder.join("runs.bin")).unwrap();
         let refs: Vec<RunRef> = serde_json::from_slice(&std::fs::read(folder.join("refs.json")).unwrap()).unwrap();
         refs.into_iter().map(|r| (r.clone(), object[r.offset as usize..(r.offset + r.length) as usize].to_vec())).collect()
@@ -45,6 +45,7 @@ fn target(bytes: &[u8]) -> String {
 fn run() {
     let mut seeds: Vec<Vec<u8>> = fixture().iter().map(|(_, segment)| segment.clone()).collect();
     seeds.extend(files("tests/data/runs/v1"));
+    seeds.extend(files("tests/data/runs/v2"));
     let words: [&[u8]; 5] = [b"MPRN", b"\xff\xff\xff\xff", b"\0\0\0\0\0\0\0\0", b"\xff\xff\xff\xff\xff\xff\xff\x7f", b"\x04\x22\x4d\x18"];
     drive("run", target, seeds, &words);
 }
