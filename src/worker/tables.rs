@@ -152,6 +152,7 @@ impl Tables {
                     known.spec = spec.clone();
                     // Dead letters are in the formats of the tables that read the source, which come and go.
                     known.sides.retain(|s| record.formats.contains(&s.kind()));
+                    known.sides.iter_mut().for_each(|s| s.expect(spec.clone()));
                     known.sides.iter().map(Side::kind).collect()
                 }
                 None => BTreeSet::new(),
