@@ -457,7 +457,7 @@ async fn happen(scene: Arc<Scene>, mut file: File, all: Vec<(u64, Happening)>) {
             }
             Happening::RolledBack => foreign::roll_back(world).await,
             Happening::Dropped => {
-                for word in ["is gone", "was dropped", "was recreated", "has vanished", "has a gap", "did not make", "is not ours", "a copy is not written to"] {
+                for word in ["is gone", "was dropped", "was recreated", "has vanished", "has a gap", "did not make", "is not ours", "a copy is not written to", "commits were deleted", "an older copy of it"] {
                     world.expect(word);
                 }
                 let Some(dropped) = foreign::drop_one(world).await else { continue };
