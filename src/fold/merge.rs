@@ -4,10 +4,9 @@
 //! stamp of the table: then the additions are grouped as the fold groups them, and sums of floats
 //! come out the same (`model/`, rules MergeMiddle and MergeAcrossStamp).
 
-use super::{EntryTimes, FoldError, TableFold, aggregate_of};
+use super::{Deltas, EntryTimes, FoldError, TableFold, aggregate_of, copied};
 use crate::partial::{Run, RunKind, cut, epoch_groups, shared_schema};
-use arrow::array::{ArrayRef, AsArray, TimestampMicrosecondArray};
-use arrow::datatypes::TimestampMicrosecondType;
+use arrow::array::{ArrayRef, TimestampMicrosecondArray};
 use arrow::record_batch::RecordBatch;
 use datafusion::error::DataFusionError;
 use std::collections::BTreeMap;
@@ -25,15 +24,21 @@ impl TableFold {
     pub fn within(&self, run: &Run, starts: &RangeInclusive<i64>) -> Result<RecordBatch, FoldError> {
         match run.kind {
             RunKind::Partial { window_start_us } if starts.contains(&window_start_us) => self.of_window(window_start_us, &run.batch),
-            RunKind::Windows { .. } => {
-                self.fits(&run.batch, &shared_schema(aggregate_of(&self.plan)?))?;
-                let values = run.batch.column(0).as_primitive::<TimestampMicrosecondType>().values();
+            RunKind::Windows { first_start_us, last_start_us } => {
+                let values = self.starts(&run.batch, first_start_us, last_start_us)?;
                 let from = values.partition_point(|v| v < starts.start());
                 let to = values.partition_point(|v| v <= starts.end());
-                Ok(run.batch.slice(from, to.saturating_sub(from)))
+                Ok(copied(&run.batch, from..to.max(from))?)
             }
             _ => Ok(RecordBatch::new_empty(shared_schema(aggregate_of(&self.plan)?))),
         }
+    }
+
+    /// The rows of a run by window, without the windows' starts.
+    pub fn by_window(&self, run: Run) -> Result<Vec<(i64, Vec<RecordBatch>)>, FoldError> {
+        let mut deltas = Deltas::default();
+        self.spread(run, aggregate_of(&self.plan)?, &mut deltas)?;
+        Ok(deltas.by_window().collect::<Result<_, _>>()?)
     }
 
     /// Rows of one window, with its start before the other columns.

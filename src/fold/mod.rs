@@ -22,7 +22,7 @@ use crate::pipeline::Emit;
 use crate::pipeline::sql::{Aggregate, TablePlan, Tumble};
 use crate::transform::Transform;
 use arrow::array::{Array, ArrayRef, AsArray, RecordBatchOptions, StringArray, UInt32Array};
-use arrow::compute::take_record_batch;
+use arrow::compute::{take_arrays, take_record_batch};
 use arrow::datatypes::TimestampMicrosecondType;
 use arrow::record_batch::RecordBatch;
 use datafusion::error::DataFusionError;
@@ -112,11 +112,7 @@ impl Deltas {
     fn by_window(self) -> impl Iterator<Item = Result<(i64, Vec<RecordBatch>), DataFusionError>> {
         let batches = self.batches;
         self.places.into_iter().map(move |(start, places)| {
-            let copied = |(nth, rows): &(usize, Range<usize>)| {
-                let whole = &batches[*nth];
-                if rows.len() == whole.num_rows() { Ok(whole.clone()) } else { take_record_batch(whole, &UInt32Array::from_iter_values(rows.start as u32..rows.end as u32)) }
-            };
-            Ok((start, places.iter().map(copied).collect::<Result<_, _>>()?))
+            Ok((start, places.into_iter().map(|(nth, rows)| copied(&batches[nth], rows)).collect::<Result<_, _>>()?))
         })
     }
 }
@@ -126,6 +122,16 @@ impl Changes {
     pub fn is_empty(&self) -> bool {
         self.rows.is_empty() && self.late.is_empty() && self.dead.is_empty()
     }
+}
+
+/// These rows, which keep nothing of the others alive. A batch may have no columns.
+fn copied(whole: &RecordBatch, rows: Range<usize>) -> Result<RecordBatch, DataFusionError> {
+    if rows.len() == whole.num_rows() {
+        return Ok(whole.clone());
+    }
+    let options = RecordBatchOptions::new().with_row_count(Some(rows.len()));
+    let columns = take_arrays(whole.columns(), &UInt32Array::from_iter_values(rows.start as u32..rows.end as u32), None)?;
+    Ok(RecordBatch::try_new_with_options(whole.schema(), columns, &options)?)
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -322,16 +328,8 @@ impl TableFold {
                 deltas.batches.push(run.batch);
             }
             RunKind::Windows { first_start_us, last_start_us } => {
-                self.fits(&run.batch, &shared_schema(aggregate))?;
-                let starts = run.batch.column(0).as_primitive::<TimestampMicrosecondType>();
-                let values = starts.values();
-                let right = starts.null_count() == 0 && values.is_sorted() && values.first() == Some(&first_start_us) && values.last() == Some(&last_start_us);
-                if !right {
-                    let expected = format!("windows in order from {} to {}", instant(first_start_us), instant(last_start_us));
-                    return Err(FoldError::Schema { table: self.plan.table.clone(), expected, found: "others".into() });
-                }
                 let mut from = 0;
-                for window in values.chunk_by(|a, b| a == b) {
+                for window in self.starts(&run.batch, first_start_us, last_start_us)?.chunk_by(|a, b| a == b) {
                     deltas.add(window[0], from..from + window.len());
                     from += window.len();
                 }
@@ -342,6 +340,18 @@ impl TableFold {
             RunKind::JudgeLater => return Err(DataFusionError::Internal(format!("table {}: rows that were judged are to be judged", self.plan.table)).into()),
         }
         Ok(())
+    }
+
+    /// The window's start of each row of a run of several windows.
+    fn starts<'a>(&self, batch: &'a RecordBatch, first_us: i64, last_us: i64) -> Result<&'a [i64], FoldError> {
+        self.fits(batch, &shared_schema(aggregate_of(&self.plan)?))?;
+        let starts = batch.column(0).as_primitive::<TimestampMicrosecondType>();
+        let values = starts.values();
+        if starts.null_count() == 0 && values.is_sorted() && values.first() == Some(&first_us) && values.last() == Some(&last_us) {
+            return Ok(values);
+        }
+        let expected = format!("windows in order from {} to {}", instant(first_us), instant(last_us));
+        Err(FoldError::Schema { table: self.plan.table.clone(), expected, found: "others".into() })
     }
 
     fn fits(&self, batch: &RecordBatch, expected: &arrow::datatypes::Schema) -> Result<(), FoldError> {

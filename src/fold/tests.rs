@@ -300,6 +300,38 @@ fn through_bytes(runs: &[Run]) -> Vec<Run> {
     refs.iter().map(|r| read_run(&object[r.offset as usize..(r.offset + r.length) as usize], r).unwrap()).collect()
 }
 
+/// The runs of these steps put together.
+fn merged_runs(fold: &TableFold, steps: &[Step]) -> Vec<Run> {
+    let mut batches = vec![];
+    for step in steps {
+        let (later, partial): (Vec<Run>, Vec<Run>) = step.runs.iter().cloned().partition(|r| r.kind == RunKind::JudgeLater);
+        for (start, judged) in fold.judged(step.at.horizon_before, later).unwrap() {
+            batches.extend(judged.iter().map(|b| fold.of_window(start, b).unwrap()));
+        }
+        // Cut at some window, as where there are too many rows for one piece.
+        batches.extend(partial.iter().flat_map(|r| [fold.within(r, &(i64::MIN..=5 * MINUTE)).unwrap(), fold.within(r, &(5 * MINUTE + 1..=i64::MAX)).unwrap()]));
+    }
+    fold.merged(batches).unwrap()
+}
+
+/// No key, no aggregate: nothing but the windows themselves.
+#[test]
+fn windows_without_columns_are_folded() {
+    let plan = planned("select window_start from T group by window_start", None);
+    for memory in [PLENTY, 0] {
+        let dir = tempfile::tempdir().unwrap();
+        let mut folded = fold(&plan, Emit::OnClose, memory, dir.path());
+        let runs = runs(&plan, &[vec![(0, vec![(None, 0, 1, 0), (None, 6, 1, 0), (None, 7, 1, 0), (None, 12, 1, 0)])]], None);
+        assert_eq!(runs.len(), 1, "small windows share a run");
+        let merged = folded.merged([folded.within(&runs[0], &(i64::MIN..=5 * MINUTE)).unwrap(), folded.within(&runs[0], &(5 * MINUTE + 1..=i64::MAX)).unwrap()]).unwrap();
+        assert_eq!(merged, runs);
+        let before = EntryTimes { watermark_after: Some(0), ..EntryTimes::default() };
+        assert!(folded.apply(&before, runs.clone()).unwrap().rows.is_empty());
+        let changes = folded.apply(&EntryTimes { watermark_before: Some(0), watermark_after: Some(10 * MINUTE), ..EntryTimes::default() }, runs).unwrap();
+        assert_eq!(changes.rows.iter().map(|c| c.rows.rows()).sum::<u64>(), 2, "each window once");
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 300, ..ProptestConfig::default() })]
 
@@ -331,6 +363,15 @@ proptest! {
             let again = restored.apply(&step.at, step.runs.clone()).unwrap();
             prop_assert_eq!(plain(&changes), plain(&again));
             prop_assert_eq!(memory.open_windows(), restored.open_windows());
+            // The older half merged, as a checkpoint does it.
+            let (older, newer) = steps[..i].split_at(i.div_ceil(2));
+            let mut merged = fold(&plan, emit, PLENTY, dirs[0].path());
+            let runs = merged_runs(&merged, older);
+            let whole = EntryTimes { horizon_after: step.at.horizon_before, ..EntryTimes::default() };
+            merged.restore([(whole, through_bytes(&runs))].into_iter().chain(newer.iter().map(|s| (s.at, through_bytes(&s.runs)))).collect()).unwrap();
+            merged.resume(step.at.watermark_before, step.at.horizon_before);
+            prop_assert_eq!(plain(&changes), plain(&merged.apply(&step.at, step.runs.clone()).unwrap()));
+            prop_assert_eq!(memory.open_windows(), merged.open_windows());
             table.apply(&plan, &changes);
             late += changes.late.iter().map(|b| b.num_rows()).sum::<usize>();
             let mut got: Vec<_> = table.content().into_iter().map(|mut row| { row.pop(); row }).collect();

@@ -159,11 +159,9 @@ impl Cleaner {
                 continue;
             }
             let names = listed.keys().cloned().collect();
-            // A table that the pipeline file has no more, or a folder that is none of its tables: not for us to judge.
-            let Some((spec, born)) = specs.get(&table) else {
-                unsure.extend(listed.values().filter_map(Candidate::attempt));
-                continue;
-            };
+            // A table that the pipeline file has no more, or a folder that is none of its tables: not for us to judge. What an
+            // attempt left elsewhere is judged by who is there.
+            let Some((spec, born)) = specs.get(&table) else { continue };
             let unneeded = match self.unneeded(format, spec, *born, reading.head.log, names).await {
                 Ok(unneeded) => unneeded,
                 Err(why) => {

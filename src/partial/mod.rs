@@ -171,8 +171,8 @@ pub(crate) fn epoch_groups(aggregate: &Aggregate) -> Result<Groups, DataFusionEr
     Groups::new(aggregate, &keys)
 }
 
-/// Windows of fewer rows share a run until it has as many.
-pub(crate) const SHARED_ROWS: usize = 4096;
+/// Windows of fewer rows share a run, to which no more are added once it has as many.
+pub(crate) const SHARED_ROWS: usize = 512;
 
 /// The columns of a run of several windows.
 pub(crate) fn shared_schema(aggregate: &Aggregate) -> SchemaRef {

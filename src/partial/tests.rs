@@ -63,16 +63,16 @@ fn an_epoch_is_grouped_once_and_cut_by_window() {
 #[test]
 fn small_windows_share_runs_and_large_ones_have_their_own() {
     let plan = planned("select window_start, i, count(*) as n from T group by window_start, i", None);
-    let large = SHARED_ROWS as i64;
-    // A large window between 10,000 small ones, out of order.
-    let mut rows: Vec<Row> = (0..10_000).rev().map(|w| (None, w * 5, 1, 0)).collect();
-    rows.extend((0..large).map(|i| (None, 20_000, 1, i)));
+    let most = SHARED_ROWS as i64;
+    // A large window between many small ones, out of order: after 1.5 runs of them, and before half a one.
+    let (large, last) = (most * 3 / 2, most * 2);
+    let mut rows: Vec<Row> = (0..=last).rev().map(|w| (None, w * 5, 1, 0)).collect();
+    rows.extend((0..most).map(|i| (None, large * 5, 1, i)));
     let (runs, _) = partials(&plan, &rows, None);
-    let kinds: Vec<(i64, i64, usize)> = runs.iter().map(|r| (r.kind.windows().unwrap().0 / MINUTE, r.kind.windows().unwrap().1 / MINUTE, r.batch.num_rows())).collect();
-    let whole = SHARED_ROWS as i64;
-    assert_eq!(kinds, [(0, 4_000 * 5 - 5, 4_000), (20_000, 20_000, SHARED_ROWS), (20_005, (4_000 + whole) * 5, SHARED_ROWS), ((4_001 + whole) * 5, 49_995, 10_000 - 4_001 - SHARED_ROWS)]);
-    assert_eq!(runs[1].kind, RunKind::Partial { window_start_us: 20_000 * MINUTE });
-    assert_eq!(runs[1].batch.num_columns() + 1, runs[0].batch.num_columns());
+    let kinds: Vec<(i64, i64, i64)> = runs.iter().map(|r| (r.kind.windows().unwrap().0 / MINUTE / 5, r.kind.windows().unwrap().1 / MINUTE / 5, r.batch.num_rows() as i64)).collect();
+    assert_eq!(kinds, [(0, most - 1, most), (most, large - 1, most / 2), (large, large, most), (large + 1, last, last - large)]);
+    assert_eq!(runs[2].kind, RunKind::Partial { window_start_us: large * 5 * MINUTE });
+    assert_eq!(runs[2].batch.num_columns() + 1, runs[0].batch.num_columns());
 }
 
 #[test]

@@ -236,7 +236,8 @@ impl World {
             let width = reckoned.columns(table).len();
             rows.extend(foreign.added.iter().map(|row| row[..width].to_vec()));
             for gone in &foreign.deleted {
-                if let Some(at) = rows.iter().position(|row| row[..] == gone[..row.len().min(gone.len())]) {
+                // It was deleted before a column was added, or read with one that is not asked for here.
+                if let Some(at) = rows.iter().position(|row| row.iter().zip(gone).all(|(a, b)| a == b)) {
                     rows.swap_remove(at);
                 }
             }

@@ -54,24 +54,45 @@ impl Tables {
             let read = self.fetch_run(&run.object, &run.run.run).await?;
             let Some(fold) = self.fold_of(table) else { continue };
             let judged = fold.judged(run.horizon_before, vec![read]).map_err(|e| folding(table, e))?;
-            for (start, batches) in judged.into_iter().filter(|(start, _)| *start >= oldest) {
-                let rows = batches.iter().map(|b| b.num_rows() as u64).sum();
-                pieces.push(Piece { first: start, last: start, rows, entry: run.entry, nth: 0, rest: Rest::Judged(batches) });
-            }
+            pieces.extend(judged.into_iter().filter(|(start, _)| *start >= oldest).map(|(start, batches)| Piece::read(start, run.entry, 0, batches)));
         }
+        let rows = self.parts.cadence.merge_rows;
+        let pieces = self.narrowed(table, pieces, oldest, rows).await?;
         let mut merged = vec![];
-        for group in groups(pieces, self.parts.cadence.merge_rows) {
+        for group in groups(pieces, rows) {
             if let [Piece { rest: Rest::Run(run), .. }] = group.as_slice() {
                 merged.push((**run).clone());
                 continue;
             }
-            for starts in parts(&group, oldest, self.parts.cadence.merge_rows) {
+            for starts in parts(&group, oldest, rows) {
                 let chosen: Vec<&Piece> = group.iter().filter(|p| p.first <= *starts.end() && p.last >= *starts.start()).collect();
                 merged.extend(self.merge_part(trail, table, window, &chosen, starts, attempt, put).await?);
             }
         }
         merged.sort_by_key(|r| (r.entry, r.nth));
         Ok(merged)
+    }
+
+    /// Runs with a straggler or two reach over everything that is open. Lest all of it be merged with them, the widest are
+    /// taken apart, as many as hold so many rows.
+    async fn narrowed(&mut self, table: &str, pieces: Vec<Piece>, oldest: i64, rows: u64) -> Result<Vec<Piece>, WorkerError> {
+        let wide = widest(&pieces, rows);
+        let mut narrow = vec![];
+        for (nth, piece) in pieces.into_iter().enumerate() {
+            let Rest::Run(run) = &piece.rest else {
+                narrow.push(piece);
+                continue;
+            };
+            if !wide.contains(&nth) {
+                narrow.push(piece);
+                continue;
+            }
+            let read = self.fetch_run(&run.object, &run.run.run).await?;
+            let Some(fold) = self.fold_of(table) else { continue };
+            let windows = fold.by_window(read).map_err(|e| folding(table, e))?;
+            narrow.extend(windows.into_iter().filter(|(start, _)| *start >= oldest).map(|(start, batches)| Piece::read(start, piece.entry, piece.nth, batches)));
+        }
+        Ok(narrow)
     }
 
     /// Merges the rows of the windows that begin within `starts`.
@@ -91,11 +112,11 @@ impl Tables {
         for piece in pieces {
             let read = match &piece.rest {
                 Rest::Run(run) => Some(self.fetch_run(&run.object, &run.run.run).await?),
-                Rest::Judged(_) => None,
+                Rest::Read(_) => None,
             };
             let fold = self.fold_of(table).ok_or_else(|| failed(&"its fold is gone"))?;
             let found = match (&piece.rest, read) {
-                (Rest::Judged(judged), _) => judged.iter().map(|b| fold.of_window(piece.first, b)).collect(),
+                (Rest::Read(batches), _) => batches.iter().map(|b| fold.of_window(piece.first, b)).collect(),
                 (_, Some(run)) => fold.within(&run, &starts).map(|b| vec![b]),
                 (Rest::Run(_), None) => Ok(vec![]),
             };
@@ -132,8 +153,35 @@ struct Piece {
 
 enum Rest {
     Run(Box<LiveRun>),
-    /// Rows of one window that were judged.
-    Judged(Vec<RecordBatch>),
+    /// Rows of one window, without its start.
+    Read(Vec<RecordBatch>),
+}
+
+impl Piece {
+    fn read(start: i64, entry: u64, nth: usize, batches: Vec<RecordBatch>) -> Self {
+        let rows = batches.iter().map(|b| b.num_rows() as u64).sum();
+        Self { first: start, last: start, rows, entry, nth, rest: Rest::Read(batches) }
+    }
+}
+
+/// A run that shares windows with more others than this is wide.
+const WIDE: usize = 8;
+
+/// The runs that share windows with the most others, as many as hold so many rows.
+fn widest(pieces: &[Piece], rows: u64) -> BTreeSet<usize> {
+    let (mut firsts, mut lasts): (Vec<i64>, Vec<i64>) = pieces.iter().map(|p| (p.first, p.last)).unzip();
+    firsts.sort_unstable();
+    lasts.sort_unstable();
+    // Itself is among them.
+    let shares = |p: &Piece| firsts.partition_point(|f| *f <= p.last) - lasts.partition_point(|l| *l < p.first);
+    let mut wide: Vec<(usize, usize)> = pieces.iter().enumerate().filter(|(_, p)| p.first < p.last).map(|(nth, p)| (shares(p), nth)).filter(|(n, _)| *n > WIDE).collect();
+    wide.sort_unstable_by(|a, b| b.cmp(a));
+    let mut left = rows;
+    let fits = |nth: &usize| {
+        left = left.saturating_sub(pieces[*nth].rows);
+        left > 0
+    };
+    wide.into_iter().map(|(_, nth)| nth).take_while(fits).collect()
 }
 
 /// What is merged together, each in the order of the log: pieces that may share windows, and small ones that lie side by
@@ -172,21 +220,31 @@ fn groups(mut pieces: Vec<Piece>, rows: u64) -> Vec<Vec<Piece>> {
     groups
 }
 
-/// Ranges of windows' starts, from `oldest` on, that hold about so many rows each.
+/// Ranges of windows' starts, from `oldest` on, that hold about so many rows each, as far as can be told without reading:
+/// a run's rows are taken to lie evenly over its windows.
 fn parts(group: &[Piece], oldest: i64, rows: u64) -> Vec<RangeInclusive<i64>> {
-    let mut firsts: Vec<(i64, u64)> = group.iter().map(|p| (p.first.max(oldest), p.rows)).collect();
-    firsts.sort_unstable();
-    let mut parts = vec![];
-    let (mut from, mut held) = (oldest, 0);
-    for (first, more) in firsts {
-        if held >= rows && first > from {
-            parts.push(from..=first - 1);
-            (from, held) = (first, 0);
+    let expected = |from: i64, to: i64| -> f64 {
+        let share = |p: &Piece| {
+            let common = p.last.min(to).saturating_sub(p.first.max(from)).saturating_add(1).max(0);
+            p.rows as f64 * common as f64 / (p.last - p.first + 1) as f64
+        };
+        group.iter().map(share).sum()
+    };
+    let first = group.iter().map(|p| p.first).min().unwrap_or(0).max(oldest);
+    let last = group.iter().map(|p| p.last).max().unwrap_or(0).max(first);
+    let mut open = vec![(first, last)];
+    let mut ends = vec![];
+    while let Some((from, to)) = open.pop() {
+        if from == to || expected(from, to) <= rows as f64 {
+            ends.push(to);
+        } else {
+            let middle = from + (to - from) / 2;
+            open.extend([(middle + 1, to), (from, middle)]);
         }
-        held += more;
     }
-    parts.push(from..=i64::MAX);
-    parts
+    ends.pop();
+    let froms = [oldest].into_iter().chain(ends.iter().map(|end| end + 1));
+    froms.zip(ends.iter().copied().chain([i64::MAX])).map(|(from, to)| from..=to).collect()
 }
 
 /// Rows of windows that an end of input has emitted, and those of the others: a run says it by its entry alone. With the
@@ -228,7 +286,7 @@ mod tests {
         let spread = [20, 400][rng.below(2) as usize];
         let piece = |rng: &mut Rng, entry| {
             let first = rng.below(spread) as i64;
-            Piece { first, last: first + rng.below(5) as i64, rows: 1 + rng.below(9), entry, nth: 0, rest: Rest::Judged(vec![]) }
+            Piece { first, last: first + rng.below(5) as i64, rows: 1 + rng.below(9), entry, nth: 0, rest: Rest::Read(vec![]) }
         };
         (0..1 + rng.below(60)).map(|entry| piece(rng, entry)).collect()
     }
@@ -249,7 +307,12 @@ mod tests {
                 before = group.iter().map(|p| p.last).max().unwrap();
                 let oldest = [i64::MIN, first, first + 2][rng.below(3) as usize];
                 let mut next = oldest;
-                for part in parts(group, oldest, rows) {
+                let parts = parts(group, oldest, rows);
+                let held = |part: &RangeInclusive<i64>| group.iter().filter(|p| part.contains(&p.first) && p.first == p.last).map(|p| p.rows).sum::<u64>();
+                // One window is never cut.
+                let windows = |part: &RangeInclusive<i64>| group.iter().filter(|p| part.contains(&p.first)).map(|p| p.first).collect::<BTreeSet<_>>().len();
+                assert!(parts.iter().all(|part| held(part) <= rows || windows(part) == 1), "seed {seed}: a part is too large");
+                for part in parts {
                     assert_eq!(*part.start(), next, "seed {seed}: windows are left out, or twice there");
                     assert!(part.end() >= part.start());
                     next = part.end().wrapping_add(1);
@@ -260,8 +323,17 @@ mod tests {
     }
 
     #[test]
+    fn runs_that_reach_over_everything_are_taken_apart() {
+        let mut of: Vec<Piece> = (0..40).map(|i| Piece { first: i * 10, last: i * 10 + 9, rows: 100, entry: 0, nth: i as usize, rest: Rest::Read(vec![]) }).collect();
+        of.extend((1..4).map(|entry| Piece { first: 0, last: 399, rows: 3, entry, nth: 0, rest: Rest::Read(vec![]) }));
+        assert_eq!(widest(&of, 1000), BTreeSet::from([40, 41, 42]));
+        assert_eq!(widest(&of, 7), BTreeSet::from([41, 42]), "as many as may be held");
+        assert_eq!(widest(&of[..40], 1000), BTreeSet::new());
+    }
+
+    #[test]
     fn small_neighbours_are_merged_and_large_ones_left_alone() {
-        let piece = |first, rows, entry| Piece { first, last: first, rows, entry, nth: 0, rest: Rest::Judged(vec![]) };
+        let piece = |first, rows, entry| Piece { first, last: first, rows, entry, nth: 0, rest: Rest::Read(vec![]) };
         let sizes = |of: Vec<Piece>, rows| groups(of, rows).iter().map(Vec::len).collect::<Vec<_>>();
         assert_eq!(sizes((0..6).map(|i| piece(i, 1, i as u64)).collect(), 100), [6]);
         assert_eq!(sizes((0..6).map(|i| piece(i, 1, i as u64)).collect(), 2), [2, 2, 2]);

@@ -1,6 +1,6 @@
 //! The table half: folds decided entries in order, and brings the tables up to them.
 
-use super::head::{Appended, Decided, Head};
+use super::head::{Appended, Decided, Head, HeadError};
 use super::progress::instant;
 use super::receipt::{Receipt, Receipts};
 use super::surroundings::Ids;
@@ -187,8 +187,8 @@ impl Tables {
     /// then that is what is to be said.
     async fn refused(&self, why: String) -> WorkerError {
         match self.parts.head.refresh().await {
-            Ok(()) => WorkerError::Refused(why),
-            Err(newer) => newer.into(),
+            Err(newer @ (HeadError::PlanReplaced { .. } | HeadError::StartOver)) => newer.into(),
+            Ok(()) | Err(HeadError::Log(_)) => WorkerError::Refused(why),
         }
     }
 
