@@ -31,6 +31,8 @@ pub struct DeltaTable {
     /// The state may not be the table's any more: read it from nothing.
     suspect: bool,
     loaded: bool,
+    /// What was found to fit: protocol and metadata, and the spec that was asked for.
+    fitting: Option<(Value, Value, Arc<TableSpec>)>,
     upkeep_error: Option<String>,
 }
 
@@ -39,7 +41,7 @@ impl DeltaTable {
         // Before the first load nothing is known but our own newest commit.
         let known = state.origins.first().filter(|o| o.ours.is_some()).map_or(state.version, |o| o.version);
         let (uuid, foreign) = (state.table_uuid().to_string(), state.version - known);
-        let mut table = Self { site, spec, log, uuid, state, known, foreign, entry: -1, suspect: false, loaded: false, upkeep_error: None };
+        let mut table = Self { site, spec, log, uuid, state, known, foreign, entry: -1, suspect: false, loaded: false, fitting: None, upkeep_error: None };
         table.check()?;
         Ok(table)
     }
@@ -67,7 +69,8 @@ impl DeltaTable {
                 self.uuid
             )));
         }
-        if let Some(feature) = protocol::refusal(&state.protocol, &state.metadata) {
+        let fits = self.fitting.as_ref().is_some_and(|(p, m, spec)| *p == state.protocol && *m == state.metadata && Arc::ptr_eq(spec, &self.spec));
+        if let Some(feature) = Some(state).filter(|_| !fits).and_then(|s| protocol::refusal(&s.protocol, &s.metadata)) {
             return Err(self.refuse(format!("it has {feature}: millpond does not write to it until that is taken off")));
         }
         let choices = format!("restore it forward to where it was, or {ANOTHER_NAME} (accepting the loss: not in this version)");
@@ -98,6 +101,22 @@ impl DeltaTable {
                 first.version
             )));
         }
+        if !fits {
+            self.fit()?;
+            self.fitting = Some((self.state.protocol.clone(), self.state.metadata.clone(), self.spec.clone()));
+        }
+        self.entry = entry;
+        Ok(Base {
+            version: self.state.version.to_string(),
+            table_uuid: self.uuid.clone(),
+            stamp: Stamp { log: self.log, entry: entry as u64, offsets: serde_json::from_value(self.state.offsets.clone()).unwrap_or_default() },
+            foreign_commits: self.foreign,
+        })
+    }
+
+    /// Whether its columns and partitions are those that are asked for, or can become them.
+    fn fit(&self) -> Result<(), CommitError> {
+        let state = &self.state;
         let have = schema::parse_schema(state.metadata["schemaString"].as_str().unwrap_or_default()).map_err(|e| self.refuse(e))?;
         let want = schema::delta_fields(&self.spec.schema).map_err(|e| self.refuse(e))?;
         let fit = schema::fit(&want, &have);
@@ -108,13 +127,7 @@ impl DeltaTable {
         if want != have {
             return Err(self.refuse(format!("it is partitioned by [{}] and the pipeline asks for [{}]", have.join(", "), want.join(", "))));
         }
-        self.entry = entry;
-        Ok(Base {
-            version: self.state.version.to_string(),
-            table_uuid: self.uuid.clone(),
-            stamp: Stamp { log: self.log, entry: entry as u64, offsets: serde_json::from_value(self.state.offsets.clone()).unwrap_or_default() },
-            foreign_commits: self.foreign,
-        })
+        Ok(())
     }
 
     /// Brings the state up to the newest version.

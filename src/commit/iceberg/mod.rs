@@ -23,7 +23,7 @@ use iceberg::io::FileIO;
 use iceberg::spec::{FormatVersion, Manifest, ManifestFile, TableMetadata, TableMetadataBuilder};
 use iceberg::{ErrorKind, TableCreation};
 use object_store::ObjectStore;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::{Arc, Mutex};
 use url::Url;
 use uuid::Uuid;
@@ -52,6 +52,36 @@ pub(crate) struct Lake {
     pipeline: String,
     namespace: String,
     ambient: Ambient,
+    manifests: Mutex<KnownManifests>,
+}
+
+/// Entries of manifests that are kept: a commit, a look for orphans and a query ask for much the same ones.
+const KEPT_ENTRIES: usize = 2000;
+
+/// Manifests that were read, the newest last. A manifest is never changed.
+#[derive(Default)]
+struct KnownManifests {
+    by: HashMap<ManifestKey, Arc<Manifest>>,
+    order: VecDeque<ManifestKey>,
+    entries: usize,
+}
+
+/// A manifest's location, and what its entries inherit from the list that names it.
+type ManifestKey = (String, i64, i64);
+
+impl KnownManifests {
+    fn keep(&mut self, key: ManifestKey, manifest: Arc<Manifest>) {
+        let more = manifest.entries().len();
+        if more > KEPT_ENTRIES || self.by.insert(key.clone(), manifest).is_some() {
+            return;
+        }
+        self.order.push_back(key);
+        self.entries += more;
+        while self.entries > KEPT_ENTRIES {
+            let Some(gone) = self.order.pop_front().and_then(|oldest| self.by.remove(&oldest)) else { break };
+            self.entries -= gone.entries().len();
+        }
+    }
 }
 
 /// Properties that we would have to honour and do not.
@@ -76,7 +106,7 @@ impl IcebergFormat {
     pub fn new(store: Arc<dyn ObjectStore>, root_url: &Url, catalog: impl Catalog + 'static, pipeline: &str, namespace: &str, ambient: Ambient) -> Self {
         let root = LakeRoot::new(root_url);
         let io = file_io(store, root.clone());
-        let lake = Lake { io, root, catalog: Arc::new(catalog), pipeline: pipeline.to_string(), namespace: namespace.to_string(), ambient };
+        let lake = Lake { io, root, catalog: Arc::new(catalog), pipeline: pipeline.to_string(), namespace: namespace.to_string(), ambient, manifests: Mutex::default() };
         Self { lake: Arc::new(lake), log: None, expected: Mutex::default() }
     }
 
@@ -220,8 +250,12 @@ impl Lake {
     }
 
     /// A manifest, whole: an Avro file that was cut between two blocks still parses.
-    async fn read_manifest(&self, file: &ManifestFile) -> Result<Manifest, CommitError> {
+    async fn read_manifest(&self, file: &ManifestFile) -> Result<Arc<Manifest>, CommitError> {
         let path = &file.manifest_path;
+        let key = (path.clone(), file.sequence_number, file.added_snapshot_id);
+        if let Some(known) = self.manifests.lock().unwrap_or_else(|e| e.into_inner()).by.get(&key) {
+            return Ok(known.clone());
+        }
         let manifest = file.load_manifest(&self.io).await.map_err(|e| damaged("manifest", path, e))?;
         let counts = [file.added_files_count, file.existing_files_count, file.deleted_files_count];
         let listed = counts.into_iter().sum::<Option<u32>>().map(|n| n as usize);
@@ -230,7 +264,11 @@ impl Lake {
                 let found = manifest.entries().len();
                 Err(CommitError::Refused(format!("the Iceberg manifest {path} is damaged: expected {listed} entries, found {found}; restore it from a copy")))
             }
-            _ => Ok(manifest),
+            _ => {
+                let manifest = Arc::new(manifest);
+                self.manifests.lock().unwrap_or_else(|e| e.into_inner()).keep(key, manifest.clone());
+                Ok(manifest)
+            }
         }
     }
 
