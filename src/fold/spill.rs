@@ -71,7 +71,7 @@ struct Sorted {
     /// The first of its blocks in the file, which may hold other panes as well.
     first: usize,
     /// The last key of each block.
-    lasts: Vec<Box<[u8]>>,
+    lasts: Box<[Box<[u8]>]>,
 }
 
 /// Blocks that were written, and lie in a file that is not finished yet.
@@ -160,7 +160,9 @@ impl Spilled {
     pub(super) fn attach(&mut self, written: Written, scratch: Arc<Scratch>) {
         let Written { first, lasts } = written;
         self.lasts_bytes += lasts_bytes(&lasts);
-        self.files.push(Sorted { scratch, first, lasts });
+        // Most panes have one file, and there may be very many panes.
+        self.files.reserve_exact(1);
+        self.files.push(Sorted { scratch, first, lasts: lasts.into() });
     }
 
     /// Writes what is in memory, into a file of its own.

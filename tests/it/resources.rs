@@ -205,6 +205,25 @@ fn a_broker_that_goes_away_is_waited_for() {
     assert_content(&lake, &expected(&events), "after the broker was away");
 }
 
+/// Runs the pipeline to its end. Returns the most pages of its own that the process had, in KiB.
+fn own_pages_to_the_end(pipeline: &Pipeline, what: &str) -> u64 {
+    let start = Instant::now();
+    let mut run = pipeline.start(&["--until-end", "--final"], None);
+    let (mut peak_kib, mut own_kib) = (0, 0);
+    let status = loop {
+        peak_kib = peak_kib.max(run.peak_kib().unwrap_or(0));
+        own_kib = own_kib.max(run.own_kib().unwrap_or(0));
+        if let Some(status) = run.ended() {
+            break status;
+        }
+        assert!(start.elapsed() < Duration::from_secs(240), "it takes too long: {}", run.told());
+        std::thread::sleep(Duration::from_millis(20));
+    };
+    assert!(status.success(), "ended with {status}: {}", run.told());
+    println!("{what}: peak resident set {} MiB, own pages {} MiB, {:.1} s", peak_kib / 1024, own_kib / 1024, start.elapsed().as_secs_f64());
+    own_kib
+}
+
 /// Many groups in one window that stays open: more than the memory that the file allows.
 #[test]
 fn a_million_keys_in_one_open_window() {
@@ -234,20 +253,7 @@ epoch: {every: 1s}
 commit: {every: 2s}
 "#;
     let keys = Pipeline::new(dir.path().to_path_buf(), yaml);
-    let start = Instant::now();
-    let mut run = keys.start(&["--until-end", "--final"], None);
-    let (mut peak_kib, mut own_kib) = (0, 0);
-    let status = loop {
-        peak_kib = peak_kib.max(run.peak_kib().unwrap_or(0));
-        own_kib = own_kib.max(run.own_kib().unwrap_or(0));
-        if let Some(status) = run.ended() {
-            break status;
-        }
-        assert!(start.elapsed() < Duration::from_secs(240), "it takes too long: {}", run.told());
-        std::thread::sleep(Duration::from_millis(20));
-    };
-    assert!(status.success(), "ended with {status}: {}", run.told());
-    println!("{KEYS} keys in one open window, memory: 64MiB: peak resident set {} MiB, own pages {} MiB, {:.1} s", peak_kib / 1024, own_kib / 1024, start.elapsed().as_secs_f64());
+    let own_kib = own_pages_to_the_end(&keys, &format!("{KEYS} keys in one open window"));
     // 130 MiB where it was measured; 217 where `memory` is large enough for nothing to be spilled.
     assert!((1..180 * 1024).contains(&own_kib), "{} MiB of own pages for memory: 64MiB", own_kib / 1024);
     let total: u64 = (0..KEYS + KEYS / 4).map(|n| n % 1000).sum();
@@ -260,5 +266,59 @@ commit: {every: 2s}
         assert_eq!(number("total"), Some(total), "{format}");
         assert_eq!(number("n"), Some(KEYS + KEYS / 4), "{format}");
         assert_eq!(number("twice"), Some(KEYS / 4), "{format}");
+    }
+}
+
+/// Many windows that stay open, since one partition holds the watermark back. What is kept of each must be little, in the
+/// process and in the log, also after a restart in the midst of it.
+#[test]
+fn a_watermark_that_stands_still_over_many_windows() {
+    const WINDOWS: u64 = 150_000;
+    let dir = tempfile::Builder::new().prefix("millpond-windows-").tempdir().unwrap();
+    let file = |name: &str| std::io::BufWriter::new(File::create(dir.path().join(name)).unwrap());
+    let mut still = file("a-still.ndjson");
+    writeln!(still, "{{\"k\":-1,\"at\":\"2026-01-31T00:00:00Z\"}}").unwrap();
+    still.into_inner().unwrap().sync_all().unwrap();
+    let begins = chrono::DateTime::parse_from_rfc3339("2026-01-31T00:00:00Z").unwrap();
+    // Each window comes twice, the second time long after the first.
+    for name in ["b-first.ndjson", "c-second.ndjson"] {
+        let mut rows = file(name);
+        for n in 0..WINDOWS {
+            let at = begins + chrono::Duration::seconds((n * 7_919 % WINDOWS) as i64 + 1);
+            writeln!(rows, "{{\"k\":{},\"at\":\"{}\"}}", n % 3, at.format("%Y-%m-%dT%H:%M:%SZ")).unwrap();
+        }
+        rows.into_inner().unwrap().sync_all().unwrap();
+    }
+    let yaml = r#"
+pipeline: windows
+sources:
+  rows:
+    file: "*.ndjson"
+    format: json
+    columns: {k: int64, at: timestamp}
+    watermark: {column: at, idle_after: never, max_ahead: 365d}
+tables:
+  by_second:
+    sql: select window_start, k, count(*) as n from tumble(rows, interval '1 second') group by window_start, k
+    key: [window_start, k]
+lake: {root: ./lake}
+memory: 64MiB
+epoch: {every: 300ms}
+commit: {every: 2s}
+"#;
+    let windows = Pipeline::new(dir.path().to_path_buf(), yaml);
+    let mut killed = windows.start(&["--until-end", "--final"], None);
+    let in_log = || windows.query("iceberg", "select count(*) as n from millpond.epochs").ok()?.first()?["n"].as_u64();
+    until(PATIENCE, "some of it is in the log", || in_log().is_some_and(|n| n > 1));
+    killed.signal(libc::SIGKILL);
+    killed.wait(PATIENCE);
+    let own_kib = own_pages_to_the_end(&windows, &format!("{WINDOWS} open windows"));
+    assert!((1..180 * 1024).contains(&own_kib), "{} MiB of own pages for memory: 64MiB", own_kib / 1024);
+    for format in ["iceberg", "delta"] {
+        let sql = "select count(*) as rows, count(distinct window_start) as windows, sum(n) as n, min(n) as least, max(n) as most from by_second where k >= 0";
+        let found = windows.query(format, sql).unwrap();
+        let number = |name: &str| found[0][name].as_u64().or_else(|| found[0][name].as_str()?.parse().ok());
+        let all = ["rows", "windows", "n", "least", "most"].map(|name| number(name).unwrap());
+        assert_eq!(all, [WINDOWS, WINDOWS, 2 * WINDOWS, 2, 2], "{format}");
     }
 }
