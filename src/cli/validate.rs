@@ -4,7 +4,7 @@ use super::{CONFIG, OK, SystemClock, code_of, has_run, load, report};
 use crate::epoch::plan::{self, Fit, Given};
 use crate::pipeline::{PartitionTransform, Pipeline, TableFormatKind};
 use crate::store::probe;
-use crate::worker::{Clock, Place, WorkerError, check_declared, open_source};
+use crate::worker::{Clock, Place, WorkerError, check_declared, check_free, open_source};
 use object_store::path::Path;
 use serde_json::json;
 use std::collections::BTreeMap;
@@ -94,6 +94,16 @@ async fn connected(pipeline: &Arc<Pipeline>, plans: &[Arc<crate::pipeline::sql::
             return Err(failures);
         }
     };
+    if let Some(trial) = trial.as_ref().filter(|_| pipeline.lake.root.is_dir()) {
+        // Other pipelines' lake, or what is left of one: looked at, and not written to.
+        let mut there = Pipeline::clone(pipeline);
+        there.lake.iceberg_catalog.clone_from(&trial.pipeline.lake.iceberg_catalog);
+        let free = match Place::open(&there, &clock).await {
+            Ok(place) => check_free(&place, &there, plans).await,
+            Err(e) => Err(e),
+        };
+        failures.extend(free.err());
+    }
     let pipeline = trial.as_ref().map_or(pipeline, |t| &t.pipeline);
     match Place::open(pipeline, &clock).await {
         Err(e) => failures.push(e),
@@ -106,11 +116,14 @@ async fn connected(pipeline: &Arc<Pipeline>, plans: &[Arc<crate::pipeline::sql::
             match place.log.open().await {
                 Err(e) => failures.push(e.into()),
                 Ok(None) => notes.push("the pipeline has not run yet: its tables will be made at the first run".into()),
-                Ok(Some(reading)) if facts.len() == pipeline.sources.len() => {
-                    match plan::fit(&reading.head, Given { pipeline, plans, facts: &facts, starts: &starts }, false) {
-                        Err(e) => failures.push(e.into()),
-                        Ok(Fit::Same) => {}
-                        Ok(Fit::Change(_, what)) => notes.extend(what.into_iter().map(|w| format!("the next run changes the plan: {w}"))),
+                Ok(Some(reading)) => {
+                    // What a source that does not answer would change cannot be told; its own failure is.
+                    if facts.len() == pipeline.sources.len() {
+                        match plan::fit(&reading.head, Given { pipeline, plans, facts: &facts, starts: &starts }, false) {
+                            Err(e) => failures.push(e.into()),
+                            Ok(Fit::Same) => {}
+                            Ok(Fit::Change(_, what)) => notes.extend(what.into_iter().map(|w| format!("the next run changes the plan: {w}"))),
+                        }
                     }
                     for (record, _) in reading.head.specs() {
                         let Ok(spec) = record.shared() else { continue };
@@ -122,7 +135,6 @@ async fn connected(pipeline: &Arc<Pipeline>, plans: &[Arc<crate::pipeline::sql::
                         }
                     }
                 }
-                Ok(Some(_)) => {}
             }
         }
     }

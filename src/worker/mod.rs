@@ -545,6 +545,15 @@ async fn in_lake(place: &Place, records: impl Iterator<Item = &SpecRecord>, form
     Ok(None)
 }
 
+/// Refuses a first run whose tables would find another table in their place.
+pub async fn check_free(place: &Place, pipeline: &Pipeline, plans: &[Arc<TablePlan>]) -> Result<(), WorkerError> {
+    let declared = plan::declared(pipeline, plans)?;
+    let Some(found) = in_lake(place, declared.iter(), |r| r.formats.clone()).await? else { return Ok(()) };
+    Err(WorkerError::Refused(format!(
+        "{found} is in the lake, and this pipeline, which has not run yet, did not make it: drop it there (in the catalog and its folder), or give the table another name"
+    )))
+}
+
 /// Refuses a plan whose new tables would find another table in their place.
 async fn check_begun(place: &Place, reading: &Reading, plan: &Plan) -> Result<(), WorkerError> {
     let ledger = &reading.head;

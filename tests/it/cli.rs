@@ -257,6 +257,62 @@ fn a_first_try_that_fails_makes_no_lake() {
     }
 }
 
+/// A table of somebody else's in the place of ours: told before the first run, which would be refused as well, and nothing is
+/// touched. With a run behind it, also when a source does not answer.
+#[test]
+fn validate_looks_at_the_tables_that_are_there() {
+    let text = "pipeline: mine
+sources:
+  rows:
+    file: rows.ndjson
+    format: json
+    columns: {k: int64}
+  more:
+    file: more.ndjson
+    format: json
+    columns: {k: int64}
+tables:
+  all_rows: {sql: select k from rows}
+  all_more: {sql: select k from more}
+lake: {root: ./lake}
+";
+    let pond = Pond::new(text);
+    for name in ["rows.ndjson", "more.ndjson"] {
+        std::fs::write(pond.path().join(name), "{\"k\":1}\n").unwrap();
+    }
+    let log = pond.path().join("lake/delta/mine/all_rows/_delta_log");
+    std::fs::create_dir_all(&log).unwrap();
+    let schema = r#"{\"type\":\"struct\",\"fields\":[{\"name\":\"k\",\"type\":\"long\",\"nullable\":true,\"metadata\":{}}]}"#;
+    let theirs = format!(
+        "{}\n{}\n",
+        r#"{"protocol":{"minReaderVersion":1,"minWriterVersion":2}}"#,
+        format_args!(r#"{{"metaData":{{"id":"5f1e","format":{{"provider":"parquet","options":{{}}}},"schemaString":"{schema}","partitionColumns":[],"configuration":{{}},"createdTime":0}}}}"#)
+    );
+    std::fs::write(log.join("00000000000000000000.json"), theirs).unwrap();
+    for verb in ["validate", "run"] {
+        let ended = pond.millpond(&[&[verb, "pipeline.yaml"][..], if verb == "run" { &["--until-end"] } else { &[] }].concat());
+        assert!(ended.code != 0 && ended.stderr.contains("all_rows") && ended.stderr.contains("did not make"), "{verb}: {ended:?}");
+        if verb == "validate" {
+            assert!(!pond.path().join("lake/catalog.db").exists() && !pond.path().join("lake/_millpond").exists(), "it left something behind");
+        }
+    }
+    std::fs::remove_dir_all(pond.path().join("lake")).unwrap();
+    assert_eq!(pond.millpond(&["validate", "pipeline.yaml"]).code, 0);
+    pond.until_end();
+    assert_eq!(pond.millpond(&["validate", "pipeline.yaml"]).code, 0);
+    // Somebody swaps our table for theirs, and a source is away.
+    std::fs::rename(pond.path().join("more.ndjson"), pond.path().join("elsewhere")).unwrap();
+    let mut lines: Vec<String> = vec![];
+    for line in std::fs::read_to_string(log.join("00000000000000000000.json")).unwrap().lines().filter(|l| !l.contains("\"txn\"")) {
+        lines.push(line.to_string());
+    }
+    std::fs::remove_dir_all(&log).unwrap();
+    std::fs::create_dir_all(&log).unwrap();
+    std::fs::write(log.join("00000000000000000000.json"), lines.join("\n")).unwrap();
+    let ended = pond.millpond(&["validate", "pipeline.yaml"]);
+    assert!(ended.code != 0 && ended.stderr.contains("more") && ended.stderr.contains("all_rows"), "both are told: {ended:?}");
+}
+
 /// A wrong type in the pipeline file makes dead letters of everything: the summary says where to look, and that works as pasted.
 #[test]
 fn the_summary_says_how_to_see_why_records_are_dead() {

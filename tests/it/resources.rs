@@ -322,3 +322,94 @@ commit: {every: 2s}
         assert_eq!(all, [WINDOWS, WINDOWS, 2 * WINDOWS, 2, 2], "{format}");
     }
 }
+
+/// A lake that takes no commits: what is decided and not in the tables is bounded by `backlog`, then reading stops; it goes on
+/// where it stopped.
+#[test]
+fn a_lake_that_takes_nothing_stops_the_reading() {
+    let dir = tempfile::Builder::new().prefix("millpond-backlog-").tempdir().unwrap();
+    let write = |name: &str, rows: u64| {
+        let mut file = std::io::BufWriter::new(File::create(dir.path().join(name)).unwrap());
+        for n in 0..rows {
+            writeln!(file, "{{\"k\":{n},\"text\":\"{:032x}\"}}", u128::from(n).wrapping_mul(0x9E37_79B9_7F4A_7C15_F39C_C060_5CED_C835)).unwrap();
+        }
+        file.into_inner().unwrap().sync_all().unwrap();
+    };
+    write("a.ndjson", 1);
+    let yaml = r#"
+pipeline: backlog
+sources:
+  rows: {file: "*.ndjson", format: json, columns: {k: int64, text: string}}
+tables:
+  plain: {sql: "select k, text from rows", formats: [iceberg]}
+lake: {root: ./lake, iceberg: {catalog: sql, uri: "sqlite://./lake/catalog.db"}}
+memory: 32MiB
+backlog: {bytes: 1MiB}
+epoch: {every: 100ms}
+commit: {every: 200ms}
+"#;
+    let lake = Pipeline::new(dir.path().to_path_buf(), yaml);
+    lake.complete(&["--until-end"]);
+    const ROWS: u64 = 1_500_000;
+    write("b.ndjson", ROWS);
+    let others = rusqlite::Connection::open(dir.path().join("lake/catalog.db")).unwrap();
+    others.execute_batch("BEGIN IMMEDIATE").unwrap();
+    let mut run = lake.start(&["--until-end"], None);
+    run.wait_to_be_told("too far behind the log", PATIENCE);
+    // What was under way may still be decided, then nothing more is.
+    std::thread::sleep(Duration::from_secs(1));
+    let (decided, now) = (lake.log("backlog"), Instant::now());
+    std::thread::sleep(Duration::from_secs(3));
+    assert_eq!(lake.log("backlog"), decided, "the log went on for {:?}", now.elapsed());
+    assert!(run.ended().is_none(), "it ended: {}", run.told());
+    let logged: u64 = lake.query("iceberg", "select cast(sum(to_offset - from_offset) as bigint) as n from millpond.epochs").unwrap()[0]["n"].as_u64().unwrap();
+    assert!(logged < ROWS, "all was read before it stopped: {logged} of {ROWS}");
+    others.execute_batch("ROLLBACK").unwrap();
+    let status = run.wait(PATIENCE);
+    assert!(status.success(), "ended with {status}: {}", run.told());
+    let found = lake.query("iceberg", "select count(*) as n, count(distinct k) as k from plain").unwrap();
+    assert_eq!((found[0]["n"].as_u64(), found[0]["k"].as_u64()), (Some(ROWS + 1), Some(ROWS)));
+}
+
+/// Two sources in one file: each has its own offsets, dead letters and tables; they share the log, the lake and the proof.
+#[test]
+fn two_sources_in_one_file() {
+    let dir = tempfile::Builder::new().prefix("millpond-two-").tempdir().unwrap();
+    let yaml = r#"
+pipeline: two
+sources:
+  orders:
+    file: "orders*.ndjson"
+    format: json
+    columns: {id: int64, at: timestamp, amount: "decimal(12,2)"}
+    watermark: {column: at}
+  clicks: {file: "clicks*.ndjson", format: json, columns: {id: int64, page: string}}
+tables:
+  hourly:
+    sql: select window_start, sum(amount) as total, count(*) as n from tumble(orders, interval '1 hour') group by window_start
+    key: [window_start]
+  pages: {sql: "select id, page from clicks"}
+  orders_plain: {sql: "select id, amount from orders"}
+lake: {root: ./lake}
+"#;
+    let two = Pipeline::new(dir.path().to_path_buf(), yaml);
+    for round in 0..2 {
+        let order = |id: u64| format!("{{\"id\":{id},\"at\":\"2026-01-31T1{round}:30:00Z\",\"amount\":\"1.50\"}}\n");
+        let click = |id: u64| format!("{{\"id\":{id},\"page\":\"/{id}\"}}\n");
+        fs::write(dir.path().join(format!("orders-{round}.ndjson")), format!("{}{}no order\n", order(1), order(2))).unwrap();
+        fs::write(dir.path().join(format!("clicks-{round}.ndjson")), format!("{}{}{}no click\nnor this\n", click(1), click(2), click(3))).unwrap();
+        two.complete(if round == 0 { &["--until-end"] } else { &["--until-end", "--final"] });
+    }
+    for format in ["iceberg", "delta"] {
+        let count = |table: &str| two.query(format, &format!("select count(*) as n from {table}")).unwrap()[0]["n"].as_u64();
+        let counts = ["hourly", "pages", "orders_plain", "orders__dead", "clicks__dead"].map(|t| count(t).unwrap());
+        assert_eq!(counts, [2, 6, 4, 2, 4], "{format}");
+        let sums = two.query(format, "select cast(sum(total) as varchar) as s, sum(n) as n from hourly").unwrap();
+        assert_eq!((sums[0]["s"].as_str(), sums[0]["n"].as_u64()), (Some("6.00"), Some(4)), "{format}");
+    }
+    let (code, said) = two.verify(&["--deep"]);
+    assert_eq!(code, Some(0), "{said}");
+    let status = Command::new(env!("CARGO_BIN_EXE_millpond")).args(["status", "pipeline.yaml", "--json"]).current_dir(dir.path()).output().unwrap();
+    let status = String::from_utf8_lossy(&status.stdout).into_owned();
+    assert!(status.contains("\"orders\"") && status.contains("\"clicks\""), "{status}");
+}

@@ -30,7 +30,8 @@ memory: 16MiB
         broker.address()
     ));
     let producer = broker.producer();
-    let rows = 20_000;
+    // More than the table half can be behind.
+    let rows = 60_000;
     for (partition, first_minute) in [(0, 10_000), (1, 0)] {
         for n in 0..rows {
             let at = chrono::DateTime::from_timestamp(1_769_853_600 + 60 * first_minute + n * 7200 / rows, 0).unwrap().format("%Y-%m-%dT%H:%M:%SZ");
