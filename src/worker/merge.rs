@@ -52,7 +52,7 @@ impl Tables {
             }
             // Judge-later rows: few, and of many windows. Within an entry they come first, as in the fold.
             let read = self.fetch_run(&run.object, &run.run.run).await?;
-            let Some(fold) = self.fold_of(table) else { continue };
+            let fold = self.fold_of(table).ok_or_else(|| fold_gone(table))?;
             let judged = fold.judged(run.horizon_before, vec![read]).map_err(|e| folding(table, e))?;
             pieces.extend(judged.into_iter().filter(|(start, _)| *start >= oldest).map(|(start, batches)| Piece::read(start, run.entry, 0, batches)));
         }
@@ -88,7 +88,7 @@ impl Tables {
                 continue;
             }
             let read = self.fetch_run(&run.object, &run.run.run).await?;
-            let Some(fold) = self.fold_of(table) else { continue };
+            let fold = self.fold_of(table).ok_or_else(|| fold_gone(table))?;
             let windows = fold.by_window(read).map_err(|e| folding(table, e))?;
             narrow.extend(windows.into_iter().filter(|(start, _)| *start >= oldest).map(|(start, batches)| Piece::read(start, piece.entry, piece.nth, batches)));
         }
@@ -114,7 +114,7 @@ impl Tables {
                 Rest::Run(run) => Some(self.fetch_run(&run.object, &run.run.run).await?),
                 Rest::Read(_) => None,
             };
-            let fold = self.fold_of(table).ok_or_else(|| failed(&"its fold is gone"))?;
+            let fold = self.fold_of(table).ok_or_else(|| fold_gone(table))?;
             let found = match (&piece.rest, read) {
                 (Rest::Read(batches), _) => batches.iter().map(|b| fold.of_window(piece.first, b)).collect(),
                 (_, Some(run)) => fold.within(&run, &starts).map(|b| vec![b]),
@@ -124,7 +124,7 @@ impl Tables {
         }
         let mut merged = vec![];
         for (entry, batches) in by_emission(batches, trail.ended_at).map_err(|e| failed(&e))? {
-            let fold = self.fold_of(table).ok_or_else(|| failed(&"its fold is gone"))?;
+            let fold = self.fold_of(table).ok_or_else(|| fold_gone(table))?;
             let runs = in_place(|| fold.merged(batches)).map_err(|e| folding(table, e))?;
             *put += 1;
             let object = format!("{}/runs/{}", self.parts.state_folder, names::merged_runs(trail.next - 1, attempt, *put));
@@ -137,6 +137,11 @@ impl Tables {
         }
         Ok(merged)
     }
+}
+
+/// Without it rows would be left out of the merged runs, and the originals be deleted.
+fn fold_gone(table: &str) -> WorkerError {
+    WorkerError::Internal(format!("table {table}: merging runs: its fold is gone"))
 }
 
 /// Rows that are to be merged.

@@ -246,7 +246,7 @@ fn a_first_try_that_fails_makes_no_lake() {
     let ended = away.millpond(&["validate", "pipeline.yaml"]);
     assert_eq!(ended.code, 69, "{ended:?}");
     assert!(ended.stderr.contains("no answer from 127.0.0.1:1") && ended.stderr.contains("refused") && ended.stderr.contains("`brokers`"), "{ended:?}");
-    assert!(started.elapsed() < Duration::from_secs(8), "told only after {:?}", started.elapsed());
+    assert!(started.elapsed() < Duration::from_secs(20), "told only after {:?}", started.elapsed());
     for verb in ["status", "verify", "query"] {
         away.millpond(&[&[verb, "pipeline.yaml"][..], if verb == "query" { &["select 1"] } else { &[] }].concat());
     }

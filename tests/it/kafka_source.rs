@@ -602,7 +602,7 @@ fn what_cannot_work_is_refused_with_the_remedy() {
     let started = Instant::now();
     let text = refusal(KafkaSource::new(&spec, "p", "w").unwrap().facts().map(drop));
     assert!(text.contains("TLS") && text.contains("principal"), "{text}");
-    assert!(started.elapsed() < Duration::from_secs(8));
+    assert!(started.elapsed() < Duration::from_secs(20));
 }
 
 #[test]

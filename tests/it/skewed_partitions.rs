@@ -36,12 +36,15 @@ memory: 16MiB
 ",
         broker.address()
     ));
+    // In small batches: a fetch brings whole ones, and of a large one the partition that is behind may be at its end at once.
     let producer = broker.producer();
-    let rows = 20_000;
-    for (partition, first_minute) in [(0, 10_000), (1, 0)] {
-        for n in 0..rows {
-            let at = chrono::DateTime::from_timestamp(1_769_853_600 + 60 * first_minute + n * 7200 / rows, 0).unwrap().format("%Y-%m-%dT%H:%M:%SZ");
-            producer.send(topic, partition, "k", &format!(r#"{{"user_id":"somebody-with-a-long-name-{n}","at":"{at}"}}"#), 0);
+    let (rows, batch) = (20_000, 200);
+    for from in (0..rows).step_by(batch as usize) {
+        for (partition, first_minute) in [(0, 10_000), (1, 0)] {
+            for n in from..from + batch {
+                let at = chrono::DateTime::from_timestamp(1_769_853_600 + 60 * first_minute + n * 7200 / rows, 0).unwrap().format("%Y-%m-%dT%H:%M:%SZ");
+                producer.send(topic, partition, "k", &format!(r#"{{"user_id":"somebody-with-a-long-name-{n}","at":"{at}"}}"#), 0);
+            }
         }
         producer.flush();
     }

@@ -15,7 +15,7 @@ use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 
 const SCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/infra/kafka/kafka.sh");
-const WAIT: Duration = Duration::from_secs(30);
+const WAIT: Duration = Duration::from_secs(60);
 
 /// A broker of this test run. Tests that stop it use one of their own ([`Broker::own`]).
 pub struct Broker {
