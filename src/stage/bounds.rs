@@ -15,6 +15,8 @@ use std::collections::BTreeMap;
 
 /// Code points of a string, bytes of a binary, that a bound keeps.
 pub const BOUND_LENGTH: usize = 16;
+/// A greatest value that cannot be cut and rounded up is its own bound, if it is not longer.
+pub const WHOLE_BYTES: usize = 1024;
 
 /// Follows the columns of one file while it is written.
 pub struct StatsBuilder {
@@ -199,7 +201,8 @@ fn lower_bound(least: &Scalar) -> Scalar {
     }
 }
 
-/// A value that is not below `greatest`, and short; `None` when there is no short one.
+/// A value that is not below `greatest`, and short if there is a short one. A bound that is missing is allowed, but there is
+/// a reader (deltalake's `to_pyarrow_dataset`) that then finds no row.
 fn upper_bound(greatest: &Scalar) -> Option<Scalar> {
     match greatest {
         Scalar::Float(v) if *v == 0.0 => Some(Scalar::Float(0.0)),
@@ -211,7 +214,7 @@ fn upper_bound(greatest: &Scalar) -> Option<Scalar> {
                     return Some(Scalar::Text(kept.into_iter().collect()));
                 }
             }
-            None
+            (v.len() <= WHOLE_BYTES).then(|| greatest.clone())
         }
         Scalar::Bytes(v) if v.len() > BOUND_LENGTH => {
             let mut kept = v[..BOUND_LENGTH].to_vec();
@@ -221,7 +224,7 @@ fn upper_bound(greatest: &Scalar) -> Option<Scalar> {
                     return Some(Scalar::Bytes(kept));
                 }
             }
-            None
+            (v.len() <= WHOLE_BYTES).then(|| greatest.clone())
         }
         other => Some(other.clone()),
     }
@@ -264,7 +267,8 @@ mod tests {
         // The code point after U+D7FF is no character.
         assert_eq!(text(&[&"\u{D7FF}".repeat(17)]).1, t(&format!("{}\u{E000}", "\u{D7FF}".repeat(15))));
         assert_eq!(text(&[&format!("a{}", "\u{10FFFF}".repeat(16))]).1, t("b"));
-        assert_eq!(text(&[&"\u{10FFFF}".repeat(17)]).1, None);
+        assert_eq!(text(&[&"\u{10FFFF}".repeat(17)]).1, t(&"\u{10FFFF}".repeat(17)), "nothing shorter is above it");
+        assert_eq!(text(&[&"\u{10FFFF}".repeat(257)]).1, None);
     }
 
     #[test]
@@ -273,7 +277,8 @@ mod tests {
         let mut want = vec![7; 15];
         want.push(8);
         assert_eq!(upper(&[7; 17]), Some(Scalar::Bytes(want)));
-        assert_eq!(upper(&[255; 17]), None);
+        assert_eq!(upper(&[255; 17]), Some(Scalar::Bytes(vec![255; 17])));
+        assert_eq!(upper(&[255; 1025]), None);
         assert_eq!(upper(&[255; 16]), Some(Scalar::Bytes(vec![255; 16])));
     }
 

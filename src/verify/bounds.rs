@@ -319,13 +319,15 @@ pub fn summary_excludes(summary: &FieldSummary, ty: &PrimitiveType, value: Optio
 
 /// A bound in `stats`: Delta protocol, "Per-file Statistics". `None` where it cannot be told what it means.
 fn said_by_delta(value: &Value, ty: &DataType, upper: bool) -> Option<Scalar> {
-    let outwards = |v: f64, by: f64| if upper { v + v.abs() * by } else { v - v.abs() * by };
+    let outwards = |v: f64, by: f64| if v.is_infinite() { v } else if upper { v + v.abs() * by } else { v - v.abs() * by };
+    // Infinities are words, and NaN bounds nothing.
+    let float = || value.as_f64().or_else(|| value.as_str()?.parse().ok()).filter(|v| !v.is_nan());
     Some(match ty {
         DataType::Boolean => Scalar::Bool(value.as_bool()?),
         DataType::Int32 | DataType::Int64 => Scalar::Int(value.as_i64()?),
-        DataType::Float32 => Scalar::Float(f64::from(value.as_f64()? as f32)),
+        DataType::Float32 => Scalar::Float(f64::from(float()? as f32)),
         // JSON is read to the last digit but one.
-        DataType::Float64 => Scalar::Float(outwards(value.as_f64()?, 2.0 * f64::EPSILON)),
+        DataType::Float64 => Scalar::Float(outwards(float()?, 2.0 * f64::EPSILON)),
         DataType::Decimal128(_, scale) => {
             let scaled = value.as_f64()? * 10f64.powi(i32::from(*scale));
             // A double holds 15 digits: of longer ones the rest is not said.

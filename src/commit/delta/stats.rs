@@ -1,8 +1,10 @@
 //! Column bounds and partition values as Delta writes them, and back.
 //!
 //! Delta protocol, "Per-file Statistics" and "Partition Value Serialization". Whatever cannot be
-//! said exactly is rounded outwards or left out: readers prune by these.
+//! said exactly is rounded outwards: readers prune by these. To leave a bound out is allowed, but deltalake's
+//! `to_pyarrow_dataset` then takes no value to be within it: only NaN and the very ends of a type's range have none.
 
+use crate::stage::bounds::WHOLE_BYTES;
 use crate::stage::{ColumnStats, FIELD_ID, Scalar};
 use arrow::datatypes::{DataType, Field, Schema};
 use chrono::{DateTime, NaiveDate, NaiveDateTime};
@@ -73,15 +75,14 @@ fn bound(field: &Field, value: &Scalar, upper: bool) -> Option<Box<RawValue>> {
             let full = time(*us)?;
             text(if upper { full } else { full[..8].to_string() })
         }
-        (DataType::Float32 | DataType::Float64, Scalar::Float(v)) if v.is_finite() => {
+        // As Spark writes them.
+        (DataType::Float32 | DataType::Float64, Scalar::Float(v)) if v.is_infinite() => text(if *v > 0.0 { "Infinity" } else { "-Infinity" }.into()),
+        (DataType::Float32 | DataType::Float64, Scalar::Float(v)) => {
             // Total order parts the zeros, IEEE does not: the bound holds under both.
             let v = if *v != 0.0 { *v } else if upper { 0.0 } else { -0.0 };
             serde_json::to_string(&v).ok()
         }
-        (DataType::Decimal128(_, scale), Scalar::Decimal(unscaled)) => {
-            // Readers go through a double: 15 digits survive that.
-            (unscaled.unsigned_abs() < 1_000_000_000_000_000).then(|| decimal(*unscaled, *scale))
-        }
+        (DataType::Decimal128(precision, scale), Scalar::Decimal(unscaled)) => Some(decimal(short_decimal(*unscaled, *precision, upper)?, *scale)),
         (DataType::Utf8 | DataType::LargeUtf8 | DataType::Utf8View, Scalar::Text(t)) => text(truncate_text(t, 32, upper)?),
         (DataType::FixedSizeBinary(16), Scalar::Bytes(b)) if super::schema::is_uuid(field) => text(uuid::Uuid::from_slice(b).ok()?.to_string()),
         (DataType::FixedSizeBinary(16) | DataType::Time32(_) | DataType::Time64(_), Scalar::Text(t)) => text(truncate_text(t, 32, upper)?),
@@ -90,8 +91,19 @@ fn bound(field: &Field, value: &Scalar, upper: bool) -> Option<Box<RawValue>> {
     RawValue::from_string(raw).ok()
 }
 
-/// At most `most` code points; an upper bound is rounded up to the next text of that length, and is
-/// `None` where there is none.
+/// Some readers go through a double, which holds 15 digits: the rest is rounded away. `None` beyond the type's range.
+fn short_decimal(unscaled: i128, precision: u8, upper: bool) -> Option<i128> {
+    let mut unit = 1;
+    while unscaled.unsigned_abs() / (unit as u128) >= 1_000_000_000_000_000 {
+        unit *= 10;
+    }
+    let below = unscaled.div_euclid(unit).checked_mul(unit)?;
+    let short = if upper && below != unscaled { below.checked_add(unit)? } else { below };
+    (short.unsigned_abs() < 10u128.checked_pow(precision.into())?).then_some(short)
+}
+
+/// At most `most` code points; an upper bound is rounded up to the next text of that length. Where there is none it is the
+/// text itself, and `None` when that is very long.
 pub(super) fn truncate_text(text: &str, most: usize, upper: bool) -> Option<String> {
     if text.chars().count() <= most {
         return Some(text.to_string());
@@ -107,7 +119,7 @@ pub(super) fn truncate_text(text: &str, most: usize, upper: bool) -> Option<Stri
             return Some(chars.into_iter().collect());
         }
     }
-    None
+    (text.len() <= WHOLE_BYTES).then(|| text.to_string())
 }
 
 fn date(days: i64) -> Option<String> {
@@ -192,13 +204,12 @@ fn timestamp(text: &str) -> Option<i64> {
 }
 
 fn parse_decimal(text: &str, scale: i8) -> Option<i128> {
-    let (whole, fraction) = text.split_once('.').unwrap_or((text, ""));
-    let scale = scale.max(0) as usize;
+    // JSON's numbers beyond 2^53 come with an exponent.
+    let (digits, exponent) = text.split_once(['e', 'E']).map_or(Some((text, 0)), |(d, e)| Some((d, e.parse::<i32>().ok()?)))?;
+    let (whole, fraction) = digits.split_once('.').unwrap_or((digits, ""));
     let fraction = fraction.trim_end_matches('0');
-    if fraction.len() > scale {
-        return None;
-    }
-    format!("{whole}{fraction:0<scale$}").parse().ok()
+    let zeros = usize::try_from(i32::from(scale.max(0)) + exponent - fraction.len() as i32).ok().filter(|z| *z <= 38)?;
+    format!("{whole}{fraction}{:0<zeros$}", "").parse().ok()
 }
 
 /// What the `stats` of an add say of the columns of this schema: records, and bounds where they parse.
@@ -213,7 +224,7 @@ pub(super) fn from_json(schema: &Schema, stats: &str) -> (Option<u64>, Vec<Colum
         let value = |kind: &str| {
             let v = &stats[kind][field.name().as_str()];
             let text = v.as_str().map(String::from).or_else(|| v.is_number().then(|| v.to_string()))?;
-            if textual { None } else { parse_value(field, &text) }
+            if textual { None } else { parse_value(field, &text).filter(|v| !matches!(v, Scalar::Float(f) if f.is_nan())) }
         };
         let Some(nulls) = stats["nullCount"][field.name().as_str()].as_u64() else { continue };
         let (lower, mut upper) = (value("minValues"), value("maxValues"));
@@ -249,8 +260,15 @@ mod tests {
         assert_eq!(said(C::TimestampLocal(None), Scalar::Int(-1), false).unwrap(), r#""1969-12-31T23:59:59.999""#);
         assert_eq!(said(C::TimestampLocal(None), Scalar::Int(-1), true).unwrap(), r#""1970-01-01T00:00:00.000""#);
         assert_eq!(said(C::Decimal(12, 2), Scalar::Decimal(-5), false).unwrap(), "-0.05");
-        assert_eq!(said(C::Decimal(38, 2), Scalar::Decimal(10i128.pow(20)), true), None);
-        assert_eq!(said(C::Float64, Scalar::Float(f64::INFINITY), true), None);
+        let decimal = |v: i128, upper| said(C::Decimal(20, 2), Scalar::Decimal(v), upper);
+        assert_eq!(decimal(12_345_678_901_234_567, false).unwrap(), "123456789012345.00");
+        assert_eq!(decimal(12_345_678_901_234_567, true).unwrap(), "123456789012346.00");
+        assert_eq!(decimal(-12_345_678_901_234_567, false).unwrap(), "-123456789012346.00");
+        assert_eq!(decimal(-12_345_678_901_234_567, true).unwrap(), "-123456789012345.00");
+        assert_eq!(decimal(10i128.pow(19), true).unwrap(), "100000000000000000.00");
+        assert_eq!(decimal(10i128.pow(20) - 1, true), None, "beyond what the type holds");
+        assert_eq!(said(C::Float64, Scalar::Float(f64::INFINITY), true).unwrap(), r#""Infinity""#);
+        assert_eq!(said(C::Float32, Scalar::Float(f64::NEG_INFINITY), false).unwrap(), r#""-Infinity""#);
         assert_eq!(said(C::Float64, Scalar::Float(0.0), false).unwrap(), "-0.0");
         assert_eq!(said(C::Float64, Scalar::Float(-0.0), true).unwrap(), "0.0");
         assert_eq!(said(C::Date, Scalar::Int(19_000), true).unwrap(), r#""2022-01-08""#);
@@ -266,18 +284,27 @@ mod tests {
         assert_eq!(truncate_text(&long, 32, false).unwrap(), "a".repeat(32));
         assert_eq!(truncate_text(&long, 32, true).unwrap(), format!("{}b", "a".repeat(31)));
         assert_eq!(truncate_text(&format!("a{}", "\u{10FFFF}".repeat(40)), 32, true).unwrap(), "b");
-        assert_eq!(truncate_text(&"\u{10FFFF}".repeat(40), 32, true), None);
+        assert_eq!(truncate_text(&"\u{10FFFF}".repeat(40), 32, true).unwrap(), "\u{10FFFF}".repeat(40));
+        assert_eq!(truncate_text(&"\u{10FFFF}".repeat(400), 32, true), None);
         assert_eq!(truncate_text(&"\u{D7FF}".repeat(33), 32, true).unwrap().chars().last(), Some('\u{E000}'), "surrogates are skipped");
     }
 
     #[test]
-    fn a_nan_takes_the_maximum_away() {
-        let schema = Schema::new(vec![field(C::Float64)]);
-        let stats = |nans| ColumnStats { field_id: 1, bytes: 0, values: 3, nulls: 1, nans, lower: Some(Scalar::Float(1.5)), upper: Some(Scalar::Float(2.0)) };
-        let json: Value = serde_json::from_str(&to_json(&schema, &[], 3, &[stats(1)], None)).unwrap();
+    fn bounds_survive_the_log_and_a_nan_takes_the_maximum_away() {
+        let of = |lower: Scalar, upper: Option<Scalar>, nans| ColumnStats { field_id: 1, bytes: 0, values: 3, nulls: 1, nans, lower: Some(lower), upper };
+        let floats = Schema::new(vec![field(C::Float64)]);
+        let json: Value = serde_json::from_str(&to_json(&floats, &[], 3, &[of(Scalar::Float(1.5), Some(Scalar::Float(2.0)), 1)], None)).unwrap();
         assert_eq!(json, json!({"numRecords": 3, "minValues": {"c": 1.5}, "maxValues": {}, "nullCount": {"c": 1}}));
-        let text = to_json(&schema, &[], 3, &[stats(0)], None);
-        assert_eq!(from_json(&schema, &text), (Some(3), vec![stats(0)]));
+        let decimals = Schema::new(vec![field(C::Decimal(38, 2))]);
+        let cases = [
+            (&floats, Scalar::Float(1.5), Scalar::Float(2.0)),
+            (&floats, Scalar::Float(f64::NEG_INFINITY), Scalar::Float(f64::INFINITY)),
+            (&decimals, Scalar::Decimal(-105), Scalar::Decimal(12_345_678_901_234_500_000_000)),
+        ];
+        for (schema, lower, upper) in cases {
+            let stats = of(lower, Some(upper), 0);
+            assert_eq!(from_json(schema, &to_json(schema, &[], 3, std::slice::from_ref(&stats), None)), (Some(3), vec![stats]));
+        }
     }
 
     #[test]

@@ -199,7 +199,10 @@ pub fn data_file(file: &crate::stage::DataFile, location: String, schema: &Schem
             nans.insert(c.field_id, c.nans);
         }
         lower.extend(c.lower.as_ref().and_then(|v| datum(v, ty)).map(|d| (c.field_id, d)));
-        upper.extend(c.upper.as_ref().and_then(|v| datum(v, ty)).map(|d| (c.field_id, d)));
+        // Bounds leave NaN out, and engines that order it above all numbers (DuckDB) prune by them nevertheless: without an upper one they cannot.
+        if c.nans == 0 {
+            upper.extend(c.upper.as_ref().and_then(|v| datum(v, ty)).map(|d| (c.field_id, d)));
+        }
     }
     DataFileBuilder::default()
         .content(DataContentType::Data)

@@ -4,6 +4,9 @@
     read.py pyiceberg CATALOG_DB NAMESPACE.TABLE [FILTER]
     read.py duckdb-delta PATH [WHERE]
     read.py deltalake PATH
+    read.py ids duckdb-iceberg|duckdb-delta|deltalake PATH WHERE...   for each filter a line of ids
+    read.py deltalake-files PATH COLUMN VALUE           how many files may hold it
+    read.py pyiceberg-partitions CATALOG_DB NAMESPACE.TABLE
     read.py duckdb QUERY
 
 and commits to one as somebody else would:
@@ -99,6 +102,22 @@ def with_duckdb(connection, source, where):
     show(columns, result.fetchall())
 
 
+def ids(reader, path, *filters):
+    if reader == "deltalake":
+        from deltalake import DeltaTable, QueryBuilder
+
+        import pyarrow
+
+        session = QueryBuilder().register("t", DeltaTable(path))
+        matching = lambda where: pyarrow.table(session.execute(f"select id from t where {where}").read_all())["id"].to_pylist()
+    else:
+        connection = duckdb_connection("avro", "iceberg") if reader == "duckdb-iceberg" else duckdb_connection("delta")
+        scan = {"duckdb-iceberg": "iceberg_scan", "duckdb-delta": "delta_scan"}[reader]
+        matching = lambda where: [row[0] for row in connection.execute(f"select id from {scan}({quoted(path)}) where {where}").fetchall()]
+    for where in filters:
+        print(json.dumps(sorted(matching(where))))
+
+
 def quoted(text):
     return "'" + text.replace("'", "''") + "'"
 
@@ -124,6 +143,23 @@ def main(reader, *args):
         from deltalake import DeltaTable
 
         show_arrow(pyarrow.table(DeltaTable(args[0]).to_pyarrow_table()))
+    elif reader == "ids":
+        ids(*args)
+    elif reader == "deltalake-files":
+        import pyarrow
+        import pyarrow.dataset
+        from deltalake import DeltaTable
+
+        files = DeltaTable(args[0]).to_pyarrow_dataset()
+        value = pyarrow.scalar(args[2]).cast(files.schema.field(args[1]).type)
+        left = files.get_fragments(pyarrow.dataset.field(args[1]) == value)
+        print(json.dumps({"files": len(list(files.get_fragments())), "left": len(list(left))}))
+    elif reader == "pyiceberg-partitions":
+        from pyiceberg.catalog.sql import SqlCatalog
+
+        table = SqlCatalog(CATALOG_NAME, uri=f"sqlite:///{args[0]}", warehouse="file:///nowhere").load_table(args[1])
+        for row in table.inspect.partitions().to_pylist():
+            print(json.dumps({**row["partition"], "records": row["record_count"]}))
     elif reader == "delta-compact":
         from deltalake import DeltaTable
 
