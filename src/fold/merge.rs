@@ -5,13 +5,18 @@
 //! come out the same (`model/`, rules MergeMiddle and MergeAcrossStamp).
 
 use super::{Deltas, EntryTimes, FoldError, TableFold, aggregate_of, copied};
+use crate::partial::groups::Groups;
 use crate::partial::{Run, RunKind, cut, epoch_groups, shared_schema};
-use arrow::array::{ArrayRef, TimestampMicrosecondArray};
+use crate::pipeline::sql::TablePlan;
+use arrow::array::{ArrayRef, BooleanArray, TimestampMicrosecondArray};
+use arrow::compute::filter_record_batch;
 use arrow::record_batch::RecordBatch;
+use arrow::row::{RowConverter, SortField};
 use datafusion::error::DataFusionError;
 use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
 use std::sync::Arc;
+use twox_hash::XxHash3_64;
 
 impl TableFold {
     /// The rows of an entry's judge-later runs that were in time, as partial runs by window start.
@@ -49,13 +54,72 @@ impl TableFold {
         Ok(RecordBatch::try_new(schema, columns).map_err(DataFusionError::from)?)
     }
 
-    /// Runs that add up to `batches`, which stand in the order of the log and have their windows' starts before the other
-    /// columns.
-    pub fn merged(&self, batches: impl IntoIterator<Item = RecordBatch>) -> Result<Vec<Run>, FoldError> {
-        let mut groups = epoch_groups(aggregate_of(&self.plan)?)?;
-        for batch in batches {
-            groups.merge(batch.columns(), batch.num_rows())?;
-        }
-        Ok(cut(&self.plan, groups)?)
+    /// Begins to merge the rows of these keys. What takes more than `most_bytes`, in more than `most_groups` groups, is left
+    /// for further passes.
+    pub fn merging(&self, share: Share, most_bytes: usize, most_groups: usize) -> Result<Merging, FoldError> {
+        let groups = epoch_groups(aggregate_of(&self.plan)?)?;
+        Ok(Merging { plan: self.plan.clone(), groups, share, left: vec![], most_bytes, most_groups })
     }
 }
+
+/// Keys, each with its window's start, by a hash: one of so many parts of them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Share {
+    parts: u64,
+    nth: u64,
+}
+
+impl Share {
+    /// All of them.
+    pub const WHOLE: Share = Share { parts: 1, nth: 0 };
+
+    fn chosen(self, columns: &[ArrayRef]) -> Result<BooleanArray, DataFusionError> {
+        let converter = RowConverter::new(columns.iter().map(|c| SortField::new(c.data_type().clone())).collect())?;
+        let rows = converter.convert_columns(columns)?;
+        Ok(rows.iter().map(|row| Some(XxHash3_64::oneshot(row.as_ref()) % self.parts == self.nth)).collect())
+    }
+}
+
+/// Rows that are added to those of the same key and window, in the order of the log.
+pub struct Merging {
+    plan: Arc<TablePlan>,
+    groups: Groups,
+    share: Share,
+    left: Vec<Share>,
+    most_bytes: usize,
+    most_groups: usize,
+}
+
+impl Merging {
+    /// Adds rows that have their window's start before the other columns.
+    pub fn add(&mut self, batch: &RecordBatch) -> Result<(), FoldError> {
+        let batch = self.chosen(batch)?;
+        self.groups.merge(batch.columns(), batch.num_rows())?;
+        while self.groups.bytes() > self.most_bytes && self.groups.len() > self.most_groups.max(1) && self.share.parts < MOST_PARTS {
+            let Share { parts, nth } = self.share;
+            self.left.push(Share { parts: parts * 2, nth: nth + parts });
+            self.share = Share { parts: parts * 2, nth };
+            let aggregate = aggregate_of(&self.plan)?;
+            let kept = std::mem::replace(&mut self.groups, epoch_groups(aggregate)?).run(&shared_schema(aggregate))?;
+            let kept = self.chosen(&kept)?;
+            self.groups.merge(kept.columns(), kept.num_rows())?;
+        }
+        Ok(())
+    }
+
+    fn chosen(&self, batch: &RecordBatch) -> Result<RecordBatch, DataFusionError> {
+        if self.share == Share::WHOLE {
+            return Ok(batch.clone());
+        }
+        let keys = aggregate_of(&self.plan)?.keys.len();
+        Ok(filter_record_batch(batch, &self.share.chosen(&batch.columns()[..=keys])?)?)
+    }
+
+    /// The merged runs, and the keys that must be merged by themselves.
+    pub fn finish(self) -> Result<(Vec<Run>, Vec<Share>), FoldError> {
+        Ok((cut(&self.plan, self.groups)?, self.left))
+    }
+}
+
+/// So many passes at most: then what takes more memory takes it.
+const MOST_PARTS: u64 = 1 << 12;

@@ -6,7 +6,7 @@
 //! How much memory there was, and whether the process was ever stopped, shows in no row.
 
 mod emit;
-mod merge;
+pub(crate) mod merge;
 mod pane;
 mod rows;
 mod spill;

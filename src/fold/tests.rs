@@ -1,3 +1,4 @@
+use super::merge::Share;
 use super::*;
 use crate::partial::Partials;
 use crate::partial::tests::{Row, decoded, planned, projection};
@@ -300,8 +301,21 @@ fn through_bytes(runs: &[Run]) -> Vec<Run> {
     refs.iter().map(|r| read_run(&object[r.offset as usize..(r.offset + r.length) as usize], r).unwrap()).collect()
 }
 
+/// Runs that add up to these batches, of so many groups at a time.
+fn merged(fold: &TableFold, batches: &[RecordBatch], most_groups: usize) -> Vec<Run> {
+    let (mut runs, mut shares) = (vec![], vec![Share::WHOLE]);
+    while let Some(share) = shares.pop() {
+        let mut merging = fold.merging(share, if most_groups == usize::MAX { usize::MAX } else { 0 }, most_groups).unwrap();
+        batches.iter().for_each(|b| merging.add(b).unwrap());
+        let (more, left) = merging.finish().unwrap();
+        runs.extend(more);
+        shares.extend(left);
+    }
+    runs
+}
+
 /// The runs of these steps put together.
-fn merged_runs(fold: &TableFold, steps: &[Step]) -> Vec<Run> {
+fn merged_runs(fold: &TableFold, steps: &[Step], most_groups: usize) -> Vec<Run> {
     let mut batches = vec![];
     for step in steps {
         let (later, partial): (Vec<Run>, Vec<Run>) = step.runs.iter().cloned().partition(|r| r.kind == RunKind::JudgeLater);
@@ -311,7 +325,7 @@ fn merged_runs(fold: &TableFold, steps: &[Step]) -> Vec<Run> {
         // Cut at some window, as where there are too many rows for one piece.
         batches.extend(partial.iter().flat_map(|r| [fold.within(r, &(i64::MIN..=5 * MINUTE)).unwrap(), fold.within(r, &(5 * MINUTE + 1..=i64::MAX)).unwrap()]));
     }
-    fold.merged(batches).unwrap()
+    merged(fold, &batches, most_groups)
 }
 
 /// No key, no aggregate: nothing but the windows themselves.
@@ -323,8 +337,8 @@ fn windows_without_columns_are_folded() {
         let mut folded = fold(&plan, Emit::OnClose, memory, dir.path());
         let runs = runs(&plan, &[vec![(0, vec![(None, 0, 1, 0), (None, 6, 1, 0), (None, 7, 1, 0), (None, 12, 1, 0)])]], None);
         assert_eq!(runs.len(), 1, "small windows share a run");
-        let merged = folded.merged([folded.within(&runs[0], &(i64::MIN..=5 * MINUTE)).unwrap(), folded.within(&runs[0], &(5 * MINUTE + 1..=i64::MAX)).unwrap()]).unwrap();
-        assert_eq!(merged, runs);
+        let halves = [folded.within(&runs[0], &(i64::MIN..=5 * MINUTE)).unwrap(), folded.within(&runs[0], &(5 * MINUTE + 1..=i64::MAX)).unwrap()];
+        assert_eq!(merged(&folded, &halves, usize::MAX), runs);
         let before = EntryTimes { watermark_after: Some(0), ..EntryTimes::default() };
         assert!(folded.apply(&before, runs.clone()).unwrap().rows.is_empty());
         let changes = folded.apply(&EntryTimes { watermark_before: Some(0), watermark_after: Some(10 * MINUTE), ..EntryTimes::default() }, runs).unwrap();
@@ -366,7 +380,8 @@ proptest! {
             // The older half merged, as a checkpoint does it.
             let (older, newer) = steps[..i].split_at(i.div_ceil(2));
             let mut merged = fold(&plan, emit, PLENTY, dirs[0].path());
-            let runs = merged_runs(&merged, older);
+            // At once, or of few keys at a time.
+            let runs = merged_runs(&merged, older, [usize::MAX, 2][i % 2]);
             let whole = EntryTimes { horizon_after: step.at.horizon_before, ..EntryTimes::default() };
             merged.restore([(whole, through_bytes(&runs))].into_iter().chain(newer.iter().map(|s| (s.at, through_bytes(&s.runs)))).collect()).unwrap();
             merged.resume(step.at.watermark_before, step.at.horizon_before);

@@ -4,6 +4,7 @@ use super::WorkerError;
 use super::tables::{Tables, folding};
 use crate::epoch::entry::RunEntry;
 use crate::epoch::ledger::{Ledger, LiveRun};
+use crate::fold::merge::Share;
 use crate::mutant::{self, Mutant};
 use crate::partial::SHARED_ROWS;
 use crate::pipeline::sql::Tumble;
@@ -95,7 +96,8 @@ impl Tables {
         Ok(narrow)
     }
 
-    /// Merges the rows of the windows that begin within `starts`.
+    /// Merges the rows of the windows that begin within `starts`, one piece after the other. Of a window with more keys
+    /// than memory is for, one share of the keys at a time.
     #[allow(clippy::too_many_arguments)]
     async fn merge_part(
         &mut self,
@@ -108,34 +110,56 @@ impl Tables {
         put: &mut usize,
     ) -> Result<Vec<LiveRun>, WorkerError> {
         let failed = |e: &dyn std::fmt::Display| WorkerError::Internal(format!("table {table}: merging runs: {e}"));
-        let mut batches: Vec<(u64, RecordBatch)> = vec![];
-        for piece in pieces {
-            let read = match &piece.rest {
-                Rest::Run(run) => Some(self.fetch_run(&run.object, &run.run.run).await?),
-                Rest::Read(_) => None,
-            };
-            let fold = self.fold_of(table).ok_or_else(|| fold_gone(table))?;
-            let found = match (&piece.rest, read) {
-                (Rest::Read(batches), _) => batches.iter().map(|b| fold.of_window(piece.first, b)).collect(),
-                (_, Some(run)) => fold.within(&run, &starts).map(|b| vec![b]),
-                (Rest::Run(_), None) => Ok(vec![]),
-            };
-            batches.extend(found.map_err(|e| folding(table, e))?.into_iter().map(|b| (piece.entry, b)));
+        let (bytes, groups) = ((self.parts.pipeline.memory_bytes / 8) as usize, self.parts.cadence.merge_rows as usize);
+        let mut emitted = BTreeSet::new();
+        for piece in pieces.iter().filter(|p| trail.ended_at.is_some_and(|e| p.entry < e)) {
+            self.rows_of(table, piece, &starts).await?.iter().for_each(|b| emitted.extend(window_starts(b).iter().copied()));
         }
         let mut merged = vec![];
-        for (entry, batches) in by_emission(batches, trail.ended_at).map_err(|e| failed(&e))? {
-            let fold = self.fold_of(table).ok_or_else(|| fold_gone(table))?;
-            let runs = in_place(|| fold.merged(batches)).map_err(|e| folding(table, e))?;
-            *put += 1;
-            let object = format!("{}/runs/{}", self.parts.state_folder, names::merged_runs(trail.next - 1, attempt, *put));
-            let (bytes, refs) = write_runs(&runs).map_err(|e| failed(&e))?;
-            self.parts.store.put(&Path::from(object.as_str()), bytes.into()).await.map_err(|e| WorkerError::Unavailable(format!("cannot write {object}: {e}")))?;
-            merged.extend(refs.into_iter().map(|run| {
-                let last_window_end_us = run.kind.windows().map_or(i64::MAX, |(_, last)| window.window_of(last).1);
-                LiveRun { entry, nth: 0, object: object.clone(), run: RunEntry { run, last_window_end_us }, horizon_before: None }
-            }));
+        for side in if emitted.is_empty() { &[false][..] } else { &[true, false] } {
+            // Of all keys: a run says by its entry alone whether its windows are emitted.
+            let mut first = None;
+            let mut shares = vec![Share::WHOLE];
+            while let Some(share) = shares.pop() {
+                let mut merging = self.fold_of(table).ok_or_else(|| fold_gone(table))?.merging(share, bytes, groups).map_err(|e| folding(table, e))?;
+                for piece in pieces {
+                    for batch in self.rows_of(table, piece, &starts).await? {
+                        let batch = on_side(batch, &emitted, *side).map_err(|e| failed(&e))?;
+                        if batch.num_rows() > 0 {
+                            first = Some(first.unwrap_or(piece.entry).min(piece.entry));
+                            in_place(|| merging.add(&batch)).map_err(|e| folding(table, e))?;
+                        }
+                    }
+                }
+                let (runs, left) = in_place(|| merging.finish()).map_err(|e| folding(table, e))?;
+                shares.extend(left);
+                let Some(entry) = first.filter(|_| !runs.is_empty()) else { continue };
+                *put += 1;
+                let object = format!("{}/runs/{}", self.parts.state_folder, names::merged_runs(trail.next - 1, attempt, *put));
+                let (bytes, refs) = write_runs(&runs).map_err(|e| failed(&e))?;
+                self.parts.store.put(&Path::from(object.as_str()), bytes.into()).await.map_err(|e| WorkerError::Unavailable(format!("cannot write {object}: {e}")))?;
+                merged.extend(refs.into_iter().map(|run| {
+                    let last_window_end_us = run.kind.windows().map_or(i64::MAX, |(_, last)| window.window_of(last).1);
+                    LiveRun { entry, nth: 0, object: object.clone(), run: RunEntry { run, last_window_end_us }, horizon_before: None }
+                }));
+            }
         }
         Ok(merged)
+    }
+
+    /// The rows of a piece whose windows begin within `starts`, with the window's start before the other columns.
+    async fn rows_of(&mut self, table: &str, piece: &Piece, starts: &RangeInclusive<i64>) -> Result<Vec<RecordBatch>, WorkerError> {
+        let read = match &piece.rest {
+            Rest::Run(run) => Some(self.fetch_run(&run.object, &run.run.run).await?),
+            Rest::Read(_) => None,
+        };
+        let fold = self.fold_of(table).ok_or_else(|| fold_gone(table))?;
+        let found = match (&piece.rest, read) {
+            (Rest::Read(batches), _) => batches.iter().map(|b| fold.of_window(piece.first, b)).collect(),
+            (_, Some(run)) => fold.within(&run, starts).map(|b| vec![b]),
+            (Rest::Run(_), None) => Ok(vec![]),
+        };
+        found.map_err(|e| folding(table, e))
     }
 }
 
@@ -252,32 +276,17 @@ fn parts(group: &[Piece], oldest: i64, rows: u64) -> Vec<RangeInclusive<i64>> {
     froms.zip(ends.iter().copied().chain([i64::MAX])).map(|(from, to)| from..=to).collect()
 }
 
-/// Rows of windows that an end of input has emitted, and those of the others: a run says it by its entry alone. With the
-/// first entry of each.
-fn by_emission(batches: Vec<(u64, RecordBatch)>, ended_at: Option<u64>) -> Result<Vec<(u64, Vec<RecordBatch>)>, ArrowError> {
-    let starts = |b: &RecordBatch| b.column(0).as_primitive::<TimestampMicrosecondType>().values().clone();
-    let mut emitted = BTreeSet::new();
-    for (_, batch) in batches.iter().filter(|(entry, _)| ended_at.is_some_and(|e| *entry < e)) {
-        emitted.extend(starts(batch).iter().copied());
-    }
+fn window_starts(batch: &RecordBatch) -> &[i64] {
+    batch.column(0).as_primitive::<TimestampMicrosecondType>().values()
+}
+
+/// The rows of windows that an end of input has emitted, or those of the others.
+fn on_side(batch: RecordBatch, emitted: &BTreeSet<i64>, side: bool) -> Result<RecordBatch, ArrowError> {
     if emitted.is_empty() {
-        let first = batches.iter().filter(|(_, b)| b.num_rows() > 0).map(|(entry, _)| *entry).min();
-        return Ok(first.map(|first| (first, batches.into_iter().map(|(_, b)| b).collect())).into_iter().collect());
+        return Ok(if side { batch.slice(0, 0) } else { batch });
     }
-    let mut sides: Vec<(u64, Vec<RecordBatch>)> = vec![];
-    for side in [true, false] {
-        let (mut first, mut rows) = (None, vec![]);
-        for (entry, batch) in &batches {
-            let chosen: BooleanArray = starts(batch).iter().map(|s| Some(emitted.contains(s) == side)).collect();
-            let batch = filter_record_batch(batch, &chosen)?;
-            if batch.num_rows() > 0 {
-                first = Some(first.map_or(*entry, |f: u64| f.min(*entry)));
-                rows.push(batch);
-            }
-        }
-        sides.extend(first.map(|first| (first, rows)));
-    }
-    Ok(sides)
+    let chosen: BooleanArray = window_starts(&batch).iter().map(|s| Some(emitted.contains(s) == side)).collect();
+    filter_record_batch(&batch, &chosen)
 }
 
 #[cfg(test)]
@@ -348,21 +357,13 @@ mod tests {
 
     #[test]
     fn windows_that_an_end_of_input_emitted_are_told_from_the_others() {
-        let batch = |starts: Vec<i64>, values: Vec<i64>| {
-            RecordBatch::try_from_iter([
-                ("window_start", Arc::new(TimestampMicrosecondArray::from(starts).with_timezone("UTC")) as arrow::array::ArrayRef),
-                ("n", Arc::new(Int64Array::from(values))),
-            ])
-            .unwrap()
+        let starts = Arc::new(TimestampMicrosecondArray::from(vec![0, 5, 9]).with_timezone("UTC")) as arrow::array::ArrayRef;
+        let batch = RecordBatch::try_from_iter([("window_start", starts), ("n", Arc::new(Int64Array::from(vec![1, 2, 3])) as _)]).unwrap();
+        let rows = |emitted: &[i64], side| {
+            let batch = on_side(batch.clone(), &emitted.iter().copied().collect(), side).unwrap();
+            batch.column(1).as_primitive::<arrow::datatypes::Int64Type>().values().to_vec()
         };
-        let rows = |side: &[RecordBatch]| side.iter().flat_map(|b| b.column(1).as_primitive::<arrow::datatypes::Int64Type>().values().to_vec()).collect::<Vec<_>>();
-        let batches = vec![(3, batch(vec![0, 5], vec![1, 2])), (8, batch(vec![5, 9], vec![3, 4])), (9, batch(vec![0, 9], vec![5, 6]))];
-        let sides: Vec<_> = by_emission(batches.clone(), Some(7)).unwrap().into_iter().map(|(entry, side)| (entry, rows(&side))).collect();
-        assert_eq!(sides, [(3, vec![1, 2, 3, 5]), (8, vec![4, 6])]);
-        for ended_at in [None, Some(3), Some(20)] {
-            let one: Vec<_> = by_emission(batches.clone(), ended_at).unwrap().into_iter().map(|(entry, side)| (entry, rows(&side).len())).collect();
-            assert_eq!(one, [(3, 6)], "{ended_at:?}");
-        }
-        assert!(by_emission(vec![], None).unwrap().is_empty());
+        assert_eq!((rows(&[0, 9], true), rows(&[0, 9], false)), (vec![1, 3], vec![2]));
+        assert_eq!((rows(&[], true), rows(&[], false)), (vec![], vec![1, 2, 3]));
     }
 }

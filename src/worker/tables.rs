@@ -188,7 +188,11 @@ impl Tables {
     async fn refused(&self, why: String) -> WorkerError {
         match self.parts.head.refresh().await {
             Err(newer @ (HeadError::PlanReplaced { .. } | HeadError::StartOver)) => newer.into(),
-            Ok(()) | Err(HeadError::Log(_)) => WorkerError::Refused(why),
+            Ok(()) => WorkerError::Refused(why),
+            Err(unread @ HeadError::Log(_)) => match unread.into() {
+                WorkerError::Unavailable(e) => WorkerError::Unavailable(format!("{why} (whether a newer plan made it so cannot be seen: {e})")),
+                _ => WorkerError::Refused(why),
+            },
         }
     }
 
@@ -659,6 +663,11 @@ impl Tables {
     async fn checkpoint_and_truncate(&mut self, ending: bool) -> Result<(), WorkerError> {
         let lowest = self.lowest_stamp();
         if !ending && !self.is_lowest() {
+            return Ok(());
+        }
+        // One that was decided and is not folded yet would refuse the next, and has removed runs that the trail still names.
+        let newest = self.parts.head.with(|l| l.checkpoint.map(|c| c.entry)).await;
+        if newest != self.at.checkpoint.map(|c| c.entry) {
             return Ok(());
         }
         let Some(upto) = checkpoint::upto(self.parts.cadence, self.at.next, lowest, self.at.checkpoint.map(|c| c.upto)) else { return Ok(()) };
