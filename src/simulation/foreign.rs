@@ -245,7 +245,7 @@ async fn version(world: &Arc<World>, spec: &TableSpec, files: &[DataFile], live:
     world.put("foreign", &commit(newest + 1), text.into(), true).await.is_ok()
 }
 
-/// The pipelines here are partitioned by texts, and by hours in Iceberg.
+/// The pipelines here are partitioned by texts, and by hours, days and months in Iceberg.
 fn text_of(value: &Option<Scalar>) -> Option<&str> {
     if let Some(Scalar::Text(text)) = value { Some(text) } else { None }
 }

@@ -9,11 +9,9 @@ use std::collections::{BTreeMap, BTreeSet};
 pub type Rows = Vec<Vec<String>>;
 
 pub const MINUTE: i64 = 60_000_000;
-/// Size of every window.
-pub const FIVE: i64 = 5 * MINUTE;
 /// `max_ahead` of the sources.
 pub const MAX_AHEAD: i64 = 6 * 60 * MINUTE;
-/// The column that a plan may add to a plain table.
+/// The column that a plan may add to a plain table, and to windows with a key.
 pub const ADDED: &str = "w";
 
 /// The state after some entry; [`Reckoning::apply`] leads to that after the next one.
@@ -32,6 +30,8 @@ struct Source {
     at: BTreeMap<i32, i64>,
     watermark: Option<i64>,
     dead: Rows,
+    /// The newest plan has it.
+    read: bool,
 }
 
 #[derive(Debug, Default, Clone)]
@@ -46,6 +46,7 @@ struct Plain {
 #[derive(Debug, Default, Clone)]
 struct Windowed {
     source: String,
+    size: i64,
     lateness: i64,
     on_update: bool,
     upsert: bool,
@@ -53,6 +54,10 @@ struct Windowed {
     groups: BTreeMap<i64, BTreeMap<&'static str, (i64, i64)>>,
     /// Emitted by an end of input, before the watermark came.
     early: BTreeSet<i64>,
+    /// The plan has [`ADDED`].
+    added: bool,
+    /// Groups whose row was written since then.
+    widened: BTreeSet<(i64, &'static str)>,
     late: Rows,
     /// Append-only: everything that was ever emitted.
     emitted: Rows,
@@ -65,17 +70,19 @@ impl Windowed {
         vec![start.to_string(), key.to_string(), sum.to_string(), n.to_string()]
     }
 
-    fn emit(&mut self, op: &str, start: i64, key: &str, group: (i64, i64)) {
+    fn emit(&mut self, op: &str, start: i64, key: &'static str, group: (i64, i64)) {
         if !self.upsert {
             let mut row = Self::text(start, key, group);
             row.push(op.to_string());
             self.emitted.push(row);
+        } else if self.added {
+            self.widened.insert((start, key));
         }
     }
 
     /// Whether the window's rows were to be seen before this entry.
     fn shown(&self, start: i64, watermark: Option<i64>) -> bool {
-        self.on_update || watermark.is_some_and(|w| start + FIVE <= w) || self.early.contains(&start)
+        self.on_update || watermark.is_some_and(|w| start + self.size <= w) || self.early.contains(&start)
     }
 
     fn entry(&mut self, rows: &[(i32, i64, Row)], before: Option<i64>) -> u64 {
@@ -83,8 +90,8 @@ impl Windowed {
         let mut changed: BTreeSet<(i64, &'static str)> = BTreeSet::new();
         let mut late = 0;
         for (partition, offset, row) in rows {
-            let start = row.at_us.div_euclid(FIVE) * FIVE;
-            if self.horizon.is_some_and(|h| start + FIVE <= h) {
+            let start = row.at_us.div_euclid(self.size) * self.size;
+            if self.horizon.is_some_and(|h| start + self.size <= h) {
                 self.late.push(vec![partition.to_string(), offset.to_string(), start.to_string(), row.key.to_string(), row.value.to_string()]);
                 late += 1;
                 continue;
@@ -105,7 +112,7 @@ impl Windowed {
 
     fn close(&mut self, before: Option<i64>, after: Option<i64>, all: bool) {
         for (start, groups) in self.groups.clone() {
-            let due = all || after.is_some_and(|w| start + FIVE <= w);
+            let due = all || after.is_some_and(|w| start + self.size <= w);
             if due && !self.shown(start, before) {
                 groups.iter().for_each(|(key, group)| self.emit("insert", start, key, *group));
             }
@@ -124,7 +131,12 @@ impl Windowed {
             return sorted(self.emitted.clone());
         }
         let shown = self.groups.iter().filter(|(start, _)| self.shown(**start, watermark));
-        sorted(shown.flat_map(|(start, groups)| groups.iter().map(|(key, group)| Self::text(*start, key, *group))).collect())
+        let row = |start: i64, key: &'static str, group: (i64, i64)| {
+            let mut row = Self::text(start, key, group);
+            row.push(if self.widened.contains(&(start, key)) { (group.0 * 2).to_string() } else { String::new() });
+            row
+        };
+        sorted(shown.flat_map(|(start, groups)| groups.iter().map(|(key, group)| row(*start, key, *group))).collect())
     }
 }
 
@@ -145,9 +157,10 @@ impl Reckoning {
     }
 
     fn plan(&mut self, plan: &Plan) {
+        self.sources.iter_mut().for_each(|(name, source)| source.read = plan.sources.contains_key(name));
         for (name, planned) in &plan.sources {
             let source = self.sources.entry(name.clone()).or_default();
-            source.delay = planned.delay_us;
+            (source.delay, source.read) = (planned.delay_us, true);
             for (p, start) in &planned.starts {
                 source.highest.entry(*p).or_default();
                 source.at.entry(*p).or_insert(*start);
@@ -158,10 +171,11 @@ impl Reckoning {
         }
         self.plain.iter_mut().filter(|(n, _)| !plan.tables.contains_key(*n)).for_each(|(_, t)| t.ended = true);
         for (name, table) in &plan.tables {
-            if table.window.is_some() {
+            if let Some(window) = table.window {
                 let known = self.windowed.entry(name.clone()).or_default();
                 known.source.clone_from(&table.source);
                 (known.lateness, known.on_update, known.upsert) = (table.allowed_lateness_us, table.emit_on_update, !table.table.key.is_empty());
+                (known.size, known.added) = (window.size_us, table.sql.contains(ADDED_AS));
             } else {
                 let known = self.plain.entry(name.clone()).or_default();
                 known.source.clone_from(&table.source);
@@ -226,12 +240,13 @@ impl Reckoning {
     }
 
     fn end(&mut self) {
-        let windowed: BTreeSet<&String> = self.windowed.values().filter(|t| t.ended.is_none()).map(|t| &t.source).collect();
+        // All windows of a file have one size.
+        let windowed: BTreeMap<&String, i64> = self.windowed.values().filter(|t| t.ended.is_none()).map(|t| (&t.source, t.size)).collect();
         let mut moved = BTreeMap::new();
         for (name, source) in &mut self.sources {
             let before = source.watermark;
-            let latest = source.highest.values().flatten().max().map(|at| at.div_euclid(FIVE) * FIVE + FIVE);
-            if windowed.contains(name) {
+            if let Some(size) = windowed.get(name) {
+                let latest = source.highest.values().flatten().max().map(|at| (at.div_euclid(*size) + 1) * size);
                 source.watermark = source.watermark.max(latest);
             }
             moved.insert(name.clone(), (before, source.watermark));
@@ -243,6 +258,11 @@ impl Reckoning {
         self.raise();
     }
 
+    /// The sources of the newest plan.
+    pub fn read(&self) -> BTreeSet<String> {
+        self.sources.iter().filter(|(_, s)| s.read).map(|(name, _)| name.clone()).collect()
+    }
+
     /// How far each partition of each source is in the log.
     pub fn positions(&self) -> BTreeMap<(String, i32), i64> {
         self.sources.iter().flat_map(|(name, s)| s.at.iter().map(|(p, at)| ((name.clone(), *p), *at))).collect()
@@ -251,7 +271,9 @@ impl Reckoning {
     /// What readers of this table see.
     pub fn content(&self, table: &str) -> Rows {
         if let Some(windowed) = self.windowed.get(table) {
-            return windowed.content(self.sources[&windowed.source].watermark);
+            let (width, mut rows) = (self.columns(table).len(), windowed.content(self.sources[&windowed.source].watermark));
+            rows.iter_mut().for_each(|row| row.truncate(width));
+            return rows;
         }
         if let Some(windowed) = table.strip_suffix("__late").and_then(|t| self.windowed.get(t)) {
             return sorted(windowed.late.clone());
@@ -270,6 +292,7 @@ impl Reckoning {
             (Some(plain), _) if plain.added => &["id", "k", "v", ADDED],
             (Some(_), _) => &["id", "k", "v"],
             (_, Some(windowed)) if !windowed.upsert => &["window_start", "k", "s", "n", "_op"],
+            (_, Some(windowed)) if windowed.added => &["window_start", "k", "s", "n", ADDED],
             (_, Some(_)) => &["window_start", "k", "s", "n"],
             _ if table.ends_with("__dead") => &["_partition", "_offset"],
             _ => &["_partition", "_offset", "window_start", "k", "v"],
@@ -278,5 +301,5 @@ impl Reckoning {
     }
 }
 
-/// How a plain table's SQL says that it has [`ADDED`].
+/// How a table's SQL says that it has [`ADDED`].
 const ADDED_AS: &str = "as w ";

@@ -83,8 +83,8 @@ enum Partitioning {
     None,
     /// By a column of the rows.
     Identity,
-    /// Windows by their hour, other rows by a column.
-    Hour,
+    /// Windows by their hour, day or month, other rows by a column.
+    Time(&'static str),
 }
 
 /// The pipeline file of a seed.
@@ -96,23 +96,35 @@ struct File {
     on_update: bool,
     idle: bool,
     partitioning: Partitioning,
-    /// Plain tables have one more column.
+    /// Size of all windows.
+    window_min: u64,
+    /// Plain tables, and windows with a key, have one more column.
     column_added: bool,
+    /// How often somebody wrote another comment and property.
+    remarks: u64,
 }
 
 impl File {
     fn roll(rng: &mut Rng) -> Self {
         use What::*;
         let of = |all: &[What]| all.iter().map(|what| Table { what: *what, nth: 1 }).collect::<Vec<_>>();
-        let mut tables = [of(&[Sums]), of(&[Pairs]), of(&[Sums, Plain]), of(&[Sums, Pairs]), of(&[Sums]), of(&[Sums, Pairs, Plain])][rng.below(6) as usize].clone();
+        let nth = rng.below(6) as usize;
+        let mut tables = [of(&[Sums]), of(&[Pairs]), of(&[Sums, Plain]), of(&[Sums, Pairs]), of(&[Sums]), of(&[Sums, Pairs, Plain])][nth].clone();
         let formats = ["iceberg", "delta", "iceberg, delta"][rng.below(3) as usize];
         let lateness_min = [[0, 3, 10][rng.below(3) as usize], [0, 3][rng.below(2) as usize]];
         let (on_update, idle) = (rng.chance(25), rng.chance(50));
         if rng.chance(15) {
             tables.extend([of(&[Tally]), of(&[Hits]), of(&[Tally, Hits])][rng.below(3) as usize].iter());
         }
-        let partitioning = [Partitioning::None, Partitioning::None, Partitioning::Identity, Partitioning::Hour][rng.below(4) as usize];
-        Self { tables, formats, lateness_min, on_update, idle, partitioning, column_added: false }
+        // Not rolled by themselves: each further roll doubles the files that must be planned.
+        let window_min = [5, 2, 5, 5, 15, 2][nth];
+        let time = Partitioning::Time(match lateness_min[0] {
+            0 => "hour",
+            3 => "day",
+            _ => "month",
+        });
+        let partitioning = [Partitioning::None, Partitioning::None, Partitioning::Identity, time][rng.below(4) as usize];
+        Self { tables, formats, lateness_min, on_update, idle, partitioning, window_min, column_added: false, remarks: 0 }
     }
 
     fn sources(&self) -> Vec<&'static str> {
@@ -134,19 +146,26 @@ impl File {
         let emit = if self.on_update { "on_update" } else { "on_close" };
         for table in &self.tables {
             let source = table.source();
-            let windowed = format!("select window_start, k, sum(v) as s, count(*) as n from tumble({source}, interval '5 minutes') where v > 0 group by window_start, k");
+            let windowed = |more: &str| {
+                let size = self.window_min;
+                format!("select window_start, k, sum(v) as s, count(*) as n{more} from tumble({source}, interval '{size} minutes') where v > 0 group by window_start, k")
+            };
+            let more = |more: &'static str| if self.column_added { more } else { "" };
             let _ = writeln!(text, "  {}:", table.name());
             let _ = match table.what {
-                What::Sums | What::Tally => write!(text, "    sql: {windowed}\n    key: [window_start, k]\n    allowed_lateness: {}m\n    emit: {emit}\n", self.lateness_min[0]),
-                What::Pairs => write!(text, "    sql: {windowed}\n    allowed_lateness: {}m\n    emit: {emit}\n", self.lateness_min[1]),
-                What::Plain | What::Hits => writeln!(text, "    sql: select id, k, v{} from {source}", if self.column_added { ", v * 2 as w" } else { "" }),
+                What::Sums | What::Tally => write!(text, "    sql: {}\n    key: [window_start, k]\n    allowed_lateness: {}m\n    emit: {emit}\n", windowed(more(", sum(v) * 2 as w")), self.lateness_min[0]),
+                What::Pairs => write!(text, "    sql: {}\n    allowed_lateness: {}m\n    emit: {emit}\n", windowed(""), self.lateness_min[1]),
+                What::Plain | What::Hits => writeln!(text, "    sql: select id, k, v{} from {source}", more(", v * 2 as w")),
             };
             let _ = match self.partitioning {
                 Partitioning::None => Ok(()),
-                Partitioning::Hour if !table.is_plain() => writeln!(text, "    partition_by: [\"hour(window_start)\"]"),
+                Partitioning::Time(unit) if !table.is_plain() => writeln!(text, "    partition_by: [\"{unit}(window_start)\"]"),
                 _ => writeln!(text, "    partition_by: [k]"),
             };
             let _ = writeln!(text, "    formats: [{}]", self.formats);
+            if self.remarks > 0 {
+                let _ = write!(text, "    comment: remark {0}\n    properties: {{remark: \"{0}\"}}\n", self.remarks);
+            }
         }
         text + "lake: {root: ./lake}\nepoch: {every: 200ms}\ncommit: {every: 600ms}\n"
     }
@@ -318,12 +337,18 @@ async fn host(scene: Arc<Scene>, slot: usize) {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Happening {
     LatenessChanges,
-    /// Plain tables get one more column.
+    /// Plain tables, and windows with a key, get one more column.
     ColumnAdded,
+    /// The tables get another comment and property.
+    Remarked,
     /// A table begins, of the rows from here on.
     TableAdded,
     /// A table is taken out of the file, and stays as it is.
     TableRemoved,
+    /// The other source begins, or comes back, with a table of its own.
+    SourceAdded,
+    /// The other source is taken out of the file, with its tables.
+    SourceRemoved,
     /// The file says that windows are emitted in another way: that is refused, and taken back.
     EmitChanges,
     /// Somebody runs `--until-end --final`, and then more rows come.
@@ -348,7 +373,7 @@ enum Happening {
 fn happenings(rng: &mut Rng) -> Vec<(u64, Happening)> {
     use Happening::*;
     let mut all: Vec<(u64, Happening)> = vec![];
-    for (what, percent) in [(LatenessChanges, 35), (EndOfInput, 15), (PartitionAdded, 10), (ColumnAdded, 10), (TableAdded, 10), (TableRemoved, 10), (EmitChanges, 5)] {
+    for (what, percent) in [(LatenessChanges, 35), (EndOfInput, 15), (PartitionAdded, 10), (ColumnAdded, 15), (Remarked, 5), (TableAdded, 10), (TableRemoved, 10), (SourceAdded, 8), (SourceRemoved, 8), (EmitChanges, 5)] {
         if rng.chance(percent) {
             all.push((500 + rng.below(4000), what));
         }
@@ -411,7 +436,11 @@ async fn happen(scene: Arc<Scene>, mut file: File, all: Vec<(u64, Happening)>) {
                 change(&scene, &mut file, other).await;
             }
             Happening::ColumnAdded => {
-                other.column_added |= file.tables.iter().any(|t| t.is_plain());
+                other.column_added |= file.tables.iter().any(|t| t.what != What::Pairs);
+                change(&scene, &mut file, other).await;
+            }
+            Happening::Remarked => {
+                other.remarks += 1;
                 change(&scene, &mut file, other).await;
             }
             Happening::TableAdded => {
@@ -428,6 +457,16 @@ async fn happen(scene: Arc<Scene>, mut file: File, all: Vec<(u64, Happening)>) {
                 if other.tables.iter().any(|t| t.source() == gone.source()) {
                     change(&scene, &mut file, other).await;
                 }
+            }
+            Happening::SourceAdded if file.sources().contains(&OTHER) => {}
+            Happening::SourceAdded => {
+                let what = [What::Tally, What::Hits][world.below(2) as usize];
+                other.tables.push(Table { what, ..successor(&file, any) });
+                change(&scene, &mut file, other).await;
+            }
+            Happening::SourceRemoved => {
+                other.tables.retain(|t| t.source() != OTHER);
+                change(&scene, &mut file, other).await;
             }
             Happening::EmitChanges => {
                 if world.decided.lock().unwrap().ledger.is_none() || file.tables.iter().all(|t| t.is_plain()) {
@@ -572,15 +611,19 @@ pub fn run_seed(seed: u64) -> Outcome {
         world.trace.note("world", format_args!("{:?}", world.temper));
         world.trace.note("world", format_args!("{all:?}"));
         world.trace.note("world", format_args!("{file:?}, {partitions} partitions of {rows} rows and more"));
-        for source in file.sources() {
-            let partitions = if source == OTHER { 1 + world.below(2) } else { partitions };
+        let mut sources = file.sources();
+        if all.iter().any(|(_, what)| *what == Happening::SourceAdded) && !sources.contains(&OTHER) {
+            sources.push(OTHER);
+        }
+        for source in &sources {
+            let partitions = if *source == OTHER { 1 + world.below(2) } else { partitions };
             world.topics(|topics| topics.insert(source.to_string(), Topic::new(partitions)));
         }
         let listening = world.clone();
         crate::mutant::listen(Some(Box::new(move |attempt, entry| listening.told(attempt, entry))));
         let scene = Arc::new(Scene { world: world.clone(), file: Mutex::new(file.planned()), lives: AtomicU64::new(0), root: dir.path().to_path_buf() });
         scene.give(&file);
-        scenario(&scene, file, rows, all).await;
+        scenario(&scene, file, sources, rows, all).await;
         crate::mutant::listen(None);
         let decided = world.decided.lock().unwrap();
         let reckoned = decided.reckoned.last().cloned().unwrap_or_default();
@@ -601,10 +644,10 @@ pub fn run_seed(seed: u64) -> Outcome {
     })
 }
 
-async fn scenario(scene: &Arc<Scene>, file: File, rows: i64, all: Vec<(u64, Happening)>) {
+async fn scenario(scene: &Arc<Scene>, file: File, sources: Vec<&'static str>, rows: i64, all: Vec<(u64, Happening)>) {
     let world = &scene.world;
     let hosts: Vec<_> = (0..world.temper.workers).map(|slot| Task(tokio::spawn(host(scene.clone(), slot)))).collect();
-    let producer = Task(tokio::spawn(produce(world.clone(), file.sources(), rows)));
+    let producer = Task(tokio::spawn(produce(world.clone(), sources, rows)));
     let hand = Task(tokio::spawn(happen(scene.clone(), file, all)));
     while !(producer.0.is_finished() && hand.0.is_finished()) && world.failed().is_none() {
         pause(50).await;
@@ -644,9 +687,11 @@ async fn finish(scene: &Arc<Scene>) {
         Err(e) => return world.fail(format!("the last worker panicked: {e}")),
     }
     if !doomed {
+        let read = world.decided.lock().unwrap().reckoned.last().map(|r| r.read()).unwrap_or_default();
         let ends: BTreeMap<(String, i32), i64> =
-            world.topics(|topics| topics.iter().flat_map(|(name, t)| t.partitions.iter().zip(0..).map(|(p, n)| ((name.clone(), n), p.written()))).collect());
+            world.topics(|topics| topics.iter().filter(|(name, _)| read.contains(*name)).flat_map(|(name, t)| t.partitions.iter().zip(0..).map(|(p, n)| ((name.clone(), n), p.written()))).collect());
         let mut positions = world.decided.lock().unwrap().reckoned.last().map(|r| r.positions()).unwrap_or_default();
+        positions.retain(|(source, _), _| read.contains(source));
         // A partition that was added and got no row need not be known.
         ends.keys().for_each(|p| _ = positions.entry(p.clone()).or_default());
         if positions != ends {

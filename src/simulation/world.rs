@@ -36,7 +36,7 @@ use uuid::Uuid;
 
 pub const PIPELINE: &str = "p";
 /// Of a hundred commits, those after which the table is read whole.
-const COMPARED: u64 = 20;
+const COMPARED: u64 = 10;
 /// Where the simulation's time begins: 2026-01-01.
 pub const START_MS: i64 = 1_767_225_600_000;
 /// Where the lake says that it lies.
