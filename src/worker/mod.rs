@@ -237,7 +237,13 @@ pub async fn run(pipeline: Arc<Pipeline>, plans: Vec<Arc<TablePlan>>, options: R
             Err(WorkerError::Stopped) => return Ok(()),
             // It ran before: what is away now comes back, and the log knows where to go on. At a start a wrong path
             // stays wrong; a full disk does not.
-            Err(WorkerError::Unavailable(why)) if metrics.ready.load(Ordering::Relaxed) || is_full(&pipeline.lake.root) => {
+            Err(WorkerError::Unavailable(why)) => {
+                let full = [&pipeline.lake.root, &pipeline.lake.iceberg_catalog].into_iter().find(|at| is_full(at));
+                let why = match full {
+                    Some(at) => format!("{why} (no space is left where {} lies)", at.display()),
+                    None if metrics.ready.load(Ordering::Relaxed) => why,
+                    None => return Err(WorkerError::Unavailable(why)),
+                };
                 metrics.waiting("lake", &why);
                 for _ in 0..20 {
                     if stop.load(Ordering::Relaxed) {
@@ -257,9 +263,9 @@ const RUN_MISSED: u32 = 5;
 /// Less than a start needs.
 const SPACE_BYTES: usize = 1 << 20;
 
-/// Is there no space below this folder, or no quota left? Found out by writing: file systems count in many ways.
-fn is_full(root: &std::path::Path) -> bool {
-    let Some(folder) = root.ancestors().find(|f| f.is_dir()) else { return false };
+/// Is there no space where this lies or will lie, or no quota left? Found out by writing: file systems count in many ways.
+fn is_full(at: &std::path::Path) -> bool {
+    let Some(folder) = at.ancestors().find(|f| f.is_dir()) else { return false };
     let path = folder.join(".millpond-space");
     let written = std::fs::write(&path, vec![0x5a; SPACE_BYTES]);
     let _ = std::fs::remove_file(&path);

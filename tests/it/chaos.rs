@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use self::producer::Writer;
 use self::reckoning::{Judged, Lake, Reckoning, committed};
 use self::storm::{Chance, Storm};
-use crate::resources::Mounted;
+use crate::support::disk::Mounted;
 use crate::support::kafka::Broker;
 use crate::support::process::{Enough, Pipeline, until};
 use crate::support::skip;

@@ -1,10 +1,10 @@
 //! What a user meets on the command line: errors with places and ways out, exit codes, JSON, signals.
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use std::time::{Duration, Instant};
 
 use crate::support::kafka::Broker;
-use crate::support::millpond::Pond;
+use crate::support::millpond::{Pond, judged_by_schema};
 
 fn pipeline(brokers: &str, topic: &str) -> String {
     format!(
@@ -224,6 +224,87 @@ fn the_schema_of_the_file_is_json() {
     let help = Pond::new("").millpond(&["run", "--help"]);
     assert!(help.stdout.contains("Examples:") && help.stdout.contains("--accept"), "{help:?}");
     assert_eq!(Pond::new("").millpond(&["run"]).code, 2);
+}
+
+/// What an editor underlines by the schema `validate` refuses as well; and it underlines nothing that is right.
+#[test]
+fn the_schema_of_the_file_agrees_with_validate() {
+    let pond = Pond::new("");
+    let written = |name: &str, text: &str| {
+        let path = pond.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        path
+    };
+    let schema = written("schema.json", &pond.millpond(&["schema"]).stdout);
+    let full = r#"
+pipeline: full
+sources:
+  events:
+    kafka:
+      brokers: "${BROKERS:-127.0.0.1:9092}"
+      topic: events
+      start: {timestamp: 2026-01-31T00:00:00Z}
+      options: {security.protocol: ssl, fetch.wait.max.ms: 100}
+    format: json
+    columns:
+      id: int64 not null
+      amount: "decimal(12,2)"
+      at: {type: timestamp, from: "a.b[0]", unit: ms}
+      _key: binary
+    watermark: {column: at, delay: 10s, idle_after: never, max_ahead: 1h}
+    max_record_bytes: 1MiB
+tables:
+  spend:
+    sql: select window_start, sum(amount) as total from tumble(events, interval '5 minutes') group by window_start
+    key: [window_start]
+    allowed_lateness: 1h
+    emit: on_update
+    formats: iceberg
+    partition_by: [day(window_start)]
+    properties: {owner: me}
+    comment: what was spent
+lake: {root: ./lake, iceberg: {catalog: sql, uri: "sqlite://./lake/catalog.db"}}
+epoch: {every: 5s}
+commit: {every: 30s}
+memory: 512MiB
+backlog: {bytes: 1GiB}
+observe: {listen: 127.0.0.1:9090}
+"#;
+    let pipelines = std::fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/pipelines")).unwrap().map(|f| f.unwrap().path());
+    let mut right: Vec<_> = pipelines.filter(|p| p.extension().is_some_and(|e| e == "yaml")).collect();
+    assert!(right.len() >= 3);
+    right.push(written("full.yaml", full));
+    let damages = [
+        ("pipeline: full", "pipline: full"),
+        ("pipeline: full", "pipeline: Not A Name"),
+        ("topic: events", "topics: events"),
+        ("format: json", "format: jsn"),
+        ("    format: json", "    file: x.ndjson\n    format: json"),
+        ("{timestamp: 2026-01-31T00:00:00Z}", "sometime"),
+        ("id: int64 not null", "id: integer"),
+        ("delay: 10s", "delay: 10 fortnights"),
+        ("unit: ms", "unit: hours"),
+        ("emit: on_update", "emit: sometimes"),
+        ("formats: iceberg", "formats: [iceberg, hudi]"),
+        ("max_record_bytes: 1MiB", "max_record_bytes: much"),
+        ("lake: {root: ./lake,", "lake: {rot: ./lake,"),
+        ("    sql: select", "    sqll: select"),
+        ("listen: 127.0.0.1:9090", "listen: here"),
+    ];
+    let wrong: Vec<_> = damages.iter().enumerate().map(|(n, (from, to))| {
+        assert!(full.contains(from), "{from}");
+        written(&format!("wrong-{n}.yaml"), &full.replacen(from, to, 1))
+    }).collect();
+    for (path, errors) in right.iter().zip(judged_by_schema(&schema, &right)) {
+        assert_eq!(errors, json!([]), "{}", path.display());
+        let ended = pond.millpond(&["validate", path.to_str().unwrap(), "--offline"]);
+        assert_eq!(ended.code, 0, "{}: {ended:?}", path.display());
+    }
+    for ((path, errors), (_, to)) in wrong.iter().zip(judged_by_schema(&schema, &wrong)).zip(&damages) {
+        assert_ne!(errors, json!([]), "{to}: the schema has nothing against it");
+        let ended = pond.millpond(&["validate", path.to_str().unwrap(), "--offline"]);
+        assert_eq!(ended.code, 78, "{to}: {ended:?}");
+    }
 }
 
 /// What a first try gets wrong is told soon, and leaves nothing behind.

@@ -122,6 +122,40 @@ fn a_damaged_object_is_named_and_nothing_is_lost_once_it_is_restored() {
     }
 }
 
+/// FAULTS 16: the checkpoint of the log, which stands for entries that are gone.
+#[test]
+fn a_damaged_checkpoint_of_the_log_is_named_and_nothing_is_lost_once_it_is_restored() {
+    let pond = Pond::new(PIPELINE);
+    let dir = pond.path().canonicalize().unwrap();
+    let log = dir.join("lake/_millpond/hurt/log");
+    // An entry that holds a checkpoint, and is the oldest one left: those before it are gone.
+    let checkpoint = || {
+        let mut entries: Vec<PathBuf> = fs::read_dir(&log).unwrap().map(|e| e.unwrap().path()).collect();
+        entries.sort();
+        entries.into_iter().filter(|p| fs::read_to_string(p).unwrap().contains("\"checkpoint\":{")).next_back()
+    };
+    let mut rounds = 0;
+    while rounds == 0 || checkpoint().is_none() {
+        assert!(rounds < 200, "no checkpoint was written");
+        arrive(&dir, rounds);
+        rounds += 1;
+        pond.until_end();
+    }
+    for zeroed in [false, true] {
+        arrive(&dir, rounds);
+        rounds += 1;
+        let path = checkpoint().unwrap();
+        let kept = fs::read(&path).unwrap();
+        fs::write(&path, if zeroed { vec![0; kept.len()] } else { kept[..kept.len() / 3].to_vec() }).unwrap();
+        let ended = pond.millpond(&["run", "pipeline.yaml", "--until-end", "--json"]);
+        let name = path.file_name().unwrap().to_str().unwrap();
+        assert!([69, 75].contains(&ended.code) && ended.stdout.contains(name) && !ended.stderr.contains("panicked"), "{ended:?}");
+        fs::write(&path, kept).unwrap();
+        pond.until_end();
+        assert_holds(&pond, rounds, "after the checkpoint was restored");
+    }
+}
+
 /// A run that is not there may have been truncated away meanwhile; one that the log goes on naming is lost.
 #[test]
 fn a_run_that_is_gone_ends_it_with_its_name_until_it_is_back() {

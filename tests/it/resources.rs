@@ -2,162 +2,13 @@
 
 use crate::support::kafka::Broker;
 use crate::support::process::{Pipeline, until};
-use crate::support::skip;
-use crate::support::spending::{Event, Terms, assert_content, expected, pipeline, produce, steady};
+use crate::support::spending::{Terms, assert_content, expected, in_table, large, pipeline, produce, steady};
 use std::fs::{self, File};
 use std::io::Write;
-use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
 const PATIENCE: Duration = Duration::from_secs(90);
-
-/// How many of the events the plain table must hold.
-fn large(events: &[Event]) -> usize {
-    expected(events).get("large").map_or(0, Vec::len)
-}
-
-fn in_table(pipeline: &Pipeline) -> Option<usize> {
-    let rows = pipeline.query("delta", "select count(*) as n from large").ok()?;
-    rows.first()?["n"].as_u64().map(|n| n as usize)
-}
-
-/// A file system of its own, unmounted at the end.
-pub struct Mounted<'a>(&'a Path);
-
-impl<'a> Mounted<'a> {
-    pub fn tmpfs(at: &'a Path, mib: u32) -> Option<Self> {
-        fs::create_dir_all(at).unwrap();
-        let done = Command::new("mount").args(["-t", "tmpfs", "-o", &format!("size={mib}m"), "tmpfs"]).arg(at).output().ok()?;
-        done.status.success().then_some(Self(at))
-    }
-}
-
-impl Drop for Mounted<'_> {
-    fn drop(&mut self) {
-        let _ = Command::new("umount").arg("-l").arg(self.0).output();
-    }
-}
-
-/// FAULTS 64, and 7: a stop keeps its deadline while nothing can be written.
-#[test]
-fn a_full_disk_is_waited_for() {
-    let dir = tempfile::Builder::new().prefix("millpond-full-").tempdir().unwrap();
-    let lake = dir.path().join("lake");
-    let Some(_mounted) = Mounted::tmpfs(&lake, 24) else {
-        skip("resources::a_full_disk_is_waited_for", "a file system of limited size cannot be mounted here (needs root)");
-        return;
-    };
-    let broker = Broker::start();
-    let topic = "full_disk";
-    broker.create_topic(topic, 4);
-    let terms = Terms { epoch: "100ms", commit: "300ms", options: "" };
-    let full = pipeline(dir.path().to_path_buf(), "full", broker, topic, &terms);
-    let mut events = steady(0, 800);
-    produce(broker, topic, &events);
-    let mut worker = full.start(&["--deadline", "5"], None);
-    until(PATIENCE, "the first rows are in the table", || in_table(&full) == Some(large(&events)));
-
-    let ballast = lake.join("ballast");
-    let mut filling = File::create(&ballast).unwrap();
-    let block = vec![7u8; 4096];
-    while filling.write_all(&block).is_ok() {}
-    let more = steady(events.len() as i64, 800);
-    produce(broker, topic, &more);
-    events.extend(more);
-    worker.wait_to_be_told("waiting for", PATIENCE);
-    let told = worker.told();
-    assert!(told.to_lowercase().contains("no space") || told.to_lowercase().contains("full"), "it does not say why: {told}");
-    std::thread::sleep(Duration::from_secs(3));
-    assert!(worker.ended().is_none(), "it did not wait: {}", worker.told());
-    // Stopping does not wait for space; whatever was decided is brought to the tables by the next one.
-    worker.signal(libc::SIGTERM);
-    let status = worker.wait(Duration::from_secs(20));
-    assert!(status.success(), "stopped with {status}: {}", worker.told());
-    drop(filling);
-    fs::remove_file(&ballast).unwrap();
-    let mut worker = full.start(&["--deadline", "5"], None);
-    until(PATIENCE, "the next one goes on", || {
-        assert!(worker.ended().is_none(), "it did not go on: {}", worker.told());
-        in_table(&full) == Some(large(&events))
-    });
-
-    // Once more, and now the same worker lives to see the space come back.
-    let mut filling = File::create(&ballast).unwrap();
-    while filling.write_all(&block).is_ok() {}
-    let more = steady(events.len() as i64, 800);
-    produce(broker, topic, &more);
-    events.extend(more);
-    worker.wait_to_be_told("waiting for", PATIENCE);
-    std::thread::sleep(Duration::from_secs(3));
-    assert!(worker.ended().is_none(), "it did not wait: {}", worker.told());
-    drop(filling);
-    fs::remove_file(&ballast).unwrap();
-    until(PATIENCE, "it goes on when there is space again", || {
-        assert!(worker.ended().is_none(), "it did not go on: {}", worker.told());
-        in_table(&full) == Some(large(&events))
-    });
-    worker.signal(libc::SIGTERM);
-    let status = worker.wait(Duration::from_secs(40));
-    assert!(status.success(), "stopped with {status}: {}", worker.told());
-    full.complete(&["--until-end", "--final"]);
-    assert_content(&full, &expected(&events), "after a full disk");
-}
-
-/// A start needs space before there is anything to fall back on: it says so, is not ready, and goes on.
-#[test]
-fn a_disk_that_is_full_at_the_start_is_waited_for() {
-    let dir = tempfile::Builder::new().prefix("millpond-full-start-").tempdir().unwrap();
-    let lake = dir.path().join("lake");
-    let Some(_mounted) = Mounted::tmpfs(&lake, 8) else {
-        skip("resources::a_disk_that_is_full_at_the_start_is_waited_for", "a file system of limited size cannot be mounted here (needs root)");
-        return;
-    };
-    fs::write(dir.path().join("rows.ndjson"), "{\"k\":1}\n{\"k\":2}\n").unwrap();
-    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-    let yaml = format!(
-        "pipeline: started\nsources:\n  rows: {{file: rows.ndjson, columns: {{k: int64}}}}\ntables:\n  copied: {{sql: select k from rows}}\nlake: {{root: ./lake}}\nobserve: {{listen: \"127.0.0.1:{port}\"}}\n"
-    );
-    let full = Pipeline::new(dir.path().to_path_buf(), &yaml);
-    let ballast = lake.join("ballast");
-    let fill = || {
-        let mut filling = File::create(&ballast).unwrap();
-        let block = vec![7u8; 4096];
-        while filling.write_all(&block).is_ok() {}
-    };
-    let ready = || {
-        let mut stream = std::net::TcpStream::connect(("127.0.0.1", port)).ok()?;
-        stream.write_all(b"GET /readyz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").ok()?;
-        let mut answer = String::new();
-        std::io::Read::read_to_string(&mut stream, &mut answer).ok()?;
-        answer.split(' ').nth(1)?.parse::<u16>().ok()
-    };
-    fill();
-    // Told to stop it stops, and owes nobody anything.
-    let mut run = full.start(&["--until-end"], None);
-    run.wait_to_be_told("waiting for lake", PATIENCE);
-    let told = run.told().to_lowercase();
-    assert!(told.contains("no space") || told.contains("full"), "it does not say why: {told}");
-    run.signal(libc::SIGTERM);
-    let status = run.wait(Duration::from_secs(10));
-    assert!(status.success(), "stopped with {status}: {}", run.told());
-
-    let mut run = full.start(&["--until-end"], None);
-    run.wait_to_be_told("waiting for lake", PATIENCE);
-    std::thread::sleep(Duration::from_secs(3));
-    assert!(run.ended().is_none(), "it did not wait: {}", run.told());
-    assert_eq!(ready(), Some(503));
-    fs::remove_file(&ballast).unwrap();
-    let status = run.wait(PATIENCE);
-    assert!(status.success(), "ended with {status}: {}", run.told());
-    for format in ["iceberg", "delta"] {
-        assert_eq!(full.query(format, "select count(*) as n from copied").unwrap()[0]["n"].as_u64(), Some(2), "{format}");
-    }
-    // Another trouble at the start is not waited for.
-    fs::write(dir.path().join("pipeline.yaml"), yaml.replace("./lake", "./rows.ndjson")).unwrap();
-    let mut run = full.start(&["--until-end"], None);
-    assert_eq!(run.wait(Duration::from_secs(20)).code(), Some(69), "{}", run.told());
-}
 
 /// FAULTS 28: it waits, says why, stops within its deadline meanwhile, and goes on.
 #[test]
@@ -259,14 +110,53 @@ commit: {every: 2s}
     let total: u64 = (0..KEYS + KEYS / 4).map(|n| n % 1000).sum();
     for format in ["iceberg", "delta"] {
         let sql = "select count(*) as rows, count(distinct k) as keys, sum(total) as total, sum(n) as n, sum(case when n = 2 then 1 else 0 end) as twice from by_key";
-        let found = keys.query(format, sql).unwrap();
-        let number = |name: &str| found[0][name].as_u64().or_else(|| found[0][name].as_str()?.parse().ok());
-        assert_eq!(number("rows"), Some(KEYS), "{format}: {found:?}");
-        assert_eq!(number("keys"), Some(KEYS), "{format}");
-        assert_eq!(number("total"), Some(total), "{format}");
-        assert_eq!(number("n"), Some(KEYS + KEYS / 4), "{format}");
-        assert_eq!(number("twice"), Some(KEYS / 4), "{format}");
+        let found = keys.numbers(format, sql, ["rows", "keys", "total", "n", "twice"]);
+        assert_eq!(found, [KEYS, KEYS, total, KEYS + KEYS / 4, KEYS / 4], "{format}");
     }
+}
+
+/// A window that stays open over hundreds of epochs: their runs are merged, many keys and all, within what the file allows.
+#[test]
+fn runs_of_many_keys_are_merged_within_memory() {
+    const FILES: u64 = 1_500;
+    const ROWS: u64 = 2_000;
+    const KEYS: u64 = 1_000_000;
+    let dir = tempfile::Builder::new().prefix("millpond-merge-").tempdir().unwrap();
+    // Each file is a partition, which is read in a turn of its own.
+    for file in 0..FILES {
+        let mut rows = std::io::BufWriter::new(File::create(dir.path().join(format!("{file:03}.ndjson"))).unwrap());
+        for n in file * ROWS..(file + 1) * ROWS {
+            writeln!(rows, "{{\"k\":{},\"at\":\"2026-01-31T10:00:00Z\",\"v\":{}}}", n * 7_919 % KEYS, n % 1000).unwrap();
+        }
+    }
+    let yaml = r#"
+pipeline: merging
+sources:
+  rows:
+    file: "*.ndjson"
+    format: json
+    columns: {k: int64, at: timestamp, v: int64}
+    watermark: {column: at}
+tables:
+  by_key:
+    sql: select window_start, k, sum(v) as total, count(*) as n from tumble(rows, interval '1 day') group by window_start, k
+    key: [window_start, k]
+    formats: [iceberg]
+lake: {root: ./lake, iceberg: {catalog: sql, uri: "sqlite://./lake/catalog.db"}}
+memory: 64MiB
+epoch: {every: 1ms}
+commit: {every: 1s}
+"#;
+    let merging = Pipeline::new(dir.path().to_path_buf(), yaml);
+    let own_kib = own_pages_to_the_end(&merging, &format!("{KEYS} keys in the runs of one window"));
+    let epochs = merging.numbers("iceberg", "select count(*) as n from millpond.epochs", ["n"])[0];
+    // More than are kept unmerged, and a good deal of them below a checkpoint.
+    assert!(epochs > 300, "{epochs} epochs");
+    // 183 MiB where it was measured; 309 where the merge took the rows of all runs at once.
+    assert!((1..260 * 1024).contains(&own_kib), "{} MiB of own pages for memory: 64MiB", own_kib / 1024);
+    let sql = "select count(*) as rows, sum(total) as total, sum(n) as n, min(n) as least, max(n) as most from by_key";
+    let total: u64 = (0..FILES * ROWS).map(|n| n % 1000).sum();
+    assert_eq!(merging.numbers("iceberg", sql, ["rows", "total", "n", "least", "most"]), [KEYS, total, FILES * ROWS, 3, 3]);
 }
 
 /// Many windows that stay open, since one partition holds the watermark back. What is kept of each must be little, in the
@@ -316,10 +206,8 @@ commit: {every: 2s}
     assert!((1..180 * 1024).contains(&own_kib), "{} MiB of own pages for memory: 64MiB", own_kib / 1024);
     for format in ["iceberg", "delta"] {
         let sql = "select count(*) as rows, count(distinct window_start) as windows, sum(n) as n, min(n) as least, max(n) as most from by_second where k >= 0";
-        let found = windows.query(format, sql).unwrap();
-        let number = |name: &str| found[0][name].as_u64().or_else(|| found[0][name].as_str()?.parse().ok());
-        let all = ["rows", "windows", "n", "least", "most"].map(|name| number(name).unwrap());
-        assert_eq!(all, [WINDOWS, WINDOWS, 2 * WINDOWS, 2, 2], "{format}");
+        let found = windows.numbers(format, sql, ["rows", "windows", "n", "least", "most"]);
+        assert_eq!(found, [WINDOWS, WINDOWS, 2 * WINDOWS, 2, 2], "{format}");
     }
 }
 

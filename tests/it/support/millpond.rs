@@ -1,5 +1,7 @@
 //! The real binary on a lake of its own, and readers that are not ours.
 
+use std::io::Read as _;
+use std::os::fd::{FromRawFd, OwnedFd};
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -63,6 +65,36 @@ impl Pond {
 
     pub fn millpond(&self, args: &[&str]) -> Ended {
         self.start(args).wait()
+    }
+
+    /// What the process shows on the terminal that its stderr is. After a while it is told to stop, where that is asked for.
+    pub fn on_a_terminal(&self, args: &[&str], stop_after: Option<Duration>) -> String {
+        let (mut ours, mut theirs) = (-1, -1);
+        // SAFETY: two integers to fill in; no name, settings or size are asked for.
+        let opened = unsafe { libc::openpty(&mut ours, &mut theirs, std::ptr::null_mut(), std::ptr::null_mut(), std::ptr::null_mut()) };
+        assert_eq!(opened, 0);
+        // SAFETY: both were opened just now, and nobody else has them.
+        let (ours, theirs) = unsafe { (OwnedFd::from_raw_fd(ours), OwnedFd::from_raw_fd(theirs)) };
+        let mut command = Command::new(env!("CARGO_BIN_EXE_millpond"));
+        command.args(args).current_dir(self.path()).stdin(Stdio::null()).stdout(Stdio::null()).stderr(theirs);
+        let mut child = command.spawn().unwrap();
+        // The command holds a copy of the other end, without which reading does not end.
+        drop(command);
+        let reading = std::thread::spawn(move || {
+            let mut shown = vec![];
+            // The end of a terminal is an error on Linux.
+            let _ = std::fs::File::from(ours).read_to_end(&mut shown);
+            String::from_utf8_lossy(&shown).into_owned()
+        });
+        if let Some(stop_after) = stop_after {
+            std::thread::sleep(stop_after);
+            // SAFETY: plain integers; the child has not been waited for, so its id is still its own.
+            assert_eq!(unsafe { libc::kill(child.id() as i32, libc::SIGTERM) }, 0);
+        }
+        let status = child.wait().unwrap();
+        let shown = reading.join().unwrap();
+        assert!(status.success(), "{shown}");
+        shown
     }
 
     /// Runs until what the topics hold now is in the tables; the summary.
@@ -194,6 +226,12 @@ fn script(name: &str, args: &[&str]) -> Vec<Value> {
 /// Rows as `tests/it/readers/read.py` prints them.
 pub fn reader(args: &[&str]) -> Vec<Value> {
     script("read.py", args)
+}
+
+/// For each YAML file what a JSON Schema has against it.
+pub fn judged_by_schema(schema: &Path, files: &[PathBuf]) -> Vec<Value> {
+    let args: Vec<&str> = std::iter::once(schema).chain(files.iter().map(PathBuf::as_path)).map(|p| p.to_str().unwrap()).collect();
+    script("schema.py", &args)
 }
 
 /// What others do to a pipeline's tables, step by step as `tests/it/readers/act.py` knows them; their answers.

@@ -1,5 +1,6 @@
 //! What the tests share: real services, started and stopped here.
 
+pub mod disk;
 #[path = "../../../benches/generate.rs"]
 #[allow(dead_code)]
 pub mod generate;

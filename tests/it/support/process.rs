@@ -57,6 +57,12 @@ impl Pipeline {
         Ok(text.lines().map(|l| serde_json::from_str(l).expect("a row of JSON")).collect())
     }
 
+    /// Numbers of the one row that a query gives.
+    pub fn numbers<const N: usize>(&self, format: &str, sql: &str, names: [&str; N]) -> [u64; N] {
+        let found = self.query(format, sql).unwrap();
+        names.map(|name| found[0][name].as_u64().or_else(|| found[0][name].as_str()?.parse().ok()).unwrap_or_else(|| panic!("{format}: {sql}: {found:?}")))
+    }
+
     /// The exit code of `millpond verify` with these options, and what it said.
     pub fn verify(&self, options: &[&str]) -> (Option<i32>, String) {
         let mut command = Command::new(env!("CARGO_BIN_EXE_millpond"));

@@ -291,3 +291,14 @@ pub fn assert_content(pipeline: &Pipeline, expected: &Content, when: &str) {
         }
     }
 }
+
+/// How many of the events the plain table `large` must hold.
+pub fn large(events: &[Event]) -> usize {
+    expected(events).get("large").map_or(0, Vec::len)
+}
+
+/// How many rows `large` holds, where it can be read.
+pub fn in_table(pipeline: &Pipeline) -> Option<usize> {
+    let rows = pipeline.query("delta", "select count(*) as n from large").ok()?;
+    rows.first()?["n"].as_u64().map(|n| n as usize)
+}

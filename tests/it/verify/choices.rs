@@ -1,34 +1,6 @@
 //! What a user may ask of `verify`: a table, a time, a share of the rows, and to see how far it is.
 
 use super::*;
-use std::io::Read as _;
-use std::os::fd::{FromRawFd, OwnedFd};
-use std::process::{Command, Stdio};
-
-/// What the process shows on the terminal that its stderr is.
-fn on_a_terminal(pond: &Pond, args: &[&str]) -> String {
-    let (mut ours, mut theirs) = (-1, -1);
-    // SAFETY: two integers to fill in; no name, settings or size are asked for.
-    let opened = unsafe { libc::openpty(&mut ours, &mut theirs, std::ptr::null_mut(), std::ptr::null_mut(), std::ptr::null_mut()) };
-    assert_eq!(opened, 0);
-    // SAFETY: both were opened just now, and nobody else has them.
-    let (ours, theirs) = unsafe { (OwnedFd::from_raw_fd(ours), OwnedFd::from_raw_fd(theirs)) };
-    let mut command = Command::new(env!("CARGO_BIN_EXE_millpond"));
-    command.args(args).current_dir(pond.path()).stdin(Stdio::null()).stdout(Stdio::null()).stderr(theirs);
-    let mut child = command.spawn().unwrap();
-    // The command holds a copy of the other end, without which reading does not end.
-    drop(command);
-    let reading = std::thread::spawn(move || {
-        let mut shown = vec![];
-        // The end of a terminal is an error on Linux.
-        let _ = std::fs::File::from(ours).read_to_end(&mut shown);
-        String::from_utf8_lossy(&shown).into_owned()
-    });
-    let status = child.wait().unwrap();
-    let shown = reading.join().unwrap();
-    assert!(status.success(), "{shown}");
-    shown
-}
 
 #[test]
 fn what_is_asked_for_is_compared_and_progress_shows_on_a_terminal_alone() {
@@ -36,11 +8,11 @@ fn what_is_asked_for_is_compared_and_progress_shows_on_a_terminal_alone() {
     pond.rewrite(&yaml(pond.path(), "[iceberg, delta]", "5s"));
     fill(&pond);
     // The bar, to its end.
-    let shown = on_a_terminal(&pond, &["verify", "pipeline.yaml", "--deep"]);
+    let shown = pond.on_a_terminal(&["verify", "pipeline.yaml", "--deep"], None);
     let total = std::fs::read_dir(pond.path().join("data")).unwrap().map(|f| std::fs::read_to_string(f.unwrap().path()).unwrap().lines().count()).sum::<usize>();
     assert!(shown.contains(&format!("[{}] {total} of {total} records", "#".repeat(30))), "{shown:?}");
-    assert_eq!(on_a_terminal(&pond, &["verify", "pipeline.yaml", "--deep", "--json"]), "");
-    assert_eq!(on_a_terminal(&pond, &["verify", "pipeline.yaml"]), "");
+    assert_eq!(pond.on_a_terminal(&["verify", "pipeline.yaml", "--deep", "--json"], None), "");
+    assert_eq!(pond.on_a_terminal(&["verify", "pipeline.yaml"], None), "");
     let ended = pond.millpond(&["verify", "pipeline.yaml", "--deep"]);
     assert!(ended.code == 0 && ended.stderr.is_empty() && !ended.stdout.contains(" of "), "{ended:?}");
     let ask = |args: &[&str]| {
