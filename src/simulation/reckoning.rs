@@ -30,8 +30,6 @@ struct Source {
     at: BTreeMap<i32, i64>,
     watermark: Option<i64>,
     dead: Rows,
-    /// The newest plan has it.
-    read: bool,
 }
 
 #[derive(Debug, Default, Clone)]
@@ -157,10 +155,9 @@ impl Reckoning {
     }
 
     fn plan(&mut self, plan: &Plan) {
-        self.sources.iter_mut().for_each(|(name, source)| source.read = plan.sources.contains_key(name));
         for (name, planned) in &plan.sources {
             let source = self.sources.entry(name.clone()).or_default();
-            (source.delay, source.read) = (planned.delay_us, true);
+            source.delay = planned.delay_us;
             for (p, start) in &planned.starts {
                 source.highest.entry(*p).or_default();
                 source.at.entry(*p).or_insert(*start);
@@ -256,11 +253,6 @@ impl Reckoning {
             table.close(before, after, true);
         }
         self.raise();
-    }
-
-    /// The sources of the newest plan.
-    pub fn read(&self) -> BTreeSet<String> {
-        self.sources.iter().filter(|(_, s)| s.read).map(|(name, _)| name.clone()).collect()
     }
 
     /// How far each partition of each source is in the log.

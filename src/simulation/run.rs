@@ -687,7 +687,7 @@ async fn finish(scene: &Arc<Scene>) {
         Err(e) => return world.fail(format!("the last worker panicked: {e}")),
     }
     if !doomed {
-        let read = world.decided.lock().unwrap().reckoned.last().map(|r| r.read()).unwrap_or_default();
+        let read: Vec<String> = scene.file.lock().unwrap().0.sources.iter().map(|s| s.name.clone()).collect();
         let ends: BTreeMap<(String, i32), i64> =
             world.topics(|topics| topics.iter().filter(|(name, _)| read.contains(*name)).flat_map(|(name, t)| t.partitions.iter().zip(0..).map(|(p, n)| ((name.clone(), n), p.written()))).collect());
         let mut positions = world.decided.lock().unwrap().reckoned.last().map(|r| r.positions()).unwrap_or_default();

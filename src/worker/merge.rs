@@ -30,7 +30,9 @@ impl Tables {
         if mutant::on(Mutant::MergedAcrossCheckpoint) {
             trail.runs = self.at.runs.clone();
         }
-        let crowded: Vec<String> = trail.runs.iter().filter(|(_, runs)| runs.len() > self.parts.cadence.most_runs).map(|(n, _)| n.clone()).collect();
+        // Shares of one window count as one: merging them again would make no fewer.
+        let count = |runs: &[LiveRun]| runs.iter().map(|r| (r.entry, r.nth, r.run.run.kind.windows())).collect::<BTreeSet<_>>().len();
+        let crowded: Vec<String> = trail.runs.iter().filter(|(_, runs)| count(runs) > self.parts.cadence.most_runs).map(|(n, _)| n.clone()).collect();
         let mut put = 0;
         for table in crowded {
             if self.folds.contains_key(&table) {

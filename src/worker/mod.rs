@@ -238,11 +238,12 @@ pub async fn run(pipeline: Arc<Pipeline>, plans: Vec<Arc<TablePlan>>, options: R
             // It ran before: what is away now comes back, and the log knows where to go on. At a start a wrong path
             // stays wrong; a full disk does not.
             Err(WorkerError::Unavailable(why)) => {
-                let full = [&pipeline.lake.root, &pipeline.lake.iceberg_catalog].into_iter().find(|at| is_full(at));
-                let why = match full {
-                    Some(at) => format!("{why} (no space is left where {} lies)", at.display()),
-                    None if metrics.ready.load(Ordering::Relaxed) => why,
-                    None => return Err(WorkerError::Unavailable(why)),
+                let why = match metrics.ready.load(Ordering::Relaxed) {
+                    true => why,
+                    false => match in_place(|| full(&pipeline)) {
+                        Some(at) => format!("{why} (no space is left where {} lies)", at.display()),
+                        None => return Err(WorkerError::Unavailable(why)),
+                    },
                 };
                 metrics.waiting("lake", &why);
                 for _ in 0..20 {
@@ -262,6 +263,12 @@ const RUN_MISSED: u32 = 5;
 
 /// Less than a start needs.
 const SPACE_BYTES: usize = 1 << 20;
+
+/// What lies, or will lie, where there is no space.
+fn full(pipeline: &Pipeline) -> Option<std::path::PathBuf> {
+    let scratch = pipeline.lake.root.join("_millpond").join(&pipeline.name).join("scratch");
+    [pipeline.lake.root.clone(), pipeline.lake.iceberg_catalog.clone(), scratch].into_iter().find(|at| is_full(at))
+}
 
 /// Is there no space where this lies or will lie, or no quota left? Found out by writing: file systems count in many ways.
 fn is_full(at: &std::path::Path) -> bool {

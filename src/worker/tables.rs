@@ -277,7 +277,7 @@ impl Tables {
         let live: Vec<LiveRun> = self.at.runs.get(table).cloned().unwrap_or_default();
         let horizon = self.at.horizons.get(table).copied().flatten();
         let mut at = 0;
-        // The runs of an entry lie in one object, those that were merged in many, none of which shares a window with another.
+        // The runs of an entry lie in one object, those that were merged in many, none of which shares a key of a window with another.
         while at < live.len() {
             let LiveRun { entry, horizon_before, object, .. } = &live[at];
             let same: Vec<&RunRef> = live[at..].iter().take_while(|r| r.entry == *entry && r.object == *object).map(|r| &r.run.run).collect();

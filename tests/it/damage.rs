@@ -128,11 +128,12 @@ fn a_damaged_checkpoint_of_the_log_is_named_and_nothing_is_lost_once_it_is_resto
     let pond = Pond::new(PIPELINE);
     let dir = pond.path().canonicalize().unwrap();
     let log = dir.join("lake/_millpond/hurt/log");
-    // An entry that holds a checkpoint, and is the oldest one left: those before it are gone.
+    // The newest entry that is one: a start begins there, for entries before it are gone.
     let checkpoint = || {
         let mut entries: Vec<PathBuf> = fs::read_dir(&log).unwrap().map(|e| e.unwrap().path()).collect();
         entries.sort();
-        entries.into_iter().filter(|p| fs::read_to_string(p).unwrap().contains("\"checkpoint\":{")).next_back()
+        let is_one = |p: &PathBuf| serde_json::from_slice::<Value>(&fs::read(p).unwrap()).unwrap()["body"]["checkpoint"].is_object();
+        entries.into_iter().rfind(is_one)
     };
     let mut rounds = 0;
     while rounds == 0 || checkpoint().is_none() {

@@ -163,6 +163,8 @@ commit: {{every: 1s}}
         assert!(said.contains(told) && said.contains("scratch"), "{name}: it is not said what cannot be written: {said}");
         mounted.resized(256);
         let ended = run.wait(PATIENCE);
+        // What spills may end it; the log has every row.
+        assert!(ended.success() || ended.code() == Some(69), "{name}: ended with {ended}: {}", run.told());
         if !ended.success() {
             full.complete(&["--until-end", "--final"]);
         }

@@ -2,7 +2,8 @@
 //!
 //! Delta protocol, "Per-file Statistics" and "Partition Value Serialization". Whatever cannot be
 //! said exactly is rounded outwards: readers prune by these. To leave a bound out is allowed, but deltalake's
-//! `to_pyarrow_dataset` then takes no value to be within it: only NaN and the very ends of a type's range have none.
+//! `to_pyarrow_dataset` then takes no value to be within it: only NaN, the very ends of a type's range, and very long texts
+//! of the highest characters have none.
 
 use crate::stage::bounds::WHOLE_BYTES;
 use crate::stage::{ColumnStats, FIELD_ID, Scalar};
@@ -13,6 +14,8 @@ use std::collections::BTreeMap;
 
 /// Columns that get statistics unless `delta.dataSkippingNumIndexedCols` says otherwise.
 const INDEXED_COLUMNS: usize = 32;
+/// A double holds each whole number below, and those of as many digits before or behind a point.
+const SURE_DIGITS: u128 = 1_000_000_000_000_000;
 const DAY_US: i64 = 86_400_000_000;
 
 pub(super) fn field_id(field: &Field) -> Option<i32> {
@@ -91,14 +94,16 @@ fn bound(field: &Field, value: &Scalar, upper: bool) -> Option<Box<RawValue>> {
     RawValue::from_string(raw).ok()
 }
 
-/// Some readers go through a double, which holds 15 digits: the rest is rounded away. `None` beyond the type's range.
+/// Some readers go through a double, which holds 15 digits, and scale it: the rest is rounded away, and the last of them is
+/// theirs to get wrong. `None` beyond the type's range.
 fn short_decimal(unscaled: i128, precision: u8, upper: bool) -> Option<i128> {
     let mut unit = 1;
-    while unscaled.unsigned_abs() / (unit as u128) >= 1_000_000_000_000_000 {
+    while unscaled.unsigned_abs() / (unit as u128) >= SURE_DIGITS {
         unit *= 10;
     }
     let below = unscaled.div_euclid(unit).checked_mul(unit)?;
     let short = if upper && below != unscaled { below.checked_add(unit)? } else { below };
+    let short = if unit == 1 { short } else { short.checked_add(if upper { unit } else { -unit })? };
     (short.unsigned_abs() < 10u128.checked_pow(precision.into())?).then_some(short)
 }
 
@@ -204,7 +209,7 @@ fn timestamp(text: &str) -> Option<i64> {
 }
 
 fn parse_decimal(text: &str, scale: i8) -> Option<i128> {
-    // JSON's numbers beyond 2^53 come with an exponent.
+    // Large numbers come with an exponent.
     let (digits, exponent) = text.split_once(['e', 'E']).map_or(Some((text, 0)), |(d, e)| Some((d, e.parse::<i32>().ok()?)))?;
     let (whole, fraction) = digits.split_once('.').unwrap_or((digits, ""));
     let fraction = fraction.trim_end_matches('0');
@@ -224,7 +229,15 @@ pub(super) fn from_json(schema: &Schema, stats: &str) -> (Option<u64>, Vec<Colum
         let value = |kind: &str| {
             let v = &stats[kind][field.name().as_str()];
             let text = v.as_str().map(String::from).or_else(|| v.is_number().then(|| v.to_string()))?;
-            if textual { None } else { parse_value(field, &text).filter(|v| !matches!(v, Scalar::Float(f) if f.is_nan())) }
+            match parse_value(field, &text).filter(|_| !textual)? {
+                Scalar::Float(v) if v.is_nan() => None,
+                // Read through a double, of which 15 digits are sure.
+                Scalar::Decimal(v) if v.unsigned_abs() >= SURE_DIGITS => {
+                    let slack = (v.unsigned_abs() / SURE_DIGITS + 1) as i128;
+                    Some(Scalar::Decimal(if kind == "maxValues" { v.saturating_add(slack) } else { v.saturating_sub(slack) }))
+                }
+                other => Some(other),
+            }
         };
         let Some(nulls) = stats["nullCount"][field.name().as_str()].as_u64() else { continue };
         let (lower, mut upper) = (value("minValues"), value("maxValues"));
@@ -261,11 +274,11 @@ mod tests {
         assert_eq!(said(C::TimestampLocal(None), Scalar::Int(-1), true).unwrap(), r#""1970-01-01T00:00:00.000""#);
         assert_eq!(said(C::Decimal(12, 2), Scalar::Decimal(-5), false).unwrap(), "-0.05");
         let decimal = |v: i128, upper| said(C::Decimal(20, 2), Scalar::Decimal(v), upper);
-        assert_eq!(decimal(12_345_678_901_234_567, false).unwrap(), "123456789012345.00");
-        assert_eq!(decimal(12_345_678_901_234_567, true).unwrap(), "123456789012346.00");
-        assert_eq!(decimal(-12_345_678_901_234_567, false).unwrap(), "-123456789012346.00");
-        assert_eq!(decimal(-12_345_678_901_234_567, true).unwrap(), "-123456789012345.00");
-        assert_eq!(decimal(10i128.pow(19), true).unwrap(), "100000000000000000.00");
+        assert_eq!(decimal(12_345_678_901_234_567, false).unwrap(), "123456789012344.00");
+        assert_eq!(decimal(12_345_678_901_234_567, true).unwrap(), "123456789012347.00");
+        assert_eq!(decimal(-12_345_678_901_234_567, false).unwrap(), "-123456789012347.00");
+        assert_eq!(decimal(-12_345_678_901_234_567, true).unwrap(), "-123456789012344.00");
+        assert_eq!(decimal(10i128.pow(19), true).unwrap(), "100000000000001000.00");
         assert_eq!(decimal(10i128.pow(20) - 1, true), None, "beyond what the type holds");
         assert_eq!(said(C::Float64, Scalar::Float(f64::INFINITY), true).unwrap(), r#""Infinity""#);
         assert_eq!(said(C::Float32, Scalar::Float(f64::NEG_INFINITY), false).unwrap(), r#""-Infinity""#);
@@ -299,11 +312,19 @@ mod tests {
         let cases = [
             (&floats, Scalar::Float(1.5), Scalar::Float(2.0)),
             (&floats, Scalar::Float(f64::NEG_INFINITY), Scalar::Float(f64::INFINITY)),
-            (&decimals, Scalar::Decimal(-105), Scalar::Decimal(12_345_678_901_234_500_000_000)),
+            (&decimals, Scalar::Decimal(-105), Scalar::Decimal(999_999_999_999_999)),
         ];
         for (schema, lower, upper) in cases {
             let stats = of(lower, Some(upper), 0);
             assert_eq!(from_json(schema, &to_json(schema, &[], 3, std::slice::from_ref(&stats), None)), (Some(3), vec![stats]));
+        }
+        // Of others, with more digits than a double holds: read outwards.
+        for text in ["12345678901234569.00", "1.2345678901234569e16", "12345678901234569"] {
+            let stats = format!(r#"{{"numRecords":3,"minValues":{{"c":{text}}},"maxValues":{{"c":{text}}},"nullCount":{{"c":1}}}}"#);
+            let read = from_json(&decimals, &stats).1.remove(0);
+            let (Some(Scalar::Decimal(lower)), Some(Scalar::Decimal(upper))) = (read.lower, read.upper) else { panic!("{text} is not read") };
+            let exact = 1_234_567_890_123_456_900;
+            assert!(lower <= exact && exact <= upper && upper - lower < 10_000, "{text}: {lower} to {upper}");
         }
     }
 

@@ -67,8 +67,9 @@ impl Pond {
         self.start(args).wait()
     }
 
-    /// What the process shows on the terminal that its stderr is. After a while it is told to stop, where that is asked for.
-    pub fn on_a_terminal(&self, args: &[&str], stop_after: Option<Duration>) -> String {
+    /// What the process shows on the terminal that its stderr is. It is told to stop once it shows all of these words in one
+    /// line, where some are given.
+    pub fn on_a_terminal(&self, args: &[&str], until: &[&str]) -> String {
         let (mut ours, mut theirs) = (-1, -1);
         // SAFETY: two integers to fill in; no name, settings or size are asked for.
         let opened = unsafe { libc::openpty(&mut ours, &mut theirs, std::ptr::null_mut(), std::ptr::null_mut(), std::ptr::null_mut()) };
@@ -80,20 +81,20 @@ impl Pond {
         let mut child = command.spawn().unwrap();
         // The command holds a copy of the other end, without which reading does not end.
         drop(command);
-        let reading = std::thread::spawn(move || {
-            let mut shown = vec![];
-            // The end of a terminal is an error on Linux.
-            let _ = std::fs::File::from(ours).read_to_end(&mut shown);
-            String::from_utf8_lossy(&shown).into_owned()
-        });
-        if let Some(stop_after) = stop_after {
-            std::thread::sleep(stop_after);
-            // SAFETY: plain integers; the child has not been waited for, so its id is still its own.
-            assert_eq!(unsafe { libc::kill(child.id() as i32, libc::SIGTERM) }, 0);
+        let (mut screen, mut shown, mut part, start) = (std::fs::File::from(ours), String::new(), [0; 4096], Instant::now());
+        let mut left = until;
+        // The end of a terminal is an error on Linux.
+        while let Ok(n @ 1..) = screen.read(&mut part) {
+            shown += &String::from_utf8_lossy(&part[..n]);
+            let seen = !left.is_empty() && shown.split(['\r', '\n']).any(|line| left.iter().all(|words| line.contains(words)));
+            if seen || !left.is_empty() && start.elapsed() > PATIENCE {
+                left = &[];
+                // SAFETY: plain integers; the child has not been waited for, so its id is still its own.
+                assert_eq!(unsafe { libc::kill(child.id() as i32, libc::SIGTERM) }, 0);
+            }
         }
         let status = child.wait().unwrap();
-        let shown = reading.join().unwrap();
-        assert!(status.success(), "{shown}");
+        assert!(status.success() && start.elapsed() < PATIENCE, "{shown}");
         shown
     }
 

@@ -8,11 +8,11 @@ fn what_is_asked_for_is_compared_and_progress_shows_on_a_terminal_alone() {
     pond.rewrite(&yaml(pond.path(), "[iceberg, delta]", "5s"));
     fill(&pond);
     // The bar, to its end.
-    let shown = pond.on_a_terminal(&["verify", "pipeline.yaml", "--deep"], None);
+    let shown = pond.on_a_terminal(&["verify", "pipeline.yaml", "--deep"], &[]);
     let total = std::fs::read_dir(pond.path().join("data")).unwrap().map(|f| std::fs::read_to_string(f.unwrap().path()).unwrap().lines().count()).sum::<usize>();
     assert!(shown.contains(&format!("[{}] {total} of {total} records", "#".repeat(30))), "{shown:?}");
-    assert_eq!(pond.on_a_terminal(&["verify", "pipeline.yaml", "--deep", "--json"], None), "");
-    assert_eq!(pond.on_a_terminal(&["verify", "pipeline.yaml"], None), "");
+    assert_eq!(pond.on_a_terminal(&["verify", "pipeline.yaml", "--deep", "--json"], &[]), "");
+    assert_eq!(pond.on_a_terminal(&["verify", "pipeline.yaml"], &[]), "");
     let ended = pond.millpond(&["verify", "pipeline.yaml", "--deep"]);
     assert!(ended.code == 0 && ended.stderr.is_empty() && !ended.stdout.contains(" of "), "{ended:?}");
     let ask = |args: &[&str]| {
