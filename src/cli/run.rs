@@ -113,8 +113,9 @@ async fn stopped_early(stop: &AtomicBool, metrics: &Metrics) {
 
 /// The first signal drains, the second one ends the process at once: the log has all that counts.
 fn watch_signals(stop: Arc<AtomicBool>, metrics: Arc<Metrics>) {
+    // Before anything begins: a signal that came first would be lost where whoever started the process ignores it.
+    let (Ok(mut interrupt), Ok(mut terminate)) = (signal(SignalKind::interrupt()), signal(SignalKind::terminate())) else { return };
     tokio::spawn(async move {
-        let (Ok(mut interrupt), Ok(mut terminate)) = (signal(SignalKind::interrupt()), signal(SignalKind::terminate())) else { return };
         loop {
             tokio::select! {
                 _ = interrupt.recv() => {}
