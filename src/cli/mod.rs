@@ -10,6 +10,7 @@ mod validate;
 mod verify;
 
 use crate::pipeline::{Pipeline, Problem};
+use crate::stage::names;
 use crate::worker::{Clock, WorkerError};
 use clap::{Parser, Subcommand};
 use load::load;
@@ -103,7 +104,7 @@ impl Clock for SystemClock {
 
 /// Whether the pipeline ever ran here. Asking makes no folder.
 fn has_run(pipeline: &Pipeline) -> bool {
-    pipeline.lake.root.join("_millpond").join(&pipeline.name).join("log").is_dir()
+    pipeline.lake.root.join(names::state_folder(&pipeline.name)).join("log").is_dir()
 }
 
 /// Prints problems, and returns the exit code for them.

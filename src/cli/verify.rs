@@ -2,6 +2,7 @@
 
 use super::{DIFFERENT, FAILED, Failure, OK, REFUSED, UNAVAILABLE, UNPROVEN, USAGE, fail, has_run, load, report as report_problems};
 use crate::pipeline::{Pipeline, SourceSpec};
+use crate::stage::names;
 use crate::store::local::DurableLocal;
 use crate::verify::{Finding, Lake, Options, Report, VerifyError, verify};
 use crate::worker::open_source;
@@ -78,7 +79,7 @@ async fn run(pipeline: &Arc<Pipeline>, a: &Arguments) -> Result<Report, Failure>
     let root = &pipeline.lake.root;
     let local = DurableLocal::open(root).map_err(|e| Failure(UNAVAILABLE, format!("cannot open lake.root {}: {e}", root.display())))?;
     let root = local.root().to_path_buf();
-    let lake = Lake { store: Arc::new(local), root, state_folder: format!("_millpond/{}", pipeline.name) };
+    let lake = Lake { store: Arc::new(local), root, state_folder: names::state_folder(&pipeline.name) };
     let options = Options {
         deep: a.deep,
         table: a.table.clone(),

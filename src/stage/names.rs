@@ -28,6 +28,11 @@ pub enum Owner {
     Metadata(u64),
 }
 
+/// Where a pipeline's log and all that goes with it lie, relative to the lake's root.
+pub fn state_folder(pipeline: &str) -> String {
+    format!("_millpond/{pipeline}")
+}
+
 pub fn epoch_file(attempt: Uuid, lane: usize, nth: usize) -> String {
     format!("epoch-{attempt}-{lane}-{nth}.parquet")
 }

@@ -30,6 +30,7 @@ mod schema;
 mod select;
 mod source_rows;
 mod structure;
+mod widen;
 mod window;
 
 use crate::pipeline::{Pipeline, SourceSpec, TableFormatKind};

@@ -4,20 +4,20 @@
 //! Two things are not DataFusion's own, because the project promises otherwise: arithmetic fails instead
 //! of wrapping, and sums are kept wide and are null when their type cannot hold them.
 
+use super::widen::{group_key, wide};
 use super::window::Windows;
 use crate::pipeline::Column;
 use crate::pipeline::sql::{Tumble, reason};
-use arrow::array::{Array, ArrayRef, AsArray, BooleanArray, Decimal128Array, Float64Array, UInt32Array, UInt64Array, new_null_array};
+use arrow::array::{Array, ArrayRef, AsArray, BooleanArray, UInt32Array, UInt64Array, new_null_array};
 use arrow::compute::{CastOptions, cast_with_options, concat, filter_record_batch, take_record_batch};
-use arrow::datatypes::{DataType, Decimal128Type, Decimal256Type, Field, Float64Type, Int64Type, Schema, SchemaRef, TimestampMicrosecondType, UInt64Type, i256};
+use arrow::datatypes::{DataType, Decimal128Type, Field, Schema, SchemaRef, TimestampMicrosecondType, UInt64Type};
 use arrow::record_batch::{RecordBatch, RecordBatchOptions};
 use datafusion::common::tree_node::{Transformed, TreeNode};
 use datafusion::common::{DFSchema, DFSchemaRef, ScalarValue, TableReference};
 use datafusion::datasource::MemTable;
 use datafusion::datasource::empty::EmptyTable;
 use datafusion::error::{DataFusionError, Result};
-use datafusion::logical_expr::expr::{AggregateFunction, AggregateFunctionParams};
-use datafusion::logical_expr::{Aggregate, BinaryExpr as LogicalBinary, Cast, ColumnarValue, Expr, ExprSchemable, LogicalPlan, LogicalPlanBuilder, Operator, TryCast, Volatility, create_udf};
+use datafusion::logical_expr::{Aggregate, BinaryExpr as LogicalBinary, Cast, Expr, ExprSchemable, LogicalPlan, LogicalPlanBuilder, Operator};
 use datafusion::logical_expr::simplify::SimplifyContext;
 use datafusion::optimizer::simplify_expressions::ExprSimplifier;
 use datafusion::physical_expr::expressions::BinaryExpr;
@@ -32,10 +32,10 @@ use std::sync::Arc;
 type Physical = Arc<dyn PhysicalExpr>;
 
 /// The column that tells states of the same rows apart; no source can have it, because it is no word.
-const AT: &str = "at entry";
+pub(super) const AT: &str = "at entry";
 
 /// Begins the names of columns that tell which values did not fit.
-const UNFIT: &str = "does not fit ";
+pub(super) const UNFIT: &str = "does not fit ";
 
 /// The query of one table under one plan.
 pub struct Select {
@@ -633,146 +633,12 @@ fn depends_on_order(call: &Expr, schema: &DFSchema) -> bool {
     }
 }
 
-/// The aggregate with sums that hold any number of rows, narrowed again to the declared types: what
-/// does not fit is null.
-fn wide(a: &Aggregate, states: bool, scan: &dyn Fn(LogicalPlan) -> Result<Transformed<LogicalPlan>>) -> Result<LogicalPlan> {
-    let schema = a.input.schema();
-    let (mut calls, mut columns): (Vec<Expr>, Vec<Expr>) = (vec![], vec![]);
-    let (mut groups, mut unfit) = (vec![], vec![]);
-    for (i, e) in a.group_expr.iter().enumerate() {
-        let (qualifier, field) = a.schema.qualified_field(i);
-        let name = format!("group {i}");
-        groups.push(group_key(e, schema)?.alias(name.clone()));
-        columns.push(Expr::Column(datafusion::common::Column::new_unqualified(name)).alias_qualified(qualifier.cloned(), field.name()));
-    }
-    for (i, e) in a.aggr_expr.iter().enumerate() {
-        let (qualifier, field) = a.schema.qualified_field(a.group_expr.len() + i);
-        let Expr::AggregateFunction(f) = e.clone().unalias() else { return Err(DataFusionError::Plan(format!("{e} is no aggregate"))) };
-        let (done, total) = widened(&f, field.data_type(), schema, i, &mut calls)?;
-        unfit.extend(total.map(|total| total.is_not_null().and(done.clone().is_null()).alias(format!("{UNFIT}{i}"))));
-        columns.push(done.alias_qualified(qualifier.cloned(), field.name()));
-    }
-    if states {
-        let at = Expr::Column(datafusion::common::Column::new_unqualified(AT));
-        groups.push(at.clone());
-        columns.push(at);
-    }
-    columns.extend(unfit);
-    // The plan names the table as it was planned; its rows are read under the same name.
-    let input = a.input.as_ref().clone().transform_up(scan)?.data;
-    // What holds of a plan's schema was written when it was made.
-    let input = input.transform_up(|node| Ok(Transformed::yes(node.recompute_schema()?)))?.data;
-    LogicalPlanBuilder::from(input).aggregate(groups, calls)?.project(columns)?.build()
-}
-
-/// The value in its type, and what it was made of where that may not fit.
-fn widened(f: &AggregateFunction, declared: &DataType, schema: &DFSchema, nth: usize, calls: &mut Vec<Expr>) -> Result<(Expr, Option<Expr>)> {
-    let mut call = |func: Arc<datafusion::logical_expr::AggregateUDF>, args: Vec<Expr>, distinct: bool, part: &str| {
-        let name = format!("call {nth} {part}");
-        let params = AggregateFunctionParams { args, distinct, filter: f.params.filter.clone(), order_by: vec![], null_treatment: None };
-        calls.push(Expr::AggregateFunction(AggregateFunction { func, params }).alias(name.clone()));
-        Expr::Column(datafusion::common::Column::new_unqualified(name))
-    };
-    let args = f.params.args.clone();
-    let arg = args.first().cloned().ok_or_else(|| DataFusionError::Plan("an aggregate without an argument".into()))?;
-    let ty = arg.get_type(schema)?;
-    let sum = datafusion::functions_aggregate::sum::sum_udaf;
-    let count = datafusion::functions_aggregate::count::count_udaf;
-    let cast = |e: Expr, to: DataType| Expr::Cast(Cast::new(Box::new(e), to));
-    let room = |ty: &DataType| match ty {
-        DataType::Decimal128(p, s) if *p <= 19 => Some(DataType::Decimal128(38, *s)),
-        DataType::Decimal128(_, s) => Some(DataType::Decimal256(76, *s)),
-        t if t.is_integer() => Some(DataType::Decimal128(38, 0)),
-        _ => None,
-    };
-    Ok(match f.func.name() {
-        "sum" if room(&ty).is_some() => {
-            let to = room(&ty).unwrap_or(DataType::Null);
-            let total = call(sum(), vec![cast(arg, to)], false, "sum");
-            (Expr::TryCast(TryCast::new(Box::new(total.clone()), declared.clone())), Some(total))
-        }
-        "avg" => {
-            // DataFusion turns integers into floats before it adds them up.
-            let whole = match &arg {
-                Expr::Cast(c) if c.data_type == DataType::Float64 && c.expr.get_type(schema)?.is_signed_integer() => Some(c.expr.as_ref().clone()),
-                _ => None,
-            };
-            match (whole, &ty) {
-                (Some(int), _) => {
-                    let total = call(sum(), vec![cast(int.clone(), DataType::Decimal128(38, 0))], false, "sum");
-                    let rows = call(count(), vec![int], false, "rows");
-                    (mean(DataType::Decimal128(38, 0), DataType::Float64).call(vec![total, rows]), None)
-                }
-                (None, DataType::Decimal128(_, scale)) => {
-                    let wide = DataType::Decimal256(76, *scale);
-                    let total = call(sum(), vec![cast(arg.clone(), wide.clone())], false, "sum");
-                    let rows = call(count(), vec![arg], false, "rows");
-                    (mean(wide, declared.clone()).call(vec![total.clone(), rows]), Some(total))
-                }
-                _ => (call(f.func.clone(), args, false, "all"), None),
-            }
-        }
-        "count" if f.params.distinct && ty.is_floating() => (call(f.func.clone(), vec![one_zero(arg)], true, "all"), None),
-        _ => (call(f.func.clone(), args, f.params.distinct, "all"), None),
-    })
-}
-
-/// What rows are grouped by, and found by among the groups.
-fn group_key(e: &Expr, schema: &DFSchema) -> Result<Expr> {
-    Ok(if e.get_type(schema)?.is_floating() { one_zero(e.clone()) } else { e.clone() })
-}
-
-/// A float as it is compared, in 64 bits: -0.0 is 0.0, and there is one NaN.
-fn one_zero(e: Expr) -> Expr {
-    let of = |values: &[ColumnarValue]| {
-        let arrays = ColumnarValue::values_to_arrays(values)?;
-        let one = arrays[0].as_primitive::<Float64Type>().unary::<_, Float64Type>(|v| if v.is_nan() { f64::NAN } else { v + 0.0 });
-        Ok(ColumnarValue::Array(Arc::new(one)))
-    };
-    let double = create_udf("one_zero", vec![DataType::Float64], DataType::Float64, Volatility::Immutable, Arc::new(of));
-    double.call(vec![Expr::Cast(Cast::new(Box::new(e), DataType::Float64))])
-}
-
-/// Exact total by number of rows: decimals rounded half away from zero, null where they do not fit.
-fn mean(total: DataType, to: DataType) -> datafusion::logical_expr::ScalarUDF {
-    let target = to.clone();
-    let of = move |values: &[ColumnarValue]| {
-        let arrays = ColumnarValue::values_to_arrays(values)?;
-        let rows = arrays[1].as_primitive::<Int64Type>();
-        let done: ArrayRef = match &target {
-            DataType::Decimal128(p, s) => {
-                let totals = arrays[0].as_primitive::<Decimal256Type>();
-                let DataType::Decimal256(_, from) = arrays[0].data_type() else { return Err(DataFusionError::Internal("a total that is no decimal".into())) };
-                let raise = i256::from_i128(10).checked_pow(u32::try_from(s - from).unwrap_or(0)).unwrap_or(i256::ONE);
-                let each = (0..rows.len()).map(|i| (totals.is_valid(i) && rows.value(i) > 0).then(|| rounded(totals.value(i), raise, rows.value(i), *p)).flatten());
-                Arc::new(each.collect::<Decimal128Array>().with_precision_and_scale(*p, *s)?)
-            }
-            _ => {
-                let totals = arrays[0].as_primitive::<Decimal128Type>();
-                let each = (0..rows.len()).map(|i| (totals.is_valid(i) && rows.value(i) > 0).then(|| totals.value(i) as f64 / rows.value(i) as f64));
-                Arc::new(each.collect::<Float64Array>())
-            }
-        };
-        Ok(ColumnarValue::Array(done))
-    };
-    create_udf("exact_mean", vec![total, DataType::Int64], to, Volatility::Immutable, Arc::new(of))
-}
-
-fn rounded(total: i256, raise: i256, rows: i64, precision: u8) -> Option<i128> {
-    let (raised, rows) = (total.checked_mul(raise)?, i256::from_i128(rows.into()));
-    let half = rows.checked_div(i256::from_i128(2))?;
-    // Away from zero from the half on: add (or take) half a divisor and cut. An odd divisor has no exact half.
-    let nudged = if raised.is_negative() { raised.checked_sub(half)? } else { raised.checked_add(half)? };
-    let value = nudged.checked_div(rows)?.to_i128()?;
-    (value.unsigned_abs() < 10u128.pow(precision.into())).then_some(value)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::epoch::tests::loaded;
     use crate::verify::compare::Encoder;
-    use arrow::array::{Float32Array, TimestampMicrosecondArray};
+    use arrow::array::{Float32Array, Float64Array, TimestampMicrosecondArray};
 
     /// By the bytes of its key a row is found among the groups: -0.0 is in that of 0.0, and every NaN in one.
     #[tokio::test]

@@ -30,6 +30,7 @@ use crate::pipeline::{Input, Pipeline, SourceSpec, TableFormatKind};
 use crate::source::file::FileSource;
 use crate::source::kafka::KafkaSource;
 use crate::source::{Source, SourceError, SourceFacts};
+use crate::stage::names;
 use crate::store::local::DurableLocal;
 use crate::store::probe::{self, ProbeError};
 use clean::Cleaning;
@@ -166,7 +167,7 @@ impl Place {
     /// The same over a store of this folder that is open already.
     async fn over(store: Arc<dyn ObjectStore>, root: &std::path::Path, pipeline: &Pipeline, clock: &Arc<dyn Clock>) -> Result<Self, WorkerError> {
         let url = url::Url::from_directory_path(root).map_err(|()| WorkerError::Refused(format!("lake.root {} is no absolute path", root.display())))?;
-        let state_folder = format!("_millpond/{}", pipeline.name);
+        let state_folder = names::state_folder(&pipeline.name);
         let log = Log::new(store.clone(), Path::from(format!("{state_folder}/log")));
         let catalog = SqliteCatalog::open(&pipeline.lake.iceberg_catalog, &pipeline.lake.catalog_name)
             .await
@@ -266,7 +267,7 @@ const SPACE_BYTES: usize = 1 << 20;
 
 /// What lies, or will lie, where there is no space.
 fn full(pipeline: &Pipeline) -> Option<std::path::PathBuf> {
-    let scratch = pipeline.lake.root.join("_millpond").join(&pipeline.name).join("scratch");
+    let scratch = pipeline.lake.root.join(names::state_folder(&pipeline.name)).join("scratch");
     [pipeline.lake.root.clone(), pipeline.lake.iceberg_catalog.clone(), scratch].into_iter().find(|at| is_full(at))
 }
 

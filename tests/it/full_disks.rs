@@ -2,14 +2,16 @@
 
 use crate::support::disk::{Mounted, NO_MOUNT, fill};
 use crate::support::kafka::Broker;
+use crate::support::keys;
 use crate::support::process::{Pipeline, until};
 use crate::support::skip;
 use crate::support::spending::{Terms, assert_content, expected, in_table, large, pipeline, produce, steady};
-use std::fs::{self, File};
+use std::fs;
 use std::io::Write;
 use std::time::Duration;
 
 const PATIENCE: Duration = Duration::from_secs(90);
+
 /// FAULTS 64, and 7: a stop keeps its deadline while nothing can be written.
 #[test]
 fn a_full_disk_is_waited_for() {
@@ -132,29 +134,9 @@ fn a_scratch_folder_that_is_full_costs_no_row() {
             skip("full_disks::a_scratch_folder_that_is_full_costs_no_row", NO_MOUNT);
             return;
         };
-        let mut rows = std::io::BufWriter::new(File::create(dir.path().join("rows.ndjson")).unwrap());
-        for n in 0..2 * KEYS {
-            writeln!(rows, "{{\"k\":{},\"at\":\"2026-01-31T10:00:00Z\",\"v\":{}}}", n * 7_919 % KEYS, n % 1000).unwrap();
-        }
-        rows.into_inner().unwrap().sync_all().unwrap();
-        let yaml = format!(
-            "pipeline: {name}
-sources:
-  rows:
-    file: rows.ndjson
-    columns: {{k: int64, at: timestamp, v: int64}}
-    watermark: {{column: at}}
-tables:
-  by_key:
-    sql: select window_start, k, sum(v) as total, count(*) as n from tumble(rows, interval '1 day') group by window_start, k
-    key: [window_start, k]
-    allowed_lateness: 1d
-lake: {{root: ./lake}}
-memory: {memory}
-epoch: {{every: 300ms}}
-commit: {{every: 1s}}
-"
-        );
+        keys::write_rows(&dir.path().join("rows.ndjson"), 0..2 * KEYS, KEYS);
+        // Corrections may come: the index of keys is needed.
+        let yaml = keys::pipeline(name, memory, "300ms", "1s").replace("    key: ", "    allowed_lateness: 1d\n    key: ");
         let full = Pipeline::new(dir.path().to_path_buf(), &yaml);
         let mut run = full.start(&["--until-end", "--final"], None);
         run.wait_to_be_told("o space left", PATIENCE);
@@ -168,10 +150,9 @@ commit: {{every: 1s}}
         if !ended.success() {
             full.complete(&["--until-end", "--final"]);
         }
-        let total: u64 = (0..2 * KEYS).map(|n| n % 1000).sum();
         for format in ["iceberg", "delta"] {
             let found = full.numbers(format, "select count(*) as rows, sum(total) as total, min(n) as least, max(n) as most from by_key", ["rows", "total", "least", "most"]);
-            assert_eq!(found, [KEYS, total, 2, 2], "{name}: {format}");
+            assert_eq!(found, [KEYS, keys::total(2 * KEYS), 2, 2], "{name}: {format}");
         }
     }
 }

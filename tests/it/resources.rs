@@ -1,6 +1,7 @@
 //! What a worker needs goes away for a while: it waits, says why, and goes on.
 
 use crate::support::kafka::Broker;
+use crate::support::keys;
 use crate::support::process::{Pipeline, until};
 use crate::support::spending::{Terms, assert_content, expected, in_table, large, pipeline, produce, steady};
 use std::fs::{self, File};
@@ -80,34 +81,13 @@ fn own_pages_to_the_end(pipeline: &Pipeline, options: &[&str], what: &str) -> u6
 fn a_million_keys_in_one_open_window() {
     const KEYS: u64 = 1_000_000;
     let dir = tempfile::Builder::new().prefix("millpond-keys-").tempdir().unwrap();
-    let mut rows = std::io::BufWriter::new(File::create(dir.path().join("rows.ndjson")).unwrap());
-    for n in 0..KEYS + KEYS / 4 {
-        // A quarter of the keys come twice, the second time long after the first.
-        writeln!(rows, "{{\"k\":{},\"at\":\"2026-01-31T10:00:00Z\",\"v\":{}}}", n * 7_919 % KEYS, n % 1000).unwrap();
-    }
-    rows.into_inner().unwrap().sync_all().unwrap();
-    let yaml = r#"
-pipeline: keys
-sources:
-  rows:
-    file: rows.ndjson
-    format: json
-    columns: {k: int64, at: timestamp, v: int64}
-    watermark: {column: at}
-tables:
-  by_key:
-    sql: select window_start, k, sum(v) as total, count(*) as n from tumble(rows, interval '1 day') group by window_start, k
-    key: [window_start, k]
-lake: {root: ./lake}
-memory: 64MiB
-epoch: {every: 1s}
-commit: {every: 2s}
-"#;
-    let keys = Pipeline::new(dir.path().to_path_buf(), yaml);
+    // A quarter of the keys come twice, the second time long after the first.
+    keys::write_rows(&dir.path().join("rows.ndjson"), 0..KEYS + KEYS / 4, KEYS);
+    let keys = Pipeline::new(dir.path().to_path_buf(), &keys::pipeline("keys", "64MiB", "1s", "2s"));
     let own_kib = own_pages_to_the_end(&keys, &["--until-end", "--final"], &format!("{KEYS} keys in one open window"));
     // 130 MiB where it was measured; 217 where `memory` is large enough for nothing to be spilled.
     assert!((1..180 * 1024).contains(&own_kib), "{} MiB of own pages for memory: 64MiB", own_kib / 1024);
-    let total: u64 = (0..KEYS + KEYS / 4).map(|n| n % 1000).sum();
+    let total = keys::total(KEYS + KEYS / 4);
     for format in ["iceberg", "delta"] {
         let sql = "select count(*) as rows, count(distinct k) as keys, sum(total) as total, sum(n) as n, sum(case when n = 2 then 1 else 0 end) as twice from by_key";
         let found = keys.numbers(format, sql, ["rows", "keys", "total", "n", "twice"]);
@@ -124,30 +104,9 @@ fn runs_of_many_keys_are_merged_within_memory() {
     let dir = tempfile::Builder::new().prefix("millpond-merge-").tempdir().unwrap();
     // Each file is a partition, which is read in a turn of its own.
     for file in 0..FILES {
-        let mut rows = std::io::BufWriter::new(File::create(dir.path().join(format!("{file:03}.ndjson"))).unwrap());
-        for n in file * ROWS..(file + 1) * ROWS {
-            writeln!(rows, "{{\"k\":{},\"at\":\"2026-01-31T10:00:00Z\",\"v\":{}}}", n * 7_919 % KEYS, n % 1000).unwrap();
-        }
+        keys::write_rows(&dir.path().join(format!("{file:04}.ndjson")), file * ROWS..(file + 1) * ROWS, KEYS);
     }
-    let yaml = r#"
-pipeline: merging
-sources:
-  rows:
-    file: "*.ndjson"
-    format: json
-    columns: {k: int64, at: timestamp, v: int64}
-    watermark: {column: at}
-tables:
-  by_key:
-    sql: select window_start, k, sum(v) as total, count(*) as n from tumble(rows, interval '1 day') group by window_start, k
-    key: [window_start, k]
-    formats: [iceberg]
-lake: {root: ./lake, iceberg: {catalog: sql, uri: "sqlite://./lake/catalog.db"}}
-memory: 64MiB
-epoch: {every: 1ms}
-commit: {every: 1s}
-"#;
-    let merging = Pipeline::new(dir.path().to_path_buf(), yaml);
+    let merging = Pipeline::new(dir.path().to_path_buf(), &keys::pipeline("merging", "64MiB", "1ms", "1s"));
     let own_kib = own_pages_to_the_end(&merging, &["--until-end"], &format!("{KEYS} keys in the runs of one window"));
     let epochs = merging.numbers("iceberg", "select count(*) as n from millpond.epochs", ["n"])[0];
     let runs = fs::read_dir(dir.path().join("lake/_millpond/merging/runs")).unwrap().map(|f| f.unwrap().file_name().into_string().unwrap());
@@ -156,8 +115,10 @@ commit: {every: 1s}
     // 183 MiB where it was measured; 309 where the merge took the rows of all runs at once.
     assert!((1..260 * 1024).contains(&own_kib), "{} MiB of own pages for memory: 64MiB", own_kib / 1024);
     let sql = "select count(*) as rows, sum(total) as total, sum(n) as n, min(n) as least, max(n) as most from by_key";
-    let total: u64 = (0..FILES * ROWS).map(|n| n % 1000).sum();
-    assert_eq!(merging.numbers("iceberg", sql, ["rows", "total", "n", "least", "most"]), [KEYS, total, FILES * ROWS, 3, 3]);
+    for format in ["iceberg", "delta"] {
+        let found = merging.numbers(format, sql, ["rows", "total", "n", "least", "most"]);
+        assert_eq!(found, [KEYS, keys::total(FILES * ROWS), FILES * ROWS, 3, 3], "{format}");
+    }
 }
 
 /// Many windows that stay open, since one partition holds the watermark back. What is kept of each must be little, in the

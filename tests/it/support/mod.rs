@@ -5,6 +5,7 @@ pub mod disk;
 #[allow(dead_code)]
 pub mod generate;
 pub mod kafka;
+pub mod keys;
 pub mod millpond;
 pub mod process;
 pub mod proxy;

@@ -130,7 +130,7 @@ impl Secured {
                 code == Some(rd::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR)
             }
         };
-        assert!((0..4).any(answered), "admin requests are not answered");
+        assert!((0..4).any(answered), "admin requests fail, or are not answered");
     }
 }
 
