@@ -205,5 +205,7 @@ fn a_cleaner_that_never_waits_costs_work_and_no_row() {
     rows.append(dir.path(), 60_000);
     pipeline.complete(&["--until-end", "--final"]);
     rows.are_in(&pipeline);
+    // The last pass of that run may have come before the commit that went past what the kills left.
+    pipeline.complete(&["--until-end", "--final"]);
     assert_eq!(orphans(dir.path()), BTreeSet::new());
 }
