@@ -111,6 +111,12 @@ impl Decided {
         self.entries.iter().filter(|e| matches!(e.body, Body::Plan(_))).count()
     }
 
+    /// Whether windows show before they close, by the newest plan; `None`: it has no windows.
+    pub fn emits_on_update(&self) -> Option<bool> {
+        let plan = self.entries.iter().rev().find_map(|e| if let Body::Plan(plan) = &e.body { Some(plan) } else { None })?;
+        plan.tables.values().find(|t| t.window.is_some()).map(|t| t.emit_on_update)
+    }
+
     /// A table as the newest plan that knows it has it.
     pub fn record(&self, table: &str) -> Option<&SpecRecord> {
         self.known.get(table).map(|(record, _)| record)

@@ -601,6 +601,11 @@ impl Surroundings for Life {
         Hosting::Tasks
     }
 
+    /// Faults of the store are simulated; nothing in this world lies on a disk but scratch files.
+    fn is_full(&self, _: &std::path::Path) -> bool {
+        false
+    }
+
     fn lanes(&self) -> usize {
         2
     }

@@ -153,6 +153,10 @@ impl Surroundings for Around {
     fn hosting(&self) -> Hosting {
         Hosting::Threads
     }
+    fn is_full(&self, _: &std::path::Path) -> bool {
+        false
+    }
+
     fn lanes(&self) -> usize {
         1
     }

@@ -241,7 +241,7 @@ pub async fn run(pipeline: Arc<Pipeline>, plans: Vec<Arc<TablePlan>>, options: R
             Err(WorkerError::Unavailable(why)) => {
                 let why = match metrics.ready.load(Ordering::Relaxed) {
                     true => why,
-                    false => match in_place(|| full(&pipeline)) {
+                    false => match in_place(|| full(&pipeline, world.as_ref())) {
                         Some(at) => format!("{why} (no space is left where {} lies)", at.display()),
                         None => return Err(WorkerError::Unavailable(why)),
                     },
@@ -262,22 +262,10 @@ pub async fn run(pipeline: Arc<Pipeline>, plans: Vec<Arc<TablePlan>>, options: R
 /// How often the same run may be missed before it counts as lost: a truncation is over by then, and the log names others.
 const RUN_MISSED: u32 = 5;
 
-/// Less than a start needs.
-const SPACE_BYTES: usize = 1 << 20;
-
 /// What lies, or will lie, where there is no space.
-fn full(pipeline: &Pipeline) -> Option<std::path::PathBuf> {
+fn full(pipeline: &Pipeline, world: &dyn Surroundings) -> Option<std::path::PathBuf> {
     let scratch = pipeline.lake.root.join(names::state_folder(&pipeline.name)).join("scratch");
-    [pipeline.lake.root.clone(), pipeline.lake.iceberg_catalog.clone(), scratch].into_iter().find(|at| is_full(at))
-}
-
-/// Is there no space where this lies or will lie, or no quota left? Found out by writing: file systems count in many ways.
-fn is_full(at: &std::path::Path) -> bool {
-    let Some(folder) = at.ancestors().find(|f| f.is_dir()) else { return false };
-    let path = folder.join(".millpond-space");
-    let written = std::fs::write(&path, vec![0x5a; SPACE_BYTES]);
-    let _ = std::fs::remove_file(&path);
-    written.is_err_and(|e| matches!(e.kind(), std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded))
+    [pipeline.lake.root.clone(), pipeline.lake.iceberg_catalog.clone(), scratch].into_iter().find(|at| world.is_full(at))
 }
 
 async fn once(pipeline: &Arc<Pipeline>, plans: &[Arc<TablePlan>], options: RunOptions, metrics: &Arc<Metrics>, world: &Arc<dyn Surroundings>, stop: &Arc<AtomicBool>, settled: &mut bool) -> Result<(), WorkerError> {

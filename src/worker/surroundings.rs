@@ -9,6 +9,8 @@ use crate::pipeline::{Pipeline, SourceSpec};
 use crate::source::{Source, SourceError};
 use async_trait::async_trait;
 use futures::future::BoxFuture;
+use std::io::ErrorKind;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 use uuid::Uuid;
@@ -30,6 +32,9 @@ pub trait Surroundings: Send + Sync {
 
     fn hosting(&self) -> Hosting;
 
+    /// Is there no space where this lies or will lie, or no quota left?
+    fn is_full(&self, at: &Path) -> bool;
+
     /// How many lanes decode side by side.
     fn lanes(&self) -> usize;
 
@@ -43,6 +48,9 @@ pub trait Surroundings: Send + Sync {
         plan::compile
     }
 }
+
+/// Less than a start needs.
+const SPACE_BYTES: usize = 1 << 20;
 
 /// The real world.
 pub struct System {
@@ -69,6 +77,15 @@ impl Surroundings for System {
 
     fn hosting(&self) -> Hosting {
         Hosting::Threads
+    }
+
+    /// Found out by writing: file systems count in many ways.
+    fn is_full(&self, at: &Path) -> bool {
+        let Some(folder) = at.ancestors().find(|f| f.is_dir()) else { return false };
+        let path = folder.join(".millpond-space");
+        let written = std::fs::write(&path, vec![0x5a; SPACE_BYTES]);
+        let _ = std::fs::remove_file(&path);
+        written.is_err_and(|e| matches!(e.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded))
     }
 
     fn lanes(&self) -> usize {
