@@ -82,7 +82,7 @@ async fn status(pipeline: &Arc<Pipeline>) -> Result<Value, WorkerError> {
         for format in &record.formats {
             let entry = match place.formats[format].open(spec.clone()).await {
                 Ok(Some(mut table)) => match table.load().await {
-                    Ok(base) => json!({ "entry": base.stamp.entry, "version": base.version }),
+                    Ok(base) => json!({ "entry": base.stamp.entry, "version": base.version, "files": table.files() }),
                     Err(e) => json!({ "error": e.to_string() }),
                 },
                 Ok(None) => json!({ "error": "not made yet" }),
@@ -131,6 +131,13 @@ fn ends(pipeline: &Pipeline) -> BTreeMap<String, Result<BTreeMap<i32, i64>, Stri
     asked.into_iter().map(answer).collect()
 }
 
+/// `, 12 data files of 310 KiB, 1 with deletes`, if the table says so.
+fn files(counts: &Value) -> String {
+    let Some(data) = counts["data"].as_u64() else { return String::new() };
+    let deletes = counts["deletes"].as_u64().filter(|n| *n > 0).map(|n| format!(", {n} with deletes")).unwrap_or_default();
+    format!(", {data} data files of {} KiB{deletes}", counts["bytes"].as_u64().unwrap_or(0).div_ceil(1024))
+}
+
 fn print_human(value: &Value) {
     let text = |v: &Value| v.as_str().map_or_else(|| v.to_string(), str::to_string);
     if value["log"].is_null() {
@@ -156,7 +163,7 @@ fn print_human(value: &Value) {
     for (name, table) in value["tables"].as_object().into_iter().flatten() {
         let formats: Vec<String> = table["formats"].as_object().into_iter().flatten().map(|(f, v)| match v.get("error") {
             Some(e) => format!("{f}: {}", text(e)),
-            None => format!("{f} at entry {}", v["entry"]),
+            None => format!("{f} at entry {}{}", v["entry"], files(&v["files"])),
         }).collect();
         let formats = formats.join(", ");
         match table["horizon"].as_str() {

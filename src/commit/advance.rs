@@ -7,7 +7,7 @@ use super::upsert::{ChangeOp, KeyedChange, resolve};
 use super::{ANOTHER_NAME, Base, CommitError, Committed, LakeTable, Stamp, TableChange};
 use crate::failpoint;
 use crate::mutant::{self, Mutant};
-use crate::observe::{Metrics, cpu, thread_cpu_ns};
+use crate::observe::{FileCounts, Metrics, cpu, thread_cpu_ns};
 use crate::pipeline::TableFormatKind;
 use crate::pipeline::sql::Tumble;
 use crate::read::ReadError;
@@ -98,6 +98,29 @@ impl Side {
         self.held = found;
         Ok(())
     }
+
+    fn tell_files(&self, name: &str, metrics: &Metrics) {
+        let about = format!("{} table {name}", self.kind);
+        let files = self.table.files();
+        metrics.set_files(name, &self.kind.to_string(), files);
+        let Some(files) = files.filter(FileCounts::are_many_and_small) else { return metrics.alert_over(&about) };
+        let remedy = match self.kind {
+            TableFormatKind::Iceberg => "Spark's `rewrite_data_files`, say",
+            TableFormatKind::Delta => "`optimize.compact()` of deltalake, say",
+        };
+        // Said once: the numbers change with every commit.
+        if !metrics.alerts().contains_key(&about) {
+            let of = files.bytes as f64 / (files.data + files.deletes) as f64 / 1024.0;
+            metrics.alert(
+                &about,
+                &format!(
+                    "{} data files ({} with deletes) of {of:.1} KiB on average: queries open them one by one; compact the table with another engine \
+                     ({remedy}), commit less often (`commit.every`), or partition it more coarsely",
+                    files.data, files.deletes
+                ),
+            );
+        }
+    }
 }
 
 /// A table that lacks what it held before, without a trace of who took it.
@@ -142,6 +165,7 @@ pub async fn advance(side: &mut Side, pending: &VecDeque<Pending>, mut what: Adv
         if side.unknown || what.only_look {
             side.look(&what.spec.name).await?;
             side.unknown = false;
+            side.tell_files(&what.spec.name, what.metrics);
         }
         let todo: Vec<&Pending> = pending.iter().filter(|p| p.seq > side.stamp() && concerns(p, side.kind)).collect();
         if todo.is_empty() {
@@ -392,6 +416,7 @@ async fn commit(side: &mut Side, todo: &[&Pending], what: &Advance<'_>) -> Resul
         side.base.stamp = what.stamp.clone();
         side.held = what.stamp.entry;
         side.horizon = what.horizon;
+        side.tell_files(&spec.name, what.metrics);
         match side.index.as_mut().filter(|_| indexed) {
             Some(index) => {
                 if let Some(horizon) = what.horizon {

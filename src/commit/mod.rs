@@ -12,6 +12,7 @@ pub mod upsert;
 
 pub use crate::read::LiveFile;
 
+use crate::observe::FileCounts;
 use crate::pipeline::TableFormatKind;
 use crate::stage::{DataFile, TableSpec};
 use async_trait::async_trait;
@@ -123,6 +124,10 @@ pub trait LakeTable: Send + Sync {
 
     /// All data files that readers of the loaded base see.
     async fn live_files(&mut self) -> Result<Vec<LiveFile>, CommitError>;
+
+    /// What the state that was loaded or committed last says of its files, where it says so without being read further:
+    /// Iceberg's totals may be missing after another engine's commit.
+    fn files(&self) -> Option<FileCounts>;
 
     /// Takes out of `names` every file that this table needs or may come to need, and returns what may go, with
     /// the newest base, by which this was judged. `names` are names of files in the table's folder (without

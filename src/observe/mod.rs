@@ -36,6 +36,30 @@ pub fn cpu<T>(stage: &AtomicU64, work: impl FnOnce() -> T) -> T {
     result
 }
 
+/// How many files a table has that its readers read.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+pub struct FileCounts {
+    pub data: u64,
+    /// Delete files, or data files with a deletion vector.
+    pub deletes: u64,
+    /// Of all of them.
+    pub bytes: u64,
+}
+
+/// So many files are none too many for a query.
+const FEW_FILES: u64 = 1_000;
+
+/// Files of this mean size are none too small.
+const SMALL_FILE_BYTES: u64 = 8 << 20;
+
+impl FileCounts {
+    /// Whether queries spend their time on opening files: there are many, and they are small.
+    pub fn are_many_and_small(&self) -> bool {
+        let files = self.data + self.deletes;
+        files > FEW_FILES && self.bytes < files * SMALL_FILE_BYTES
+    }
+}
+
 /// The numbers of one worker since it started, but for what is said to be the log's.
 #[derive(Debug, Default)]
 pub struct Metrics {
@@ -70,6 +94,8 @@ pub struct Metrics {
     alerts: Mutex<BTreeMap<String, String>>,
     watermarks: Mutex<BTreeMap<String, (Option<i64>, String)>>,
     lags: Mutex<BTreeMap<String, u64>>,
+    /// By table and format.
+    files: Mutex<BTreeMap<(String, String), FileCounts>>,
     last_commit: Mutex<Option<Instant>>,
 }
 
@@ -124,6 +150,20 @@ impl Metrics {
     /// How long ago this worker last committed.
     pub fn last_commit(&self) -> Option<Duration> {
         self.last_commit.lock().unwrap_or_else(|e| e.into_inner()).map(|at| at.elapsed())
+    }
+
+    /// What a table's newest state says of its files, if it does.
+    pub fn set_files(&self, table: &str, format: &str, files: Option<FileCounts>) {
+        let mut known = self.files.lock().unwrap_or_else(|e| e.into_inner());
+        let of = (table.to_string(), format.to_string());
+        match files {
+            Some(files) => known.insert(of, files),
+            None => known.remove(&of),
+        };
+    }
+
+    pub fn files(&self) -> BTreeMap<(String, String), FileCounts> {
+        self.files.lock().unwrap_or_else(|e| e.into_inner()).clone()
     }
 
     /// A source's watermark (microseconds) and what holds it.
@@ -182,6 +222,18 @@ impl Metrics {
         let _ = writeln!(text, "# HELP millpond_lag_offsets offsets between the log and the ends of a source's partitions\n# TYPE millpond_lag_offsets gauge");
         for (source, offsets) in self.lags() {
             let _ = writeln!(text, "millpond_lag_offsets{{source=\"{source}\"}} {offsets}");
+        }
+        let files = self.files();
+        let of_files: [(&str, &str, fn(&FileCounts) -> u64); 3] = [
+            ("millpond_data_files", "data files that readers of a table read", |f| f.data),
+            ("millpond_delete_files", "its delete files, or data files with a deletion vector", |f| f.deletes),
+            ("millpond_table_bytes", "bytes of a table's data and delete files", |f| f.bytes),
+        ];
+        for (name, help, number) in of_files {
+            let _ = writeln!(text, "# HELP {name} {help}\n# TYPE {name} gauge");
+            for ((table, format), counts) in &files {
+                let _ = writeln!(text, "{name}{{table=\"{table}\",format=\"{format}\"}} {}", number(counts));
+            }
         }
         let _ = writeln!(text, "# HELP millpond_alert something that a person should look at\n# TYPE millpond_alert gauge");
         for about in self.alerts().keys() {

@@ -7,7 +7,7 @@ use std::net::{TcpListener, TcpStream};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use crate::support::millpond::Pond;
+use crate::support::millpond::{Pond, reader};
 
 const PIPELINE: &str = "
 pipeline: watched
@@ -103,6 +103,76 @@ fn metrics_have_the_names_of_the_readme_and_count() {
     assert_eq!(value(&body, "millpond_watermark_seconds{source=\"events\"}"), Some(1_769_817_600.0 + 499.0));
     running.signal_if_alive(libc::SIGTERM);
     assert_eq!(running.wait().code, 0);
+}
+
+/// FAULTS 67: nobody finds out by slow queries alone that a table has come to consist of small files.
+#[test]
+fn f67_many_small_files_are_counted_and_told_until_they_are_compacted() {
+    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let plain = "
+pipeline: scattered
+sources:
+  events:
+    file: events.ndjson
+    format: json
+    columns: {id: int64, user: string}
+tables:
+  by_user: {sql: \"select id, user from events\", partition_by: [user]}
+lake: {root: ./lake}
+epoch: {every: 50ms}
+commit: {every: 200ms}
+";
+    let pond = Pond::new(&format!("{plain}observe: {{listen: \"127.0.0.1:{port}\"}}\n"));
+    let mut written = 0;
+    let mut arrive = |n: i64| {
+        let mut file = fs::File::options().create(true).append(true).open(pond.path().join("events.ndjson")).unwrap();
+        for id in written..written + n {
+            writeln!(file, "{{\"id\":{id},\"user\":\"u{}\"}}", id % 250).unwrap();
+        }
+        written += n;
+    };
+    let told = |format: &str| format!("alert: {format} table by_user: ");
+    let finish = || {
+        let ended = pond.millpond(&["run", "pipeline.yaml", "--until-end"]);
+        assert_eq!(ended.code, 0, "{ended:?}");
+        ended.stderr
+    };
+    for _ in 0..4 {
+        arrive(250);
+        let said = finish();
+        assert!(!said.contains("alert:"), "a thousand files are none too many: {said}");
+    }
+    arrive(10);
+    let said = finish();
+    for (format, remedy) in [("iceberg", "rewrite_data_files"), ("delta", "optimize.compact()")] {
+        let line = said.lines().find(|l| l.starts_with(&told(format))).unwrap_or_else(|| panic!("nothing of {format}: {said}"));
+        assert!(line.contains("1010 data files (0 with deletes)") && line.contains(remedy) && line.contains("`commit.every`"), "{line}");
+        assert_eq!(pond.status()["tables"]["by_user"]["formats"][format]["files"]["data"], 1010);
+    }
+
+    let lake = pond.path().join("lake");
+    let compacted = reader(&["delta-compact", lake.join("delta/scattered/by_user").to_str().unwrap()]);
+    assert!(compacted[0]["files_removed"].as_i64() >= Some(1000), "{compacted:?}");
+    arrive(10);
+    let mut running = pond.start(&["run", "pipeline.yaml"]);
+    let start = Instant::now();
+    let of = |format: &str| format!("{{table=\"by_user\",format=\"{format}\"}}");
+    let counted = [("iceberg", 1020), ("delta", 260)].map(|(format, files)| format!("\nmillpond_data_files{} {files}\n", of(format)));
+    let body = loop {
+        match get(port, "/metrics") {
+            Some((200, body)) if counted.iter().all(|line| body.contains(line)) => break body,
+            answer => assert!(start.elapsed() < Duration::from_secs(60), "{answer:?}, {}", running.stderr()),
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    };
+    for format in ["iceberg", "delta"] {
+        assert!(body.contains(&format!("\nmillpond_delete_files{} 0\n", of(format))), "{body}");
+        assert_eq!(body.contains(&format!("\nmillpond_alert{{about=\"{format} table by_user\"}} 1\n")), format == "iceberg", "{body}");
+    }
+    running.signal_if_alive(libc::SIGTERM);
+    let ended = running.wait();
+    assert_eq!(ended.code, 0, "{ended:?}");
+    assert!(ended.stderr.contains(&told("iceberg")) && !ended.stderr.contains(&told("delta")), "{ended:?}");
 }
 
 /// FAULTS 7: who does not want to wait for the drain asks again.

@@ -5,6 +5,7 @@ use super::publish::{self, Verdict};
 use super::{ENGINE, INFO_ATTEMPT, INFO_ENTRY, INFO_LOG, INFO_OFFSETS, Site, lines, protocol, references, rewrite, schema, stats, upkeep};
 use crate::commit::{ANOTHER_NAME, Base, CommitError, CommitReport, CommitRow, Committed, LakeTable, LiveFile, Rewritten, Stamp, TableChange};
 use crate::mutant::{self, Mutant};
+use crate::observe::FileCounts;
 use crate::pipeline::TableFormatKind;
 use crate::stage::{DataFile, Scalar, TableSpec, names};
 use async_trait::async_trait;
@@ -466,6 +467,15 @@ impl LakeTable for DeltaTable {
             files.push(LiveFile { path: format!("{}/{path}", self.site.folder), bytes: add.size as u64, records, deleted, partition_values, columns });
         }
         Ok(files)
+    }
+
+    fn files(&self) -> Option<FileCounts> {
+        let each = self.state.files.values();
+        Some(each.fold(FileCounts::default(), |sum, add| FileCounts {
+            data: sum.data + 1,
+            deletes: sum.deletes + u64::from(add.deletion_vector.is_some()),
+            bytes: sum.bytes + add.size.max(0) as u64,
+        }))
     }
 
     async fn unneeded(&mut self, names: BTreeSet<String>) -> Result<(Base, BTreeSet<String>), CommitError> {

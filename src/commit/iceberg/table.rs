@@ -5,6 +5,7 @@ use super::stamp::{self, Found, Link, Soundness};
 use super::{Lake, schema, storage, unavailable};
 use crate::commit::{ANOTHER_NAME, Base, CommitError, CommitRow, Committed, LakeTable, LiveFile, TableChange};
 use crate::mutant::{self, Mutant};
+use crate::observe::FileCounts;
 use crate::pipeline::TableFormatKind;
 use crate::stage::TableSpec;
 use async_trait::async_trait;
@@ -243,6 +244,12 @@ impl LakeTable for IcebergTable {
             }
         }
         Ok(live.into_values().map(|(_, file)| file).collect())
+    }
+
+    fn files(&self) -> Option<FileCounts> {
+        let Some(newest) = self.loaded.as_ref()?.metadata.current_snapshot() else { return Some(FileCounts::default()) };
+        let total = |key: &str| newest.summary().additional_properties.get(key)?.parse().ok();
+        Some(FileCounts { data: total("total-data-files")?, deletes: total("total-delete-files")?, bytes: total("total-files-size")? })
     }
 
     async fn unneeded(&mut self, names: BTreeSet<String>) -> Result<(Base, BTreeSet<String>), CommitError> {
