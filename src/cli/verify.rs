@@ -25,13 +25,13 @@ pub struct Arguments {
     #[arg(long)]
     table: Option<String>,
     /// Only windows that start, and plain rows whose event time lies, at or after this time (RFC 3339)
-    #[arg(long, value_name = "TIME")]
+    #[arg(long, value_name = "TIME", requires = "deep")]
     from: Option<String>,
     /// … and before this time
-    #[arg(long, value_name = "TIME")]
+    #[arg(long, value_name = "TIME", requires = "deep")]
     to: Option<String>,
     /// Compare about this percentage of windows and plain rows
-    #[arg(long, value_name = "PERCENT", value_parser = clap::value_parser!(u8).range(1..=100))]
+    #[arg(long, value_name = "PERCENT", requires = "deep", value_parser = clap::value_parser!(u8).range(1..=100))]
     sample: Option<u8>,
     /// No worker runs: a table that has not taken every entry of the log is a difference
     #[arg(long)]
@@ -88,6 +88,11 @@ async fn run(pipeline: &Arc<Pipeline>, a: &Arguments) -> Result<Report, Failure>
         sample_percent: a.sample.filter(|s| *s < 100),
         caught_up: a.caught_up,
     };
+    if let (Some(from), Some(to)) = (options.from_us, options.to_us)
+        && from >= to
+    {
+        return Err(Failure(USAGE, "nothing lies between --from and --to: expected --from to be earlier than --to".into()));
+    }
     // A consumer group of its own: the workers keep their partitions.
     let reader = format!("{}-verify-{}", pipeline.name, Uuid::now_v7().simple());
     let open = |spec: &SourceSpec| open_source(spec, &reader, "verify");

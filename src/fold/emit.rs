@@ -113,7 +113,7 @@ impl Emitter {
 /// A column; null in the rows whose expression fails.
 fn each_row(p: &Projected, input: &RecordBatch, ty: &DataType, first: usize, failed: &mut Vec<(usize, String)>) -> Result<ArrayRef> {
     let n = input.num_rows();
-    match p.evaluate(input) {
+    match p.evaluate(input, ty) {
         Ok(column) => Ok(column),
         Err(e) if n == 0 => Err(e),
         Err(e) if n == 1 => {

@@ -17,6 +17,7 @@
 
 mod aggregate;
 mod error;
+mod evaluate;
 mod functions;
 mod isolate;
 mod names;
@@ -29,11 +30,13 @@ mod window;
 
 pub use aggregate::{AggregateCall, AggregateFunction};
 pub use error::{Place, SqlError};
+pub(crate) use evaluate::{caught, values};
 pub(crate) use aggregate::{NARROW_PRECISION, WIDE};
 pub use window::{Align, Tumble};
 
 use crate::pipeline::{Emit, SourceSpec, TableDecl};
 use arrow::array::{ArrayRef, AsArray};
+use arrow::compute::{CastOptions, cast_with_options};
 use arrow::datatypes::{DataType, Field, Float32Type, Float64Type, Schema, SchemaRef, TimeUnit};
 use arrow::record_batch::RecordBatch;
 use datafusion::common::ScalarValue;
@@ -180,12 +183,16 @@ pub fn check(decl: &TableDecl, sources: &[Declared<'_>], unsure: bool) -> Result
 }
 
 impl Projected {
-    /// The column for these rows.
+    /// The column for these rows, in the type that was planned for it.
     ///
     /// # Errors
     /// Some row's value does not exist: a cast, an overflow, a division by zero.
-    pub fn evaluate(&self, batch: &RecordBatch) -> DataFusionResult<ArrayRef> {
-        let mut column = self.expr.evaluate(batch)?.into_array(batch.num_rows())?;
+    pub fn evaluate(&self, batch: &RecordBatch, planned: &DataType) -> DataFusionResult<ArrayRef> {
+        let mut column = values(&self.expr, batch)?;
+        // Some functions choose the digits of a decimal by their arguments, and others when they are planned.
+        if column.data_type() != planned {
+            column = cast_with_options(&column, planned, &CastOptions { safe: false, ..CastOptions::default() })?;
+        }
         if let Some((precision, scale)) = self.digits {
             let checked = column.as_primitive::<arrow::datatypes::Decimal128Type>().validate_decimal_precision(precision);
             checked.map_err(|_| DataFusionError::Execution(format!("the result has more digits than decimal({precision},{scale}) holds")))?;

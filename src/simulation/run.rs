@@ -171,7 +171,7 @@ impl File {
                 let _ = write!(text, "    comment: remark {0}\n    properties: {{remark: \"{0}\"}}\n", self.remarks);
             }
         }
-        text + "lake: {root: ./lake}\nepoch: {every: 200ms}\ncommit: {every: 600ms}\n"
+        text + "lake: {root: ./lake}\nepoch: {every: 200ms}\ncommit: {every: 800ms}\n"
     }
 
     /// Planned once: planning SQL costs more than a seed may.
@@ -333,7 +333,7 @@ async fn host(scene: Arc<Scene>, slot: usize) {
     loop {
         let time = if world.temper.life_ms == 0 { 3_600_000 } else { 100 + world.below(world.temper.life_ms * 2) };
         one_life(&scene, slot, RunOptions::default(), time).await;
-        pause(world.below(700)).await;
+        pause(world.below(1200)).await;
     }
 }
 
@@ -379,12 +379,12 @@ fn happenings(rng: &mut Rng) -> Vec<(u64, Happening)> {
     let mut all: Vec<(u64, Happening)> = vec![];
     for (what, percent) in [(LatenessChanges, 35), (EndOfInput, 15), (PartitionAdded, 10), (ColumnAdded, 15), (Remarked, 5), (TableAdded, 10), (TableRemoved, 10), (SourceAdded, 8), (SourceRemoved, 8), (EmitChanges, 5)] {
         if rng.chance(percent) {
-            all.push((300 + rng.below(2700), what));
+            all.push((300 + rng.below(2200), what));
         }
     }
     for what in [Compacted, Appended, Deleted, Expired] {
         for _ in 0..if rng.chance(if what == Deleted { 20 } else { 30 }) { 1 + rng.below(3) } else { 0 } {
-            all.push((700 + rng.below(3300), what));
+            all.push((600 + rng.below(2600), what));
         }
     }
     match rng.below(20) {
@@ -415,6 +415,8 @@ async fn change(scene: &Arc<Scene>, before: &mut File, after: File) {
     *before = after;
     scene.give(before);
     world.expect("plan");
+    // Said to who was started with the older file.
+    world.expect("the columns changed");
     for _ in 0..10 {
         one_life(scene, 7, RunOptions { accept: true, ..RunOptions::default() }, 2500).await;
         if world.decided.lock().unwrap().plans() > known || world.failed().is_some() {
@@ -610,7 +612,7 @@ pub fn run_seed(seed: u64) -> Outcome {
         let mut rng = Rng(seed);
         let (temper, file) = (temper(&mut rng), File::roll(&mut rng));
         let all = happenings(&mut rng);
-        let (partitions, rows) = (1 + rng.below(3), 12 + rng.below(18) as i64);
+        let (partitions, rows) = (1 + rng.below(3), 10 + rng.below(14) as i64);
         let world = World::new(seed, rng, temper);
         world.trace.note("world", format_args!("{:?}", world.temper));
         world.trace.note("world", format_args!("{all:?}"));
@@ -657,7 +659,7 @@ async fn scenario(scene: &Arc<Scene>, file: File, sources: Vec<&'static str>, ro
         pause(50).await;
     }
     // Let them work on what there is, or not.
-    let more = world.below(2000);
+    let more = world.below(1500);
     for _ in 0..more / 100 {
         if world.failed().is_some() {
             return;

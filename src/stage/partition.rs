@@ -106,10 +106,22 @@ pub fn transform_name(transform: PartitionTransform) -> &'static str {
 
 /// The name of a partition field in Iceberg: the column's, with the transform behind it.
 pub fn partition_name(field: &PartitionField) -> String {
-    match field.transform {
+    avro_name(&match field.transform {
         PartitionTransform::Identity => field.column.clone(),
         other => format!("{}_{}", field.column, transform_name(other)),
-    }
+    })
+}
+
+/// Manifests are Avro files whose records have these names (Avro 1.11 specification, *Names*): other characters are spelled
+/// `_x` and their number, as other writers of Iceberg do.
+fn avro_name(name: &str) -> String {
+    let spelled = |(at, c): (usize, char)| match c {
+        'a'..='z' | 'A'..='Z' | '_' => c.to_string(),
+        '0'..='9' if at > 0 => c.to_string(),
+        '0'..='9' => format!("_{c}"),
+        other => format!("_x{:X}", u32::from(other)),
+    };
+    name.chars().enumerate().map(spelled).collect()
 }
 
 /// The folder of a partition below the table's data folder, `name=value` for each field, empty when
@@ -132,7 +144,11 @@ pub fn partition_path(spec: &TableSpec, format: TableFormatKind, values: &[Optio
             Some(v) => encode(&value_text(v, &ty, field.transform)),
         };
         // Infallible: writing to a string.
-        let _ = write!(path, "{}={text}", encode(&partition_name(field)));
+        let name = match format {
+            TableFormatKind::Iceberg => partition_name(field),
+            TableFormatKind::Delta => field.column.clone(),
+        };
+        let _ = write!(path, "{}={text}", encode(&name));
     }
     path
 }

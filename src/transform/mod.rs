@@ -3,7 +3,7 @@
 //! A row whose expression fails is a dead letter, never a failed batch: a batch that fails is halved until
 //! the rows at fault stand alone.
 
-use crate::pipeline::sql::{Step, TablePlan, reason};
+use crate::pipeline::sql::{Step, TablePlan, reason, values};
 use arrow::array::{AsArray, UInt32Array};
 use arrow::compute::{FilterBuilder, concat_batches};
 use arrow::datatypes::UInt32Type;
@@ -77,7 +77,7 @@ fn run(steps: &[Step], batch: &RecordBatch, first: u32) -> DataFusionResult<(Rec
     for step in steps {
         match step {
             Step::Filter(e) => {
-                let mask = e.evaluate(&batch)?.into_array(batch.num_rows())?;
+                let mask = values(e, &batch)?;
                 let mask = mask.as_boolean();
                 if mask.true_count() == batch.num_rows() {
                     continue;
@@ -88,7 +88,7 @@ fn run(steps: &[Step], batch: &RecordBatch, first: u32) -> DataFusionResult<(Rec
                 batch = filter.filter_record_batch(&batch)?;
             }
             Step::Project(columns, schema) => {
-                let arrays = columns.iter().map(|c| c.evaluate(&batch)).collect::<DataFusionResult<Vec<_>>>()?;
+                let arrays = columns.iter().zip(schema.fields()).map(|(c, field)| c.evaluate(&batch, field.data_type())).collect::<DataFusionResult<Vec<_>>>()?;
                 let options = RecordBatchOptions::new().with_row_count(Some(batch.num_rows()));
                 batch = RecordBatch::try_new_with_options(schema.clone(), arrays, &options)?;
             }

@@ -285,6 +285,17 @@ impl Reader {
 }
 
 /// Where the catalog says that the table's newest metadata lies.
+/// A catalog that is locked or cannot be opened at the moment says nothing of the tables.
+pub fn reachable(spec: &LakeSpec) -> Result<(), VerifyError> {
+    use rusqlite::ErrorCode::{CannotOpen, DatabaseBusy, DatabaseLocked};
+    match location(spec, "") {
+        Err(e) if spec.iceberg_catalog.exists() && matches!(e.sqlite_error_code(), Some(CannotOpen | DatabaseBusy | DatabaseLocked)) => {
+            Err(VerifyError::Unavailable(format!("the catalog {} cannot be read: {e}", spec.iceberg_catalog.display())))
+        }
+        _ => Ok(()),
+    }
+}
+
 fn location(spec: &LakeSpec, table: &str) -> Result<Option<String>, rusqlite::Error> {
     use rusqlite::{OpenFlags, OptionalExtension};
     let connection = rusqlite::Connection::open_with_flags(&spec.iceberg_catalog, OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;

@@ -217,6 +217,12 @@ pub async fn verify(pipeline: &Pipeline, lake: &Lake, options: &Options, open: O
         if tries < 5 && (runs.is_none() || (ahead && facts::newest(lake).await? != Some(facts.last))) {
             continue;
         }
+        if ahead && facts::newest(lake).await? != Some(facts.last) {
+            return Err(VerifyError::Unavailable(format!(
+                "the pipeline commits faster than its tables can be read, {tries} times in a row: what was read of them does not belong together; \
+                 check one table at a time (--table), or while no worker runs"
+            )));
+        }
         if runs.is_none() {
             report.unprovable.push("the log is truncated faster than its runs can be read: whether all of them are there is not known".into());
         }

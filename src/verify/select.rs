@@ -7,7 +7,7 @@
 use super::widen::{group_key, wide};
 use super::window::Windows;
 use crate::pipeline::Column;
-use crate::pipeline::sql::{Tumble, reason};
+use crate::pipeline::sql::{Tumble, reason, values};
 use arrow::array::{Array, ArrayRef, AsArray, BooleanArray, UInt32Array, UInt64Array, new_null_array};
 use arrow::compute::{CastOptions, cast_with_options, concat, filter_record_batch, take_record_batch};
 use arrow::datatypes::{DataType, Decimal128Type, Field, Schema, SchemaRef, TimestampMicrosecondType, UInt64Type};
@@ -207,7 +207,7 @@ impl Select {
 
     /// Why a single row cannot be computed: by each expression that fails, since their order is the planner's.
     fn reasons(&self, row: &RecordBatch, first: &DataFusionError) -> Vec<String> {
-        let condition = self.condition.iter().filter_map(|c| c.evaluate(row).err());
+        let condition = self.condition.iter().filter_map(|c| values(c, row).err());
         let mut all: Vec<String> = std::iter::once(reason(first)).chain(condition.chain(self.values.iter().filter_map(|v| v.of(row).err())).map(|e| reason(&e))).collect();
         all.sort();
         all.dedup();
@@ -232,7 +232,7 @@ impl Select {
         let Some(condition) = &self.condition else {
             return Ok(((first..first + batch.num_rows() as u32).collect(), self.values_of(batch)?));
         };
-        let mask = condition.evaluate(batch)?.into_array(batch.num_rows())?;
+        let mask = values(condition, batch)?;
         let mask: BooleanArray = mask.as_boolean().iter().map(|b| Some(b == Some(true))).collect();
         let rows = (0..batch.num_rows()).filter(|i| mask.value(*i)).map(|i| first + i as u32).collect();
         Ok((rows, self.values_of(&filter_record_batch(batch, &mask)?)?))
@@ -398,7 +398,7 @@ impl Select {
 
 impl Strict {
     fn of(&self, batch: &RecordBatch) -> Result<ArrayRef> {
-        let mut column = self.expr.evaluate(batch)?.into_array(batch.num_rows())?;
+        let mut column = values(&self.expr, batch)?;
         if let Some(digits) = self.digits {
             let decimals = column.as_primitive_opt::<Decimal128Type>();
             decimals.map(|d| d.validate_decimal_precision(digits)).transpose()?;
@@ -605,7 +605,12 @@ fn promised_expr(mut e: Expr, schema: &DFSchema) -> Result<Transformed<Expr>> {
 fn strict(context: &SessionContext, e: &Expr, schema: &DFSchemaRef) -> Result<Physical> {
     let state = context.state();
     let simplify = SimplifyContext::default().with_schema(schema.clone()).with_config_options(state.config_options().clone());
-    let simple = ExprSimplifier::new(simplify).simplify(e.clone())?;
+    // Literals may change the digits of a decimal, for which what is around it was planned.
+    let typed = |e: Expr| match (matches!(e, Expr::ScalarFunction(_)), e.get_type(schema.as_ref())?) {
+        (true, ty @ DataType::Decimal128(..)) => Ok(Transformed::yes(Expr::Cast(Cast::new(Box::new(e), ty)))),
+        _ => Ok(Transformed::no(e)),
+    };
+    let simple = ExprSimplifier::new(simplify).simplify(e.clone().transform_up(typed)?.data)?;
     checked(create_physical_expr(&simple, schema, state.execution_props())?)
 }
 

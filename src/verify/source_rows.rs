@@ -566,7 +566,11 @@ fn late_batch(late: &Late, topic: &str, raw: &RawBatch, batch: &RecordBatch, rec
             "window_start" => bound(|w| w.0),
             "window_end" => bound(|w| w.1),
             other => match late.columns.get(other) {
-                Some(at) => arrow::compute::take(batch.column(*at), &arrow::array::UInt32Array::from(rows.to_vec()), None).map_err(|e| internal(e.into()))?,
+                Some(at) => {
+                    let taken = arrow::compute::take(batch.column(*at), &arrow::array::UInt32Array::from(rows.to_vec()), None).map_err(|e| internal(e.into()))?;
+                    // Nested fields have numbers in the table.
+                    arrow::compute::cast(&taken, field.data_type()).map_err(|e| internal(e.into()))?
+                }
                 None => new_null_array(field.data_type(), n),
             },
         });

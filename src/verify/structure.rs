@@ -148,7 +148,10 @@ pub async fn check(pipeline: &Pipeline, lake: &Lake, facts: &Facts, options: &Op
         let mut states = vec![];
         for format in &record.formats {
             let read = match format {
-                TableFormatKind::Iceberg => reader.read(lake, &pipeline.lake, &record.name).await,
+                TableFormatKind::Iceberg => {
+                    iceberg::reachable(&pipeline.lake)?;
+                    reader.read(lake, &pipeline.lake, &record.name).await
+                }
                 TableFormatKind::Delta => delta::read(lake, &pipeline.name, &record.name).await,
             };
             match read {

@@ -6,6 +6,7 @@ mod cli;
 mod damage;
 mod dead_letters;
 mod every_type;
+mod expressions;
 mod faults_kafka;
 mod faults_process;
 mod faults_time;

@@ -156,7 +156,7 @@ fn right_tables_are_found_right() {
     assert!(ended.code == 0 && ended.stdout.contains("is right"), "{ended:?}");
     let ended = pond.millpond(&["verify", "pipeline.yaml", "--table", "spent"]);
     assert!(ended.code == 2 && ended.stderr.contains("spend_log"), "{ended:?}");
-    let ended = pond.millpond(&["verify", "pipeline.yaml", "--from", "yesterday"]);
+    let ended = pond.millpond(&["verify", "pipeline.yaml", "--deep", "--from", "yesterday"]);
     assert!(ended.code == 2 && ended.stderr.contains("yesterday"), "{ended:?}");
     let fresh = Pond::new(&yaml(pond.path(), "[delta]", "5s"));
     let ended = fresh.millpond(&["verify", "pipeline.yaml"]);

@@ -6,7 +6,7 @@
 use super::error::SqlError;
 use super::functions::{self, Known};
 use datafusion::sql::sqlparser::ast::{
-    DuplicateTreatment, Expr, Function, FunctionArgumentClause, FunctionArguments, Ident, ObjectNamePart, Query, Spanned, Value, VisitMut, VisitorMut,
+    DuplicateTreatment, Expr, Function, FunctionArg, FunctionArgExpr, FunctionArgumentClause, FunctionArguments, Ident, ObjectNamePart, Query, Spanned, Value, VisitMut, VisitorMut,
 };
 use datafusion::sql::sqlparser::{dialect::GenericDialect, parser::Parser, tokenizer::Span};
 use std::collections::BTreeSet;
@@ -263,6 +263,10 @@ impl Walk<'_, '_> {
         let exact = |word: &str| matches!(word, "count" | "min" | "max" | "bool_and" | "bool_or");
         if list.duplicate_treatment == Some(DuplicateTreatment::Distinct) && !exact(word) {
             self.refuse(format!("{word}(distinct …): distinct is supported for count only"), whole);
+        }
+        let star = |arg: &FunctionArg| matches!(arg, FunctionArg::Unnamed(FunctionArgExpr::Wildcard | FunctionArgExpr::QualifiedWildcard(_)));
+        if list.duplicate_treatment == Some(DuplicateTreatment::Distinct) && list.args.iter().any(star) {
+            self.refuse(format!("{word}(distinct *): distinct is supported of one value; name a column"), whole);
         }
         let ordered = list.clauses.iter().any(|c| matches!(c, FunctionArgumentClause::OrderBy(_))) || !f.within_group.is_empty();
         if ordered {

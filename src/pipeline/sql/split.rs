@@ -1,7 +1,7 @@
 //! From DataFusion's analyzed plan to the parts of a [`TablePlan`].
 
 use super::aggregate::output_type;
-use super::{Aggregate, AggregateCall, AggregateFunction, GroupColumn, OP, Place, Projected, SqlError, Step, TablePlan, Tumble, functions, types};
+use super::{Aggregate, AggregateCall, AggregateFunction, GroupColumn, OP, Place, Projected, SqlError, Step, TablePlan, Tumble, caught, functions, types};
 use crate::pipeline::{SourceSpec, TableDecl};
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef, TimeUnit};
 use datafusion::common::tree_node::{Transformed, TreeNode, TreeNodeRecursion};
@@ -306,7 +306,7 @@ impl Builder<'_> {
                     vec![],
                     &arrow::record_batch::RecordBatchOptions::new().with_row_count(Some(1)),
                 )?;
-                if let Err(why) = tried.and_then(|p| p.evaluate(&row)) {
+                if let Err(why) = tried.and_then(|p| caught(|| p.evaluate(&row))) {
                     failed = Some(format!("{part} fails for every row: {}", lower(&why)));
                 }
             }
@@ -316,7 +316,8 @@ impl Builder<'_> {
             return Err(SqlError::new(why));
         }
         let context = SimplifyContext::default().with_schema(schema.clone()).with_config_options(self.state.config_options().clone());
-        let simple = planned(ExprSimplifier::new(context).simplify(e.clone()))?;
+        let e = planned(digits_kept(e.clone(), schema))?;
+        let simple = planned(caught(|| ExprSimplifier::new(context).simplify(e)))?;
         planned(create_physical_expr(&simple, schema, self.state.execution_props()).and_then(checked))
     }
 
@@ -565,6 +566,19 @@ fn short(e: &Expr) -> String {
 
 fn lower(e: &DataFusionError) -> String {
     super::reason(e)
+}
+
+/// `round`, for one, gives a decimal of fewer digits once its second argument has become a literal than it was planned to,
+/// and what compares or adds it was planned for those.
+fn digits_kept(e: Expr, schema: &DFSchemaRef) -> DataFusionResult<Expr> {
+    let done = e.transform_up(|e| {
+        let ty = if matches!(e, Expr::ScalarFunction(_)) { e.get_type(schema.as_ref())? } else { DataType::Null };
+        Ok(match ty {
+            DataType::Decimal128(..) => Transformed::yes(Expr::Cast(Cast::new(Box::new(e), ty))),
+            _ => Transformed::no(e),
+        })
+    });
+    done.map(|e| e.data)
 }
 
 /// DataFusion's integer `+`, `-` and `*` wrap unless told not to.

@@ -1,0 +1,84 @@
+//! What SQL functions do with rows that nobody thought of when they were planned.
+
+use std::fs;
+
+use crate::support::millpond::Pond;
+use serde_json::json;
+
+const SOURCE: &str = "
+pipeline: odd
+sources:
+  events:
+    file: events.ndjson
+    format: json
+    columns: {id: int64, u: string, w: int64, d: \"decimal(12,2)\", at: timestamp, user-id: string, uid: uuid}
+    watermark: {column: at}
+lake: {root: ./lake}
+tables:
+";
+
+const EVENTS: &str = r#"{"id":1,"u":"a","w":1,"d":"10.25","at":"2026-01-31T10:00:00Z","user-id":"x","uid":"550e8400-e29b-41d4-a716-446655440000"}
+{"id":2,"u":"a","w":-5,"d":"1.19","at":"2026-01-31T10:01:00Z","user-id":"y","uid":"550e8400-e29b-41d4-a716-446655440001"}
+{"id":3,"u":"b","w":2,"d":"0.33","at":"2026-01-31T12:02:00Z","user-id":"x","uid":"550e8400-e29b-41d4-a716-446655440002"}
+"#;
+
+fn pond(tables: &str) -> Pond {
+    let pond = Pond::new(&format!("{SOURCE}{tables}"));
+    fs::write(pond.path().join("events.ndjson"), EVENTS).unwrap();
+    pond
+}
+
+/// A function may give a decimal of other digits than it was planned to, or panic: neither ends a pipeline.
+#[test]
+fn decimals_are_of_the_planned_digits_and_a_function_that_panics_fails_for_its_rows_alone() {
+    let pond = pond(
+        "  rounded: {sql: \"select window_start, u, round(sum(d), 1) as s, round(avg(d), 2) as m from tumble(events, interval '1 hour') group by window_start, u having round(sum(d), 1) > 1\", key: [window_start, u]}
+  plain: {sql: \"select id, round(d, 1) * 2 as r, overlay(u placing 'x' from w) as o from events\"}
+  above: {sql: \"select window_start, u, overlay(u placing 'x' from sum(w)) as o from tumble(events, interval '1 hour') group by window_start, u\", key: [window_start, u]}
+",
+    );
+    let ran = pond.run(&["--final"]);
+    assert_eq!(ran["records"], 3, "{ran}");
+    for format in ["iceberg", "delta"] {
+        assert_eq!(pond.query_in(format, "select u, cast(s as double) as s, cast(m as double) as m from rounded"), [json!({"u": "a", "s": 11.4, "m": 5.72})], "{format}");
+        assert_eq!(pond.query_in(format, "select id, cast(r as double) as r, o from plain order by id"), [json!({"id": 1, "r": 20.6, "o": "x"}), json!({"id": 3, "r": 0.6, "o": "x"})], "{format}");
+        assert_eq!(pond.query_in(format, "select u, o from above order by u"), [json!({"u": "a", "o": null}), json!({"u": "b", "o": "x"})], "{format}");
+        let dead = pond.query_in(format, "select _table, _offset, _reason from events__dead order by _table");
+        assert_eq!(dead.len(), 2, "{dead:?}");
+        assert_eq!((&dead[0]["_table"], &dead[1]["_table"], &dead[1]["_offset"]), (&json!("above"), &json!("plain"), &json!(1)), "{dead:?}");
+        assert!(dead.iter().all(|d| d["_reason"].as_str().unwrap().contains("a function of the SQL cannot compute this")), "{dead:?}");
+    }
+    pond.assert_proven();
+}
+
+/// Manifests are Avro, and Avro names are letters, digits and `_`.
+#[test]
+fn a_column_of_any_name_partitions_a_table_and_its_rows_are_corrected() {
+    let pond = pond(
+        "  parted: {sql: \"select window_start, \\\"user-id\\\", count(*) as n from tumble(events, interval '1 hour') group by window_start, \\\"user-id\\\"\", key: [window_start, user-id], allowed_lateness: 5h, partition_by: [user-id]}\n",
+    );
+    pond.until_end();
+    let later = r#"{"id":4,"u":"a","w":1,"d":"5.00","at":"2026-01-31T10:05:00Z","user-id":"x","uid":"550e8400-e29b-41d4-a716-446655440003"}"#;
+    fs::write(pond.path().join("events.ndjson"), format!("{EVENTS}{later}\n")).unwrap();
+    pond.run(&["--final"]);
+    for format in ["iceberg", "delta"] {
+        let found = pond.query_in(format, "select \"user-id\" as u, n from parted order by window_start, u");
+        assert_eq!(found, [json!({"u": "x", "n": 2}), json!({"u": "y", "n": 1}), json!({"u": "x", "n": 1})], "{format}");
+    }
+    pond.assert_proven();
+}
+
+#[test]
+fn what_cannot_be_computed_for_any_row_is_refused_by_validate() {
+    for (table, why) in [
+        ("by_id: {sql: \"select id, uid from events\", partition_by: [uid]}", "declare the column as string"),
+        ("ones: {sql: \"select window_start, count(distinct *) as n from tumble(events, interval '1 hour') group by window_start\"}", "name a column"),
+        ("far: {sql: \"select id, overlay('abc' placing 'x' from -100) as o from events\"}", "cannot compute this"),
+    ] {
+        let pond = pond(&format!("  {table}\n"));
+        let said = pond.millpond(&["validate", "pipeline.yaml"]);
+        assert_eq!(said.code, 78, "{table}: {said:?}");
+        assert!(said.stderr.contains(why) || said.stdout.contains(why), "{table}: {said:?}");
+        assert!(!said.stderr.contains("panicked"), "{said:?}");
+    }
+}
