@@ -2,8 +2,9 @@
 
 use super::adapt::{is_uuid, uuid_to_text};
 use crate::pipeline::TYPE_KEY;
-use arrow::array::{Array, ArrayAccessor, AsArray, ListArray, MapArray, RecordBatch};
-use arrow::datatypes::{DataType, Field, FieldRef, Schema, SchemaRef};
+use arrow::array::{Array, ArrayAccessor, AsArray, Int64Array, ListArray, MapArray, RecordBatch};
+use arrow::compute::cast;
+use arrow::datatypes::{DataType, Field, FieldRef, Int64Type, Schema, SchemaRef};
 use arrow::error::ArrowError;
 use arrow::json::writer::{LineDelimited, NullableEncoder, WriterBuilder, make_encoder};
 use arrow::json::{Encoder, EncoderFactory, EncoderOptions, Writer};
@@ -18,7 +19,7 @@ use datafusion::execution::context::SQLOptions;
 use datafusion::prelude::{SessionConfig, SessionContext};
 use datafusion::sql::TableReference;
 use std::io::Write;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 #[derive(Debug, thiserror::Error)]
 pub enum QueryError {
@@ -122,6 +123,10 @@ impl EncoderFactory for JsonTypes {
             DataType::Binary => Box::new(Bytes { array: array.as_binary::<i32>(), text: base64_text }),
             DataType::LargeBinary => Box::new(Bytes { array: array.as_binary::<i64>(), text: base64_text }),
             DataType::BinaryView => Box::new(Bytes { array: array.as_binary_view(), text: base64_text }),
+            DataType::Timestamp(_, _) => {
+                let values = cast(array, &DataType::Int64)?.as_primitive::<Int64Type>().clone();
+                Box::new(Times { values, text: make_encoder(field, array, &PLAIN)? })
+            }
             // Arrow's own encoders of these hand the outer field down, which knows no inner uuid.
             DataType::List(item) => {
                 let list = array.as_list::<i32>();
@@ -140,6 +145,26 @@ impl EncoderFactory for JsonTypes {
 }
 
 const KEYS: FormatOptions<'static> = FormatOptions::new();
+
+static PLAIN: LazyLock<EncoderOptions> = LazyLock::new(EncoderOptions::default);
+
+/// Timestamps as Arrow writes them, but for times that no calendar has: those as their number.
+struct Times<'a> {
+    values: Int64Array,
+    text: NullableEncoder<'a>,
+}
+
+impl Encoder for Times<'_> {
+    fn encode(&mut self, row: usize, out: &mut Vec<u8>) {
+        let start = out.len();
+        self.text.encode(row, out);
+        // With quotes in it that make it no JSON.
+        if out[start..].starts_with(b"\"ERROR") {
+            out.truncate(start);
+            out.extend_from_slice(self.values.value(row).to_string().as_bytes());
+        }
+    }
+}
 
 struct Items<'a> {
     list: &'a ListArray,

@@ -261,7 +261,7 @@ async fn json_and_the_human_table_say_exactly_what_is_there() {
         Arc::new(Int64Array::from(vec![Some(i64::MAX), None])),
         Arc::new(Decimal128Array::from(vec![Some(99_999_999_999_999_999_999_999_999_999_999_990_001), None]).with_precision_and_scale(38, 4).unwrap()),
         Arc::new(Float64Array::from(vec![Some(f64::NAN), Some(0.1)])),
-        Arc::new(TimestampMicrosecondArray::from(vec![Some(1_500_000), None]).with_timezone("UTC")),
+        Arc::new(TimestampMicrosecondArray::from(vec![Some(1_500_000), Some(i64::MAX)]).with_timezone("UTC")),
         Arc::new(TimestampMicrosecondArray::from(vec![Some(1_000_000), None])),
         Arc::new(FixedSizeBinaryArray::try_from_sparse_iter_with_size([Some([7u8; 16]), None].into_iter(), 16).unwrap()),
         Arc::new(BinaryArray::from(vec![Some(&b"\x00\xff"[..]), None])),
@@ -277,7 +277,7 @@ async fn json_and_the_human_table_say_exactly_what_is_there() {
         r#"{"i":9223372036854775807,"d":9999999999999999999999999999999999.0001,"f":null,"t":"1970-01-01T00:00:01.500Z","l":"1970-01-01T00:00:01","#,
         r#""u":"07070707-0707-0707-0707-070707070707","b":"AP8=","s":{"a":1},"j":"{\"k\": \"é\"}","m":{"1":"07070707-0707-0707-0707-070707070707","2":null}}"#,
         "\n",
-        r#"{"i":null,"d":null,"f":0.1,"t":null,"l":null,"u":null,"b":null,"s":{"a":null},"j":null,"m":{}}"#,
+        r#"{"i":null,"d":null,"f":0.1,"t":9223372036854775807,"l":null,"u":null,"b":null,"s":{"a":null},"j":null,"m":{}}"#,
         "\n"
     );
     assert_eq!(json, expected);
