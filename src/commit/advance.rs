@@ -2,7 +2,7 @@
 //! emitted rows, commits, and lets the key index follow.
 
 use super::key_index::hash::KeyHasher;
-use super::key_index::{FileKeys, KeyIndex, KeyIndexError, WindowBound};
+use super::key_index::{FileKeys, KeyIndex, KeyIndexError, NewFiles, WindowBound};
 use super::upsert::{ChangeOp, KeyedChange, resolve};
 use super::{ANOTHER_NAME, Base, CommitError, Committed, LakeTable, Stamp, TableChange};
 use crate::failpoint;
@@ -13,9 +13,8 @@ use crate::pipeline::sql::Tumble;
 use crate::read::ReadError;
 use crate::runtime::in_place;
 use crate::stage::parquet::ParquetStager;
-use crate::stage::partition::PartitionSplitter;
 use crate::stage::rows::RowBatches;
-use crate::stage::{DataFile, Scalar, TableSpec, names};
+use crate::stage::{DataFile, TableSpec, names};
 use arrow::array::AsArray;
 use arrow::datatypes::TimestampMicrosecondType;
 use arrow::record_batch::RecordBatch;
@@ -212,52 +211,37 @@ fn concerns(pending: &Pending, kind: TableFormatKind) -> bool {
 
 /// The key hashes of the files that are being written, file by file, in the order of their rows.
 struct Keys {
-    splitter: PartitionSplitter,
     hasher: KeyHasher,
     window: Option<WindowBound>,
-    unused: Vec<FileKeys>,
+    new: NewFiles,
+    /// By the number of the stager's file.
     files: Vec<FileHashes>,
 }
 
 struct FileHashes {
-    partition: Vec<Option<Scalar>>,
     keys: FileKeys,
     /// Latest end of a window that the file holds rows of.
     until_us: Option<i64>,
 }
 
-/// As many files as a stager has open at most.
-const MOST_FILES: usize = 257;
-
 impl Keys {
-    fn new(index: &mut KeyIndex, spec: &TableSpec, kind: TableFormatKind, window: Option<WindowBound>) -> Result<Self, String> {
-        let partition_by = spec.partition_fields(kind);
-        let splitter = PartitionSplitter::new(&spec.schema, partition_by).map_err(|e| e.to_string())?;
-        let hasher = KeyHasher::new(&spec.schema, &spec.key).map_err(|e| e.to_string())?;
-        let most = if partition_by.is_empty() { 1 } else { MOST_FILES };
-        let unused = (0..most).map(|_| index.begin_file()).collect();
-        Ok(Self { splitter, hasher, window, unused, files: vec![] })
+    fn new(index: &KeyIndex, window: Option<WindowBound>) -> Self {
+        Self { hasher: index.hasher(), window, new: index.new_files(), files: vec![] }
     }
 
-    fn note(&mut self, batch: &RecordBatch) -> Result<(), String> {
-        for (partition, rows) in self.splitter.split(batch).map_err(|e| e.to_string())? {
-            let hashes = self.hasher.hashes(&rows).map_err(|e| e.to_string())?;
-            let ends = self.window.as_ref().and_then(|w| {
-                let column = rows.column_by_name(&w.column)?.as_primitive_opt::<TimestampMicrosecondType>()?;
-                arrow::compute::max(column).map(|latest| latest.saturating_add(w.length_us))
-            });
-            let place = match self.files.iter().position(|f| f.partition == partition) {
-                Some(place) => place,
-                None => {
-                    let keys = self.unused.pop().ok_or_else(|| format!("rows of more than {MOST_FILES} partitions in one commit"))?;
-                    self.files.push(FileHashes { partition, keys, until_us: None });
-                    self.files.len() - 1
-                }
-            };
-            let file = &mut self.files[place];
-            file.keys.push(&hashes).map_err(|e| e.to_string())?;
-            file.until_us = file.until_us.max(ends);
+    /// These rows come next in a file.
+    fn note(&mut self, file: usize, rows: &RecordBatch) -> Result<(), String> {
+        let hashes = self.hasher.hashes(rows).map_err(|e| e.to_string())?;
+        let ends = self.window.as_ref().and_then(|w| {
+            let column = rows.column_by_name(&w.column)?.as_primitive_opt::<TimestampMicrosecondType>()?;
+            arrow::compute::max(column).map(|latest| latest.saturating_add(w.length_us))
+        });
+        while self.files.len() <= file {
+            self.files.push(FileHashes { keys: self.new.begin(), until_us: None });
         }
+        let file = &mut self.files[file];
+        file.keys.push(&hashes).map_err(|e| e.to_string())?;
+        file.until_us = file.until_us.max(ends);
         Ok(())
     }
 }
@@ -367,17 +351,18 @@ async fn commit(side: &mut Side, todo: &[&Pending], what: &Advance<'_>) -> Resul
         let mut noted = None;
         match side.index.as_mut().filter(|_| indexed) {
             Some(index) => {
-                let mut keys = Keys::new(index, spec, side.kind, window_bound(what)).map_err(refuse)?;
+                let mut keys = Keys::new(index, window_bound(what));
                 let resolved = in_place(|| {
                     let mut sink = |batch: RecordBatch, _: &[u128]| -> Result<(), String> {
-                        keys.note(&batch)?;
-                        cpu(&metrics.cpu.parquet, || stager.write(&batch)).map_err(|e| e.to_string())
+                        let parts = cpu(&metrics.cpu.parquet, || stager.write(&batch)).map_err(|e| e.to_string())?;
+                        parts.iter().try_for_each(|(file, rows)| keys.note(*file, rows))
                     };
                     let changes: Vec<KeyedChange<'_>> = rows.iter().map(|(op, rows)| KeyedChange { op: *op, rows: rows.as_ref() as &dyn RowBatches }).collect();
                     resolve(&changes, index, &mut sink)
                 });
+                index.begun(&keys.new);
                 delete = resolved.map_err(|e| CommitError::Unavailable(format!("table {}: {e}", spec.name)))?.delete;
-                noted = Some(keys);
+                noted = Some(keys.files.into_iter());
             }
             None => in_place(|| {
                 for (_, rows) in &rows {
@@ -392,10 +377,7 @@ async fn commit(side: &mut Side, todo: &[&Pending], what: &Advance<'_>) -> Resul
         let files = in_place(|| cpu(&metrics.cpu.parquet, || stager.finish())).map_err(|e| refuse(e.to_string()))?;
         for (file, bytes) in files {
             put(what.store, &file.path, bytes).await?;
-            if let Some(keys) = &mut noted
-                && let Some(place) = keys.files.iter().position(|f| f.partition == file.partition)
-            {
-                let hashes = keys.files.swap_remove(place);
+            if let Some(hashes) = noted.as_mut().and_then(Iterator::next) {
                 fresh.push((file.path.clone(), hashes.keys, hashes.until_us));
             }
             add.push(file);

@@ -88,6 +88,28 @@ pub struct KeyIndex {
     entries_at_once: usize,
 }
 
+/// Data files that are begun.
+pub struct NewFiles {
+    folder: PathBuf,
+    next: u32,
+    entries_at_once: usize,
+}
+
+impl NewFiles {
+    pub fn begin(&mut self) -> FileKeys {
+        self.next += 1;
+        FileKeys {
+            folder: self.folder.clone(),
+            file: self.next - 1,
+            next_position: 0,
+            rows: 0,
+            buffer: Vec::new(),
+            spilled: Vec::new(),
+            entries_at_once: self.entries_at_once,
+        }
+    }
+}
+
 /// A data file that is being written: its keys, on their way into the index.
 ///
 /// Dropped without [`KeyIndex::add`], it leaves nothing behind.
@@ -168,6 +190,10 @@ impl KeyIndex {
         self.hasher.fields().iter().map(|f| f.name().clone()).collect()
     }
 
+    pub fn hasher(&self) -> KeyHasher {
+        self.hasher.clone()
+    }
+
     /// One hash per row, from the key's columns, which are found by name.
     pub fn hashes(&self, batch: &RecordBatch) -> Result<Vec<u128>, KeyIndexError> {
         self.hasher.hashes(batch)
@@ -214,17 +240,20 @@ impl KeyIndex {
 
     /// Begins a data file; its hashes are [`FileKeys::push`]ed in the order of its rows.
     pub fn begin_file(&mut self) -> FileKeys {
-        let file = self.files.next_file;
-        self.files.next_file += 1;
-        FileKeys {
-            folder: self.folder.clone(),
-            file,
-            next_position: 0,
-            rows: 0,
-            buffer: Vec::new(),
-            spilled: Vec::new(),
-            entries_at_once: self.entries_at_once,
-        }
+        let mut new = self.new_files();
+        let keys = new.begin();
+        self.begun(&new);
+        keys
+    }
+
+    /// Begins data files while the index is read. No others may be begun before [`KeyIndex::begun`].
+    pub fn new_files(&self) -> NewFiles {
+        NewFiles { folder: self.folder.clone(), next: self.files.next_file, entries_at_once: self.entries_at_once }
+    }
+
+    /// The numbers of these files are taken.
+    pub fn begun(&mut self, files: &NewFiles) {
+        self.files.next_file = files.next;
     }
 
     /// The file is in the table, as `path`. `until_us`: the latest end of a window that it holds

@@ -48,7 +48,7 @@ impl TableStager {
     /// # Errors
     /// As [`ParquetStager::write`].
     pub fn write(&mut self, batch: &RecordBatch) -> Result<(), StageError> {
-        self.groups.iter_mut().try_for_each(|g| g.stager.write(batch))
+        self.groups.iter_mut().try_for_each(|g| g.stager.write(batch).map(drop))
     }
 
     /// Bytes held in memory.

@@ -1,4 +1,7 @@
-//! Writes the Parquet files of one table in one format, one open file per partition.
+//! Writes the Parquet files of one table in one format, one file per partition.
+//!
+//! Each open file holds its encoders in memory, so that not more than [`MAX_OPEN_PARTITIONS`] are open (FAULTS 66). Rows of
+//! further partitions wait as they are, and are encoded partition by partition at the end, or when they are many.
 
 use super::bounds::StatsBuilder;
 use super::layout::{children, field_id, is_uuid, type_name};
@@ -17,8 +20,11 @@ use ::parquet::schema::types::{SchemaDescriptor, Type, TypePtr};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
-/// Files of one table that may be open at once. Each holds its encoders in memory.
+/// Files of one table that may be open at once.
 pub const MAX_OPEN_PARTITIONS: usize = 256;
+
+/// Bytes of rows that wait for a file, in memory, before they are encoded: a partition may have several files then.
+const MAX_WAITING_BYTES: usize = 32 << 20;
 
 /// Rows of a row group at most.
 const ROW_GROUP_ROWS: usize = 1_000_000;
@@ -36,11 +42,6 @@ const TEXT_DICTIONARY_BYTES: usize = 256 << 10;
 /// Why rows cannot be staged.
 #[derive(Debug, thiserror::Error)]
 pub enum StageError {
-    /// FAULTS 66: the partitioning is finer than the batches.
-    #[error(
-        "table `{table}` has rows of more than {limit} partitions in one epoch; partition it more coarsely (day or month instead of hour, or a column with fewer values), or shorten `epoch.every`"
-    )]
-    TooManyPartitions { table: String, limit: usize },
     #[error("table `{table}` has the property {key} = `{value}`: expected {expected}")]
     Property { table: String, key: &'static str, value: String, expected: &'static str },
     #[error("a batch for table `{table}` has {found} where the table has {expected}")]
@@ -89,10 +90,20 @@ pub struct ParquetStager {
     schema: SchemaRef,
     parquet: SchemaDescriptor,
     properties: WriterProperties,
-    open: Vec<OpenFile>,
-    /// Partition tuple, as JSON, to its place in `open`.
+    /// By number: every file that was begun.
+    files: Vec<StagedFile>,
+    /// Partition tuple, as JSON, to the file that its next rows go to.
     by_partition: HashMap<String, usize>,
+    open: usize,
+    waiting_bytes: usize,
     max_open: usize,
+    max_waiting_bytes: usize,
+}
+
+enum StagedFile {
+    Open(Box<OpenFile>),
+    Waiting { partition: Vec<Option<Scalar>>, rows: Vec<RecordBatch> },
+    Done(Box<DataFile>, Bytes),
 }
 
 struct OpenFile {
@@ -101,6 +112,33 @@ struct OpenFile {
     writer: ArrowWriter<Vec<u8>>,
     stats: StatsBuilder,
     records: u64,
+}
+
+impl OpenFile {
+    fn write(&mut self, rows: &RecordBatch) -> Result<(), ParquetError> {
+        self.stats.update(rows);
+        self.records += rows.num_rows() as u64;
+        self.writer.write(rows)
+    }
+
+    fn finish(mut self) -> Result<(DataFile, Bytes), ParquetError> {
+        let footer = self.writer.finish()?;
+        let bytes = Bytes::from(std::mem::take(self.writer.inner_mut()));
+        let split_offsets = footer
+            .row_groups()
+            .iter()
+            .filter_map(|g| g.columns().iter().map(|c| c.dictionary_page_offset().unwrap_or(c.data_page_offset()).min(c.data_page_offset())).min())
+            .collect();
+        let data_file = DataFile {
+            path: self.path,
+            bytes: bytes.len() as u64,
+            records: self.records,
+            partition: self.partition,
+            columns: self.stats.finish(&footer),
+            split_offsets,
+        };
+        Ok((data_file, bytes))
+    }
 }
 
 impl ParquetStager {
@@ -134,24 +172,27 @@ impl ParquetStager {
             schema,
             parquet,
             properties,
-            open: Vec::new(),
+            files: Vec::new(),
             by_partition: HashMap::new(),
+            open: 0,
+            waiting_bytes: 0,
             max_open: MAX_OPEN_PARTITIONS,
+            max_waiting_bytes: MAX_WAITING_BYTES,
         })
     }
 
     #[cfg(test)]
-    fn with_max_open(mut self, max_open: usize) -> Self {
-        self.max_open = max_open;
+    fn with_limits(mut self, max_open: usize, max_waiting_bytes: usize) -> Self {
+        (self.max_open, self.max_waiting_bytes) = (max_open, max_waiting_bytes);
         self
     }
 
-    /// Encodes the rows of `batch`, whose columns are the table's, in order, field ids or not.
+    /// Encodes the rows of `batch`, whose columns are the table's, in order, field ids or not. Tells which rows went to which
+    /// file, by its place in [`ParquetStager::finish`]; files keep the order of their rows.
     ///
     /// # Errors
-    /// Rows of more partitions than may be open, or columns that are not the table's. The stager is
-    /// of no use afterwards.
-    pub fn write(&mut self, batch: &RecordBatch) -> Result<(), StageError> {
+    /// Columns that are not the table's. The stager is of no use afterwards.
+    pub fn write(&mut self, batch: &RecordBatch) -> Result<Vec<(usize, RecordBatch)>, StageError> {
         let spec = self.spec.clone();
         let table = &spec.name;
         if batch.num_columns() != self.spec.schema.fields().len() {
@@ -162,10 +203,12 @@ impl ParquetStager {
             });
         }
         let parts = self.splitter.split(batch).map_err(|source| StageError::Partition { table: table.clone(), source })?;
-        for (partition, rows) in parts {
-            if rows.num_rows() == 0 {
+        let mut told = Vec::with_capacity(parts.len());
+        for (partition, part) in parts {
+            if part.num_rows() == 0 {
                 continue;
             }
+            let rows = &part;
             let mut columns = Vec::with_capacity(self.kept.len());
             for (i, to) in self.kept.iter().zip(self.schema.fields()) {
                 let column = conform(rows.column(*i), self.spec.schema.field(*i), to).ok_or_else(|| StageError::Mismatch {
@@ -178,58 +221,79 @@ impl ParquetStager {
             let options = RecordBatchOptions::new().with_row_count(Some(rows.num_rows()));
             let rows = RecordBatch::try_new_with_options(self.schema.clone(), columns, &options)
                 .map_err(|e| StageError::Parquet { table: table.clone(), source: e.into() })?;
-            let place = match self.by_partition.get(&partition_key(&partition)) {
-                Some(place) => *place,
-                None => self.open_file(partition)?,
+            let broken = |source| StageError::Parquet { table: table.clone(), source };
+            let number = match self.by_partition.get(&partition_key(&partition)) {
+                Some(number) => *number,
+                None => self.begin(partition).map_err(broken)?,
             };
-            let file = &mut self.open[place];
-            file.stats.update(&rows);
-            file.records += rows.num_rows() as u64;
-            file.writer.write(&rows).map_err(|source| StageError::Parquet { table: self.spec.name.clone(), source })?;
+            match &mut self.files[number] {
+                StagedFile::Open(file) => file.write(&rows).map_err(broken)?,
+                StagedFile::Waiting { rows: waiting, .. } => {
+                    self.waiting_bytes += rows.get_array_memory_size();
+                    waiting.push(rows);
+                }
+                StagedFile::Done(..) => return Err(broken(ParquetError::General("rows for a file that is closed".into()))),
+            }
+            told.push((number, part));
+            if self.waiting_bytes > self.max_waiting_bytes {
+                self.encode_waiting().map_err(broken)?;
+            }
         }
-        Ok(())
+        Ok(told)
     }
 
-    /// Bytes held in memory: encoded row groups and what the encoders hold.
+    /// Bytes held in memory: encoded row groups, what the encoders hold, rows that wait.
     pub fn bytes(&self) -> usize {
-        self.open.iter().map(|f| f.writer.bytes_written() + f.writer.memory_size()).sum()
-    }
-
-    /// Rows written so far.
-    pub fn records(&self) -> u64 {
-        self.open.iter().map(|f| f.records).sum()
+        let of = |file: &StagedFile| match file {
+            StagedFile::Open(f) => f.writer.bytes_written() + f.writer.memory_size(),
+            StagedFile::Waiting { .. } => 0,
+            StagedFile::Done(_, bytes) => bytes.len(),
+        };
+        self.files.iter().map(of).sum::<usize>() + self.waiting_bytes
     }
 
     /// Closes all files. Nothing is on disk: the caller puts the bytes where [`DataFile::path`] says,
     /// durably, before it names a file to anyone.
-    pub fn finish(self) -> Result<Vec<(DataFile, Bytes)>, StageError> {
-        let mut files = Vec::with_capacity(self.open.len());
-        for mut file in self.open {
-            let broken = |source| StageError::Parquet { table: self.spec.name.clone(), source };
-            let footer = file.writer.finish().map_err(broken)?;
-            let bytes = Bytes::from(std::mem::take(file.writer.inner_mut()));
-            let split_offsets = footer
-                .row_groups()
-                .iter()
-                .filter_map(|g| g.columns().iter().map(|c| c.dictionary_page_offset().unwrap_or(c.data_page_offset()).min(c.data_page_offset())).min())
-                .collect();
-            let data_file = DataFile {
-                path: file.path,
-                bytes: bytes.len() as u64,
-                records: file.records,
-                partition: file.partition,
-                columns: file.stats.finish(&footer),
-                split_offsets,
-            };
-            files.push((data_file, bytes));
-        }
-        Ok(files)
+    pub fn finish(mut self) -> Result<Vec<(DataFile, Bytes)>, StageError> {
+        let table = self.spec.name.clone();
+        let broken = |source| StageError::Parquet { table: table.clone(), source };
+        self.encode_waiting().map_err(broken)?;
+        let closed = self.files.into_iter().map(|file| match file {
+            StagedFile::Open(file) => file.finish(),
+            StagedFile::Done(file, bytes) => Ok((*file, bytes)),
+            StagedFile::Waiting { .. } => Err(ParquetError::General("rows were not encoded".into())),
+        });
+        closed.collect::<Result<_, _>>().map_err(broken)
     }
 
-    fn open_file(&mut self, partition: Vec<Option<Scalar>>) -> Result<usize, StageError> {
-        if self.open.len() >= self.max_open {
-            return Err(StageError::TooManyPartitions { table: self.spec.name.clone(), limit: self.max_open });
+    /// The number of a new file.
+    fn begin(&mut self, partition: Vec<Option<Scalar>>) -> Result<usize, ParquetError> {
+        self.by_partition.insert(partition_key(&partition), self.files.len());
+        let file = if self.open < self.max_open {
+            self.open += 1;
+            StagedFile::Open(Box::new(self.open_file(partition)?))
+        } else {
+            StagedFile::Waiting { partition, rows: vec![] }
+        };
+        self.files.push(file);
+        Ok(self.files.len() - 1)
+    }
+
+    fn encode_waiting(&mut self) -> Result<(), ParquetError> {
+        for number in 0..self.files.len() {
+            let StagedFile::Waiting { partition, rows } = &mut self.files[number] else { continue };
+            let (partition, rows) = (std::mem::take(partition), std::mem::take(rows));
+            self.by_partition.remove(&partition_key(&partition));
+            let mut file = self.open_file(partition)?;
+            rows.iter().try_for_each(|rows| file.write(rows))?;
+            let (file, bytes) = file.finish()?;
+            self.files[number] = StagedFile::Done(Box::new(file), bytes);
         }
+        self.waiting_bytes = 0;
+        Ok(())
+    }
+
+    fn open_file(&mut self, partition: Vec<Option<Scalar>>) -> Result<OpenFile, ParquetError> {
         let below = partition_path(&self.spec, self.format, &partition);
         let name = (self.file_name)();
         let path = [self.folder.as_str(), &below, &name].into_iter().filter(|s| !s.is_empty()).collect::<Vec<_>>().join("/");
@@ -238,11 +302,8 @@ impl ParquetStager {
             .with_properties(self.properties.clone())
             .with_skip_arrow_metadata(true)
             .with_parquet_schema(self.parquet.clone());
-        let writer = ArrowWriter::try_new_with_options(Vec::new(), self.schema.clone(), options)
-            .map_err(|source| StageError::Parquet { table: self.spec.name.clone(), source })?;
-        self.by_partition.insert(partition_key(&partition), self.open.len());
-        self.open.push(OpenFile { path, partition, writer, stats: StatsBuilder::new(&self.schema), records: 0 });
-        Ok(self.open.len() - 1)
+        let writer = ArrowWriter::try_new_with_options(Vec::new(), self.schema.clone(), options)?;
+        Ok(OpenFile { path, partition, writer, stats: StatsBuilder::new(&self.schema), records: 0 })
     }
 }
 
@@ -504,15 +565,36 @@ mod tests {
         assert_eq!(file.columns[2].upper, Some(Scalar::Decimal(700)));
     }
 
+    /// FAULTS 66: of many partitions few files are open, and no row is lost or changes its place in its file.
     #[test]
-    fn too_many_partitions_name_limit_and_remedy() {
-        let spec = spec(&[("n", T::Int64)], &[("n", PartitionTransform::Identity)]);
-        let mut stager = ParquetStager::new(spec.clone(), TableFormatKind::Iceberg, "f".into(), names()).unwrap().with_max_open(3);
-        stager.write(&plain(&spec, vec![Arc::new(Int64Array::from(vec![1, 2, 3, 1]))])).unwrap();
-        let e = stager.write(&plain(&spec, vec![Arc::new(Int64Array::from(vec![4]))])).unwrap_err().to_string();
-        assert!(e.contains("more than 3 partitions") && e.contains("more coarsely"), "{e}");
-        let files = stager.finish().unwrap();
-        assert_eq!(files.iter().map(|(f, _)| f.records).collect::<Vec<_>>(), [2, 1, 1]);
+    fn rows_of_more_partitions_than_files_may_be_open_wait() {
+        let spec = spec(&[("n", T::Int64), ("i", T::Int64)], &[("n", PartitionTransform::Identity)]);
+        let rows: Vec<(i64, i64)> = (0..400).map(|i| ((i * 7) % 23, i)).collect();
+        let run = |max_waiting: usize| {
+            let mut stager = ParquetStager::new(spec.clone(), TableFormatKind::Iceberg, "f".into(), names()).unwrap().with_limits(3, max_waiting);
+            let mut told: BTreeMap<usize, Vec<i64>> = BTreeMap::new();
+            for chunk in rows.chunks(50) {
+                let (n, i): (Vec<i64>, Vec<i64>) = chunk.iter().copied().unzip();
+                for (file, part) in stager.write(&plain(&spec, vec![Arc::new(Int64Array::from(n)), Arc::new(Int64Array::from(i))])).unwrap() {
+                    told.entry(file).or_default().extend(part.column(1).as_primitive::<Int64Type>().values());
+                }
+                assert!(stager.open <= 3 && stager.bytes() > 0);
+            }
+            let files = stager.finish().unwrap();
+            assert_eq!(files.len(), told.len());
+            for (place, (file, bytes)) in files.iter().enumerate() {
+                let reader = ParquetRecordBatchReaderBuilder::try_new(bytes.clone()).unwrap().build().unwrap();
+                let read: Vec<(i64, i64)> = reader.flat_map(|b| { let b = b.unwrap(); let of = |c: usize| b.column(c).as_primitive::<Int64Type>().values().to_vec(); of(0).into_iter().zip(of(1)).collect::<Vec<_>>() }).collect();
+                assert_eq!(read.iter().map(|(_, i)| *i).collect::<Vec<_>>(), told[&place], "file {place}");
+                assert!(read.iter().all(|(n, _)| file.partition == [Some(Scalar::Int(*n))]) && file.records == read.len() as u64);
+            }
+            let mut all: Vec<i64> = told.into_values().flatten().collect();
+            all.sort_unstable();
+            assert_eq!(all, (0..400).collect::<Vec<_>>());
+            files.len()
+        };
+        assert_eq!(run(1 << 20), 23, "one file for each partition");
+        assert!(run(1) > 23, "what waits is bounded");
     }
 
     #[test]

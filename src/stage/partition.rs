@@ -19,6 +19,8 @@ pub enum PartitionError {
     NotATime { column: String, transform: &'static str, found: String },
     #[error("`partition_by` names the column `{column}`, which is {found}: expected a column of one plain value")]
     NotPlain { column: String, found: String },
+    #[error("`partition_by` names the column `{column}`, which is {found}: not a number and zero are no one value to every reader; cast it to an integer, a decimal or a string in the sql")]
+    Float { column: String, found: String },
     #[error("the time {0} us is too far from 1970 to be counted in hours")]
     TooFar(i64),
     #[error(transparent)]
@@ -48,6 +50,9 @@ impl PartitionSplitter {
             match p.transform {
                 PartitionTransform::Identity if ty.is_nested() => {
                     return Err(PartitionError::NotPlain { column: p.column.clone(), found: ty.to_string() });
+                }
+                PartitionTransform::Identity if ty.is_floating() => {
+                    return Err(PartitionError::Float { column: p.column.clone(), found: ty.to_string() });
                 }
                 PartitionTransform::Identity => sort.push(SortField::new(ty.clone())),
                 PartitionTransform::Hour if time => sort.push(SortField::new(DataType::Int64)),
@@ -379,5 +384,7 @@ mod tests {
         assert!(matches!(PartitionSplitter::new(&schema, &[by("k", PartitionTransform::Day)]), Err(PartitionError::NotATime { .. })));
         assert!(matches!(PartitionSplitter::new(&schema, &[by("d", PartitionTransform::Hour)]), Err(PartitionError::NotATime { .. })));
         assert!(matches!(PartitionSplitter::new(&schema, &[by("x", PartitionTransform::Day)]), Err(PartitionError::NoColumn(_))));
+        let float = Schema::new(vec![Field::new("f", DataType::Float64, true)]);
+        assert!(matches!(PartitionSplitter::new(&float, &[by("f", PartitionTransform::Identity)]), Err(PartitionError::Float { .. })));
     }
 }
