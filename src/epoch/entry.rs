@@ -11,8 +11,8 @@ use uuid::Uuid;
 
 /// Version of the entries written. A reader refuses a higher one.
 ///
-/// 2: a run may hold several windows.
-pub const VERSION: u32 = 2;
+/// 2: a run may hold several windows. 3: a plan holds the limits of records.
+pub const VERSION: u32 = 3;
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Entry {
@@ -140,7 +140,12 @@ impl Plan {
     /// What of the plan the pipeline file says, and not the log, as 32 hexadecimal digits. Two files of one
     /// fingerprint are the same file for all purposes. Never to change: ledgers hold it.
     pub fn fingerprint(&self) -> String {
-        let sources: BTreeMap<_, _> = self.sources.iter().map(|(n, s)| (n, (&s.topic, &s.columns, s.delay_us, &s.time_column))).collect();
+        let source = |s: &SourcePlan| {
+            let mut said = vec![serde_json::json!(s.topic), serde_json::json!(s.columns), serde_json::json!(s.delay_us), serde_json::json!(s.time_column)];
+            said.extend(s.limits.map(|l| serde_json::json!(l)));
+            said
+        };
+        let sources: BTreeMap<_, _> = self.sources.iter().map(|(n, s)| (n, source(s))).collect();
         let table = |t: &WindowedOrPlain| {
             let r = &t.table;
             let formats: BTreeSet<_> = r.formats.iter().collect();
@@ -167,7 +172,19 @@ pub struct SourcePlan {
     pub delay_us: i64,
     /// `None`: no watermark column.
     pub time_column: Option<String>,
+    /// `None` in logs of versions that did not keep it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limits: Option<Limits>,
     pub dead: SpecRecord,
+}
+
+/// What a single record may be, or is judged by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Limits {
+    pub max_record_bytes: u64,
+    pub max_depth: u64,
+    /// `None`: no watermark.
+    pub max_ahead_us: Option<i64>,
 }
 
 /// A declared table as the plan knows it.

@@ -1,6 +1,6 @@
 //! Plan entries: what a pipeline file means to a log, and what changing it does.
 
-use super::entry::{Plan, SourcePlan, SpecRecord, WindowedOrPlain};
+use super::entry::{Limits, Plan, SourcePlan, SpecRecord, WindowedOrPlain};
 use super::ledger::Ledger;
 use crate::pipeline::sql::{self, Step, TablePlan};
 use crate::pipeline::{Emit, FileInput, Format, Input, Pipeline, SourceSpec, TableDecl, TableFormatKind, Watermark};
@@ -61,6 +61,11 @@ fn source_plan(pipeline: &Pipeline, spec: &SourceSpec, facts: &SourceFacts, star
         columns: spec.columns.clone(),
         delay_us: spec.watermark.as_ref().map_or(0, |w| w.delay_us),
         time_column: spec.watermark.as_ref().map(|w| w.column.clone()),
+        limits: Some(Limits {
+            max_record_bytes: spec.max_record_bytes as u64,
+            max_depth: spec.max_depth as u64,
+            max_ahead_us: spec.watermark.as_ref().map(|w| w.max_ahead_us),
+        }),
         dead: record(TableSpec { name, schema, key: vec![], formats, partition_by: vec![], properties: BTreeMap::new(), comment: None })?,
     })
 }
@@ -142,7 +147,7 @@ pub fn birth(Given { pipeline, plans, facts, starts }: Given<'_>) -> Result<Plan
 ///
 /// | in the file | a table that is there |
 /// |---|---|
-/// | lateness, delay, columns of a source | from the plan entry on |
+/// | lateness, delay, columns and limits of a source | from the plan entry on |
 /// | a table or a source is added | begins at the plan entry |
 /// | a table or a source is taken out | stays as it is, gets no more rows |
 /// | a plain table: nullable columns are added at the end, its SQL changes otherwise | from the plan entry on |
@@ -267,6 +272,21 @@ fn source_change(name: &str, before: &SourcePlan, after: &SourcePlan, changes: &
     }
     if before.delay_us != after.delay_us {
         changes.push(format!("source {name}: delay changes from {} to {}; its watermark never goes back", duration(before.delay_us), duration(after.delay_us)));
+    }
+    match (before.limits, after.limits) {
+        (Some(old), Some(new)) => {
+            let ahead = |us: Option<i64>| us.map_or_else(|| "none".to_string(), duration);
+            let mut limit = |what: &str, old: String, new: String| {
+                if old != new {
+                    changes.push(format!("source {name}: {what} changes from {old} to {new}; records from here on are judged by it"));
+                }
+            };
+            limit("max_record_bytes", old.max_record_bytes.to_string(), new.max_record_bytes.to_string());
+            limit("max_depth", old.max_depth.to_string(), new.max_depth.to_string());
+            limit("max_ahead", ahead(old.max_ahead_us), ahead(new.max_ahead_us));
+        }
+        (None, Some(_)) => changes.push(format!("source {name}: the limits of its records are kept in the log from here on")),
+        _ => {}
     }
     if before.dead != after.dead {
         changes.push(format!("source {name}: its dead letters go to other formats than before"));

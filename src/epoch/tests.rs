@@ -630,6 +630,14 @@ fn as_of(version: u32, mut entry: Entry) -> Entry {
         let shared = object.runs.iter_mut().find(|r| r.run.kind != RunKind::JudgeLater).unwrap();
         shared.run.kind = RunKind::Windows { first_start_us: 0, last_start_us: shared.last_window_end_us - 5 * MINUTE };
     }
+    let plan = match &mut entry.body {
+        Body::Plan(plan) => Some(plan),
+        Body::Checkpoint(checkpoint) => Some(&mut checkpoint.ledger.plan),
+        _ => None,
+    };
+    if let (..3, Some(plan)) = (version, plan) {
+        plan.sources.values_mut().for_each(|s| s.limits = None);
+    }
     entry
 }
 

@@ -119,7 +119,7 @@ pub static SOURCE: Section = Section {
         with_default("format", Kind::Word(&FORMATS), "json", "The format of a record's payload."),
         required("columns", Kind::Columns(&COLUMN), "The columns that the SQL can use. A record that does not fit them goes to `<source>__dead`."),
         optional("watermark", Kind::Section(&WATERMARK), "Event time. Needed for windows."),
-        with_default("max_record_bytes", Kind::Bytes, "8MiB", "A larger record goes to `<source>__dead`, without its payload."),
+        with_default("max_record_bytes", Kind::Bytes, "8MiB", "A larger record goes to `<source>__dead`; above 16 MiB without its payload."),
         with_default("max_depth", Kind::Integer, "512", "A record nested deeper goes to `<source>__dead`."),
         later("generator", "Made-up rows."),
     ],

@@ -108,8 +108,11 @@ pub fn uuid_to_text(bytes: &FixedSizeBinaryArray) -> ArrayRef {
     Arc::new(text.collect::<StringArray>())
 }
 
-/// `rows` times the partition value `text`, as Delta writes it: an empty text is null.
+/// `rows` times the partition value `text`, as Delta writes it: an empty text is null, but in a column that cannot be null.
 pub fn partition_column(text: Option<&str>, wanted: &FieldRef, rows: usize) -> Result<ArrayRef, ArrowError> {
+    if text.is_none_or(str::is_empty) && !wanted.is_nullable() && wanted.data_type() == &DataType::Utf8 {
+        return Ok(Arc::new(StringArray::from(vec![""; rows])));
+    }
     let Some(text) = text.filter(|t| !t.is_empty()) else {
         return Ok(new_null_array(wanted.data_type(), rows));
     };
@@ -198,6 +201,10 @@ mod tests {
         let binary = partition_column(Some("\\u0000A\\u00ff"), &field("b", DataType::Binary, None), 1).unwrap();
         assert_eq!(binary.as_binary::<i32>().value(0), b"\0A\xff");
         assert_eq!(partition_column(Some(""), &field("s", DataType::Utf8, None), 3).unwrap().null_count(), 3);
+        let required: FieldRef = Arc::new(Field::new("s", DataType::Utf8, false));
+        for text in [Some(""), None] {
+            assert_eq!(partition_column(text, &required, 2).unwrap().as_string::<i32>(), &StringArray::from(vec!["", ""]));
+        }
         assert!(partition_column(Some("x"), &field("n", DataType::Int64, None), 1).is_err());
     }
 }

@@ -1,7 +1,8 @@
 //! NDJSON files, plain, gzip or zstd: one partition a file in the order of their paths, offset =
 //! line number from 0. Blank lines are no records but keep their offsets.
 //!
-//! Files are taken to be finished: a line count is taken once, by reading each file to its end.
+//! Files are taken to be finished: a line count is taken once, by reading each file to its end. Reading goes on only behind
+//! the very line that was the last one read: its hash is kept where Kafka has a leader epoch.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fs::File;
@@ -11,7 +12,7 @@ use std::time::Duration;
 
 use uuid::Uuid;
 
-use super::{Position, RawBatch, RawRecord, Source, SourceError, SourceEvent, SourceFacts};
+use super::{KEPT_BYTES, Position, RawBatch, RawRecord, Source, SourceError, SourceEvent, SourceFacts};
 use crate::pipeline::{Input, SourceSpec};
 
 const BATCH_RECORDS: usize = 8192;
@@ -25,6 +26,8 @@ pub struct FileSource {
     name: String,
     pattern: String,
     max_record_bytes: usize,
+    /// Longer lines leave only their number.
+    kept_bytes: usize,
     /// Partition = index. `None` until the pattern was first looked at.
     files: Option<Vec<PathBuf>>,
     lines: BTreeMap<i32, i64>,
@@ -40,6 +43,8 @@ struct Reading {
     partition: i32,
     /// The next line.
     at: i64,
+    /// Hash of the line before it, or -1.
+    last: i32,
     lines: Option<Lines>,
 }
 
@@ -53,6 +58,7 @@ impl FileSource {
             name: spec.name.clone(),
             pattern: input.path.clone(),
             max_record_bytes: spec.max_record_bytes,
+            kept_bytes: spec.max_record_bytes.max(KEPT_BYTES),
             files: None,
             lines: BTreeMap::new(),
             assigned: false,
@@ -96,6 +102,9 @@ impl FileSource {
         let text = match error.kind() {
             ErrorKind::NotFound => format!("{path} is gone; put it back"),
             ErrorKind::PermissionDenied => format!("{path} may not be read by this user; allow it"),
+            _ if error.get_ref().is_some_and(|e| e.is::<Changed>()) => {
+                format!("{path}: {error}: the file was cut or replaced since; put the old file back, or begin anew under another pipeline name")
+            }
             // What the decompressors say of bytes that are not theirs.
             ErrorKind::InvalidData | ErrorKind::InvalidInput | ErrorKind::UnexpectedEof | ErrorKind::Other => {
                 format!("{path} is corrupt or cut short after line {line}: {error}; replace it by a whole file")
@@ -126,8 +135,9 @@ impl FileSource {
 
     /// The next batch of one file; `true` where the file is at its end.
     fn batch(&self, reading: &mut Reading) -> (RawBatch, io::Result<bool>) {
-        let mut batch = RawBatch { partition: reading.partition, from: reading.at, to: reading.at, leader_epoch: -1, ..RawBatch::default() };
+        let mut batch = RawBatch { partition: reading.partition, from: reading.at, to: reading.at, leader_epoch: reading.last, ..RawBatch::default() };
         let end = self.fill(reading, &mut batch);
+        reading.last = batch.leader_epoch;
         batch.at_end = matches!(end, Ok(true));
         reading.at = batch.to;
         (batch, end)
@@ -138,9 +148,18 @@ impl FileSource {
             Some(lines) => lines,
             closed => {
                 let mut lines = Lines::open(self.path(reading.partition).unwrap_or(Path::new("")))?;
-                for _ in 0..reading.at {
-                    if lines.skip()?.is_none() {
-                        return Err(io::Error::new(ErrorKind::UnexpectedEof, format!("line {} was read before and is not there now", reading.at)));
+                let before = |line: i64| io::Error::other(Changed(format!("line {line} was read before and is not there now")));
+                for line in 1..reading.at {
+                    lines.skip()?.ok_or_else(|| before(line))?;
+                }
+                if reading.at > 0 {
+                    let mut bytes = vec![];
+                    if lines.at_end()? {
+                        return Err(before(reading.at));
+                    }
+                    let line = lines.read(&mut bytes, self.kept_bytes)?;
+                    if reading.last >= 0 && hash(&bytes, &line) != reading.last {
+                        return Err(io::Error::other(Changed(format!("line {} is another than was read before", reading.at))));
                     }
                 }
                 closed.insert(lines)
@@ -151,7 +170,7 @@ impl FileSource {
                 return Ok(true);
             }
             let start = batch.bytes.len();
-            let line = match lines.read(&mut batch.bytes, self.max_record_bytes) {
+            let line = match lines.read(&mut batch.bytes, self.kept_bytes) {
                 Ok(line) => line,
                 Err(error) => {
                     batch.bytes.truncate(start);
@@ -160,6 +179,7 @@ impl FileSource {
             };
             let offset = batch.to;
             batch.to += 1;
+            batch.leader_epoch = hash(&batch.bytes[start..], &line);
             let record = |value, oversized| RawRecord { offset, timestamp_ms: None, key: None, value, headers: Vec::new(), oversized };
             match line {
                 Line::Oversized(size) => {
@@ -167,17 +187,37 @@ impl FileSource {
                     batch.records.push(record(None, Some(size)));
                 }
                 Line::Kept if batch.bytes[start..].trim_ascii().is_empty() => batch.bytes.truncate(start),
-                Line::Kept => batch.records.push(record(Some(start as u32..batch.bytes.len() as u32), None)),
+                Line::Kept => {
+                    let size = batch.bytes.len() - start;
+                    let oversized = (size > self.max_record_bytes).then_some(size as u64);
+                    batch.records.push(record(Some(start as u32..batch.bytes.len() as u32), oversized));
+                }
             }
         }
         lines.at_end()
     }
 }
 
+/// A file is not the one that was read before.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct Changed(String);
+
+/// By what a line is known again, 31 bits.
+fn hash(bytes: &[u8], line: &Line) -> i32 {
+    let hash = match line {
+        Line::Kept if bytes.len() <= KEPT_BYTES => twox_hash::XxHash3_64::oneshot(bytes),
+        // The same whether it was kept or not.
+        Line::Kept => bytes.len() as u64,
+        Line::Oversized(size) => *size,
+    };
+    (hash & 0x7fff_ffff) as i32
+}
+
 enum Line {
     /// Appended, without its line end.
     Kept,
-    /// Longer than allowed; its size in bytes. What was appended of it is to be dropped.
+    /// Longer than what is kept; its size in bytes. What was appended of it is to be dropped.
     Oversized(u64),
 }
 
@@ -296,7 +336,7 @@ impl Source for FileSource {
                     self.name, at.offset
                 )));
             }
-            self.turns.push_back(Reading { partition: *partition, at: at.offset, lines: None });
+            self.turns.push_back(Reading { partition: *partition, at: at.offset, last: at.leader_epoch, lines: None });
         }
         Ok(())
     }
@@ -372,6 +412,7 @@ mod tests {
                     for r in &b.records {
                         let text = match (&r.value, r.oversized) {
                             (Some(v), None) => String::from_utf8(b.slice(v).to_vec()).unwrap(),
+                            (Some(v), Some(size)) => format!("<{size}> {}", String::from_utf8_lossy(b.slice(v))),
                             (None, Some(size)) => format!("<{size}>"),
                             other => panic!("{other:?}"),
                         };
@@ -402,21 +443,21 @@ mod tests {
         let mut source = source(&path, 10);
         assert_eq!(source.facts().unwrap().partitions, [(0, (0, 8))].into());
         let read = read_all(&mut source, 0).unwrap();
-        assert_eq!(texts(&read, 0), [(0, "one"), (3, "two"), (4, "0123456789"), (5, "<11>"), (6, "0123456789"), (7, "last")]);
+        assert_eq!(texts(&read, 0), [(0, "one"), (3, "two"), (4, "0123456789"), (5, "<11> 0123456789x"), (6, "0123456789"), (7, "last")]);
         assert_eq!(read[&0].1, 8);
         let read = read_all(&mut source, 4).unwrap();
-        assert_eq!(texts(&read, 0), [(4, "0123456789"), (5, "<11>"), (6, "0123456789"), (7, "last")]);
+        assert_eq!(texts(&read, 0), [(4, "0123456789"), (5, "<11> 0123456789x"), (6, "0123456789"), (7, "last")]);
     }
 
     #[test]
     fn a_huge_line_is_counted_not_kept() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("a.ndjson");
-        let mut text = vec![b'x'; 3 << 20];
+        let mut text = vec![b'x'; KEPT_BYTES + 1];
         text.extend_from_slice(b"\nshort\n");
         std::fs::write(&path, text).unwrap();
         let read = read_all(&mut source(&path, 1000), 0).unwrap();
-        assert_eq!(texts(&read, 0), [(0, format!("<{}>", 3 << 20).as_str()), (1, "short")]);
+        assert_eq!(texts(&read, 0), [(0, format!("<{}>", KEPT_BYTES + 1).as_str()), (1, "short")]);
     }
 
     #[test]
@@ -472,6 +513,31 @@ mod tests {
         assert!(matches!(read_all(&mut short, 3), Err(SourceError::Refused(t)) if t.contains("line 3") && t.contains("2 lines")));
         let mut none = source(&dir.path().join("*.nothing"), 100);
         assert!(matches!(none.facts(), Err(SourceError::Refused(t)) if t.contains("*.nothing")));
+    }
+
+    #[test]
+    fn a_file_that_was_replaced_behind_its_offset_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.ndjson");
+        std::fs::write(&path, "1\n2\n").unwrap();
+        let mut first = source(&path, 100);
+        let last = |source: &mut FileSource, at: Position| {
+            source.join(Uuid::nil()).unwrap();
+            source.poll(Duration::ZERO).unwrap();
+            source.start(&[(0, at)].into()).unwrap();
+            source.poll(Duration::ZERO).map(|event| match event {
+                SourceEvent::Batch(b) => (b.from, b.to, b.leader_epoch),
+                other => panic!("{other:?}"),
+            })
+        };
+        let (_, to, mark) = last(&mut first, Position { offset: 0, leader_epoch: -1 }).unwrap();
+        let at = Position { offset: to, leader_epoch: mark };
+        assert!((to, mark >= 0) == (2, true));
+        std::fs::write(&path, "1\n2\n3\n").unwrap();
+        assert!(matches!(last(&mut source(&path, 100), at), Ok((2, 3, _))), "lines were added");
+        std::fs::write(&path, "1\nX\n3\n").unwrap();
+        let refused = last(&mut source(&path, 100), at);
+        assert!(matches!(&refused, Err(SourceError::Refused(t)) if t.contains("line 2") && t.contains("put the old file back")), "{refused:?}");
     }
 
     #[test]

@@ -21,7 +21,7 @@ pub struct RawBatch {
     pub partition: i32,
     pub from: i64,
     pub to: i64,
-    /// Leader epoch of the newest record read, or -1 where the source has none.
+    /// By what the record before `to` is known again: its leader epoch, or a hash of a file's line; -1 where there is nothing.
     pub leader_epoch: i32,
     /// The source showed that `to` was the end of the partition when this batch was cut.
     pub at_end: bool,
@@ -41,9 +41,12 @@ pub struct RawRecord {
     pub value: Option<Range<u32>>,
     /// Name and value; empty for most records (an empty Vec does not allocate).
     pub headers: Vec<(Range<u32>, Option<Range<u32>>)>,
-    /// The record was over `max_record_bytes` and its value was not kept: this is its size.
+    /// The record was over `max_record_bytes`: this is its size. Above [`KEPT_BYTES`] its value was not kept.
     pub oversized: Option<u64>,
 }
+
+/// A record that is over `max_record_bytes` keeps its bytes, for its dead letter, up to this size or the limit.
+pub const KEPT_BYTES: usize = 16 << 20;
 
 impl RawBatch {
     pub fn slice(&self, range: &Range<u32>) -> &[u8] {
@@ -55,7 +58,7 @@ impl RawBatch {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Position {
     pub offset: i64,
-    /// Leader epoch of the record before `offset`, or -1 when unknown.
+    /// [`RawBatch::leader_epoch`] of the record before `offset`, or -1 when unknown.
     pub leader_epoch: i32,
 }
 

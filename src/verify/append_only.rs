@@ -43,9 +43,9 @@ impl Closing {
 const MOST_REPLAYED: usize = 20_000_000;
 
 /// Every insertion and retraction of an append-only table: the groups that an entry touched in a window that is shown,
-/// as they were before and after it. `None`: that would be too many.
+/// as they were before and after it; beside the rows what they were grouped by. `None`: that would be too many.
 #[allow(clippy::too_many_arguments)]
-pub async fn replayed(facts: &Facts, computed: &TableRows, nth: usize, name: &str, schema: &Schema, on_update: bool, as_of: u64, keep: &Keep) -> Result<Option<Vec<RecordBatch>>, VerifyError> {
+pub async fn replayed(facts: &Facts, computed: &TableRows, nth: usize, name: &str, schema: &Schema, on_update: bool, as_of: u64, keep: &Keep) -> Result<Option<Vec<(RecordBatch, RecordBatch)>>, VerifyError> {
     let select = &computed.selects[nth];
     let parts: Vec<&Part> = computed.parts.iter().filter(|p| p.select == nth).collect();
     let mut windows: BTreeMap<i64, (i64, BTreeMap<u64, usize>)> = BTreeMap::new();
@@ -112,11 +112,16 @@ pub async fn replayed(facts: &Facts, computed: &TableRows, nth: usize, name: &st
     }
     let mut batches = vec![];
     for (op, rows) in [("insert", inserted), ("retract", retracted)] {
-        let rows = take_record_batch(&states.rows, &UInt32Array::from(rows)).map_err(failed)?;
+        let rows = UInt32Array::from(rows);
+        let groups = take_record_batch(&states.groups, &rows).map_err(failed)?;
+        let rows = take_record_batch(&states.rows, &rows).map_err(failed)?;
         let mut columns = rows.columns().to_vec();
-        columns.push(Arc::new(StringArray::from(vec![op; rows.num_rows()])));
-        let fields: Vec<_> = schema.fields().iter().map(|f| f.as_ref().clone().with_nullable(true)).collect();
-        batches.push(RecordBatch::try_new(Arc::new(Schema::new(fields)), columns).map_err(failed)?);
+        let shown = schema.fields().len() - 1;
+        columns.insert(shown, Arc::new(StringArray::from(vec![op; rows.num_rows()])));
+        let table = schema.fields().iter().map(|f| f.as_ref().clone().with_nullable(true));
+        // Behind the table's columns: how far each row may be off.
+        let fields: Vec<_> = table.chain(rows.schema().fields().iter().skip(shown).map(|f| f.as_ref().clone())).collect();
+        batches.push((RecordBatch::try_new(Arc::new(Schema::new(fields)), columns).map_err(failed)?, groups));
     }
     Ok(Some(batches))
 }
@@ -135,7 +140,7 @@ impl Balance {
         let nth = self.batches.len();
         for (row, (mut bytes, loose)) in encoder.encode(batch).map_err(failed)?.into_iter().enumerate() {
             // A retraction takes back the very row, to the last bit.
-            loose.iter().for_each(|v| bytes.extend(v.map_or([1; 8], |v| v.to_bits().to_le_bytes())));
+            loose.iter().for_each(|v| bytes.extend(v.bytes()));
             let step = match ops.value(row) {
                 "insert" => 1,
                 _ => -1,

@@ -1,6 +1,7 @@
 //! Rows against rows, as multisets: exact but for columns that depend on the order in which floats were
-//! added, which agree within [`TOLERANCE`].
+//! added, which agree within what that order can change ([`super::order`]).
 
+use super::order::{MAYBE, within_column};
 use arrow::array::{Array, ArrayRef, AsArray, StringArray, UInt32Array};
 use arrow::compute::{cast, take_record_batch};
 use arrow::datatypes::{DataType, Float64Type};
@@ -10,45 +11,107 @@ use arrow::row::{RowConverter, SortField};
 use arrow::util::display::{ArrayFormatter, FormatOptions};
 use std::collections::{BTreeSet, HashMap};
 
-/// Relative difference up to which sums, averages and deviations of floats are equal.
-pub const TOLERANCE: f64 = 1e-9;
-
-/// Turns rows into bytes that are equal when the rows are, floats that may differ left out.
+/// Turns rows into bytes that are equal when the rows are, values that may differ left out.
 pub struct Encoder {
-    exact: Vec<usize>,
-    inexact: Vec<usize>,
+    exact: Exact,
+    floats: Vec<usize>,
+    /// Other columns that were computed from floats: equal to the last bit, or of no account.
+    computed: Vec<(usize, Exact)>,
+}
+
+/// Columns that are compared to the last bit.
+struct Exact {
+    columns: Vec<usize>,
     types: Vec<DataType>,
-    /// Columns that have no order and are compared by their text.
-    texts: BTreeSet<usize>,
     converter: RowConverter,
+}
+
+impl Exact {
+    fn new(columns: Vec<usize>, types: &[DataType]) -> Result<Self, ArrowError> {
+        let types: Vec<DataType> = columns.iter().map(|c| types[*c].clone()).collect();
+        // What has no order is compared by its text.
+        let field = |t: &DataType| SortField::new(if t.is_nested() { DataType::Utf8 } else { t.clone() });
+        let converter = RowConverter::new(types.iter().map(field).collect())?;
+        Ok(Self { columns, types, converter })
+    }
+
+    fn encode(&self, batch: &RecordBatch) -> Result<Vec<Vec<u8>>, ArrowError> {
+        if self.columns.is_empty() {
+            return Ok(vec![vec![]; batch.num_rows()]);
+        }
+        let mut columns: Vec<ArrayRef> = vec![];
+        for (c, ty) in self.columns.iter().zip(&self.types) {
+            let column = batch.column(*c);
+            let column = if column.data_type() == ty { column.clone() } else { cast(column, ty)? };
+            columns.push(if ty.is_nested() { as_text(&column)? } else { column });
+        }
+        Ok(self.converter.convert_columns(&columns)?.iter().map(|r| r.data().to_vec()).collect())
+    }
+}
+
+/// A value that another order of adding floats may have made another.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Loose {
+    value: Value,
+    /// How far a right value may be from this one.
+    within: f64,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+enum Value {
+    Null,
+    Float(f64),
+    Bytes(Vec<u8>),
+}
+
+impl Loose {
+    /// Equal for values that are the same to the last bit.
+    pub fn bytes(&self) -> Vec<u8> {
+        match &self.value {
+            Value::Null => vec![0],
+            Value::Float(f) => [&[1], f.to_bits().to_le_bytes().as_slice()].concat(),
+            Value::Bytes(b) => [&[2], (b.len() as u64).to_le_bytes().as_slice(), b].concat(),
+        }
+    }
+
+    fn admits(&self, found: &Loose) -> bool {
+        let same = match (&self.value, &found.value) {
+            (Value::Float(a), Value::Float(b)) => a == b || (a.is_nan() && b.is_nan()) || (a - b).abs() <= self.within,
+            (a, b) => a == b,
+        };
+        same || self.within == f64::INFINITY
+    }
 }
 
 impl Encoder {
     /// Columns `wanted` of rows with these types.
     pub fn new(types: &[DataType], wanted: &[usize], inexact: &BTreeSet<usize>) -> Result<Self, ArrowError> {
-        let float = |c: &usize| inexact.contains(c) && types[*c].is_floating();
-        let (loose, exact): (Vec<usize>, Vec<usize>) = wanted.iter().copied().partition(float);
-        let texts: BTreeSet<usize> = exact.iter().copied().filter(|c| types[*c].is_nested()).collect();
-        let field = |c: &usize| SortField::new(if texts.contains(c) { DataType::Utf8 } else { types[*c].clone() });
-        let converter = RowConverter::new(exact.iter().map(field).collect())?;
-        Ok(Self { exact, inexact: loose, types: types.to_vec(), texts, converter })
+        let (loose, exact): (Vec<usize>, Vec<usize>) = wanted.iter().copied().partition(|c| inexact.contains(c));
+        let (floats, computed): (Vec<usize>, Vec<usize>) = loose.into_iter().partition(|c| types[*c].is_floating());
+        let computed = computed.into_iter().map(|c| Ok((c, Exact::new(vec![c], types)?))).collect::<Result<_, ArrowError>>()?;
+        Ok(Self { exact: Exact::new(exact, types)?, floats, computed })
     }
 
-    /// Bytes of each row, and its inexact values.
-    pub fn encode(&self, batch: &RecordBatch) -> Result<Vec<(Vec<u8>, Vec<Option<f64>>)>, ArrowError> {
-        let mut columns: Vec<ArrayRef> = vec![];
-        for &c in &self.exact {
-            let column = batch.column(c);
-            let column = if column.data_type() == &self.types[c] { column.clone() } else { cast(column, &self.types[c])? };
-            columns.push(if self.texts.contains(&c) { as_text(&column)? } else { column });
+    /// Bytes of each row, and its values that may differ.
+    pub fn encode(&self, batch: &RecordBatch) -> Result<Vec<(Vec<u8>, Vec<Loose>)>, ArrowError> {
+        let mut rows: Vec<(Vec<u8>, Vec<Loose>)> = self.exact.encode(batch)?.into_iter().map(|bytes| (bytes, vec![])).collect();
+        // Only rows that were computed say how far they may be off.
+        let within = |c: usize| batch.column_by_name(&within_column(c)).map(|w| w.as_primitive::<Float64Type>().clone());
+        for &c in &self.floats {
+            let (values, within) = (cast(batch.column(c), &DataType::Float64)?, within(c));
+            let values = values.as_primitive::<Float64Type>();
+            for (i, (_, loose)) in rows.iter_mut().enumerate() {
+                let value = if values.is_valid(i) { Value::Float(values.value(i)) } else { Value::Null };
+                loose.push(Loose { value, within: within.as_ref().map_or(0.0, |w| w.value(i)) });
+            }
         }
-        let loose: Vec<ArrayRef> = self.inexact.iter().map(|c| cast(batch.column(*c), &DataType::Float64)).collect::<Result<_, _>>()?;
-        let value = |c: &ArrayRef, i: usize| c.is_valid(i).then(|| c.as_primitive::<Float64Type>().value(i));
-        if columns.is_empty() {
-            return Ok((0..batch.num_rows()).map(|i| (vec![], loose.iter().map(|c| value(c, i)).collect())).collect());
+        for (c, exact) in &self.computed {
+            let within = within(*c);
+            for (i, ((_, loose), bytes)) in rows.iter_mut().zip(exact.encode(batch)?).enumerate() {
+                loose.push(Loose { value: Value::Bytes(bytes), within: within.as_ref().map_or(0.0, |w| w.value(i)) });
+            }
         }
-        let rows = self.converter.convert_columns(&columns)?;
-        Ok(rows.iter().enumerate().map(|(i, r)| (r.data().to_vec(), loose.iter().map(|c| value(c, i)).collect())).collect())
+        Ok(rows)
     }
 }
 
@@ -59,12 +122,8 @@ fn as_text(column: &ArrayRef) -> Result<ArrayRef, ArrowError> {
     Ok(std::sync::Arc::new(each.collect::<StringArray>()))
 }
 
-fn close(a: &[Option<f64>], b: &[Option<f64>]) -> bool {
-    a.iter().zip(b).all(|pair| match pair {
-        (None, None) => true,
-        (Some(a), Some(b)) => a == b || (a.is_nan() && b.is_nan()) || (a - b).abs() <= TOLERANCE * a.abs().max(b.abs()).max(f64::MIN_POSITIVE),
-        _ => false,
-    })
+fn close(expected: &[Loose], found: &[Loose]) -> bool {
+    expected.iter().zip(found).all(|(e, f)| e.admits(f))
 }
 
 /// A row by its place: batch and row in it.
@@ -73,20 +132,26 @@ pub type At = (usize, usize);
 /// Meets rows as they are found with those that were expected.
 pub struct Matcher {
     encoder: Encoder,
-    expected: HashMap<Vec<u8>, Vec<(At, Vec<Option<f64>>)>>,
+    expected: HashMap<Vec<u8>, Vec<(At, Vec<Loose>)>>,
+    /// Rows that may be there, or not.
+    optional: BTreeSet<At>,
     pub extra: Vec<RecordBatch>,
     pub matched: u64,
 }
 
 impl Matcher {
     pub fn new(encoder: Encoder, expected: &[RecordBatch]) -> Result<Self, ArrowError> {
-        let mut map: HashMap<Vec<u8>, Vec<(At, Vec<Option<f64>>)>> = HashMap::new();
+        let mut map: HashMap<Vec<u8>, Vec<(At, Vec<Loose>)>> = HashMap::new();
+        let mut optional = BTreeSet::new();
         for (b, batch) in expected.iter().enumerate() {
+            if let Some(maybe) = batch.column_by_name(MAYBE).and_then(|c| c.as_boolean_opt()) {
+                optional.extend((0..maybe.len()).filter(|r| maybe.value(*r)).map(|r| (b, r)));
+            }
             for (r, (bytes, loose)) in encoder.encode(batch)?.into_iter().enumerate() {
                 map.entry(bytes).or_default().push(((b, r), loose));
             }
         }
-        Ok(Self { encoder, expected: map, extra: vec![], matched: 0 })
+        Ok(Self { encoder, expected: map, optional, extra: vec![], matched: 0 })
     }
 
     /// Rows found in the table.
@@ -110,7 +175,7 @@ impl Matcher {
 
     /// Expected rows that were not found, in their order.
     pub fn missing(&self) -> Vec<At> {
-        let mut missing: Vec<At> = self.expected.values().flatten().map(|(at, _)| *at).collect();
+        let mut missing: Vec<At> = self.expected.values().flatten().map(|(at, _)| *at).filter(|at| !self.optional.contains(at)).collect();
         missing.sort_unstable();
         missing
     }
@@ -138,14 +203,31 @@ mod tests {
     }
 
     #[test]
-    fn floats_agree_within_the_tolerance_only_where_they_were_added() {
+    fn floats_agree_within_what_the_order_can_change() {
         let types = [DataType::Int64, DataType::Float64];
+        let wide = |within: &[f64]| {
+            let rows = batch(&[(1, 0.3), (1, 0.3), (2, 5.0), (3, f64::NAN), (4, 1e300)]);
+            let mut columns: Vec<(String, ArrayRef)> = rows.schema().fields().iter().zip(rows.columns()).map(|(f, c)| (f.name().clone(), c.clone())).collect();
+            columns.push((within_column(1), Arc::new(Float64Array::from(within.to_vec()))));
+            RecordBatch::try_from_iter(columns).unwrap()
+        };
         let run = |inexact: &BTreeSet<usize>| {
-            let mut m = Matcher::new(Encoder::new(&types, &[0, 1], inexact).unwrap(), &[batch(&[(1, 0.3), (1, 0.3), (2, 5.0), (3, f64::NAN)])]).unwrap();
-            m.found(&batch(&[(1, 0.1 + 0.2), (1, 0.3), (2, 5.000_1), (3, f64::NAN)])).unwrap();
+            let expected = wide(&[1e-15, 1e-15, 1e-9, 1e-9, f64::INFINITY]);
+            let mut m = Matcher::new(Encoder::new(&types, &[0, 1], inexact).unwrap(), &[expected]).unwrap();
+            m.found(&batch(&[(1, 0.1 + 0.2), (1, 0.3), (2, 5.000_1), (3, f64::NAN), (4, 7.0)])).unwrap();
             (m.matched, m.missing(), m.extra.iter().map(|b| b.num_rows()).sum::<usize>())
         };
-        assert_eq!(run(&[1].into()), (3, vec![(0, 2)], 1));
-        assert_eq!(run(&BTreeSet::new()), (2, vec![(0, 1), (0, 2)], 2));
+        assert_eq!(run(&[1].into()), (4, vec![(0, 2)], 1));
+        assert_eq!(run(&BTreeSet::new()), (2, vec![(0, 1), (0, 2), (0, 4)], 3));
+    }
+
+    #[test]
+    fn a_row_that_may_be_there_is_not_missing_and_not_surplus() {
+        let maybe: ArrayRef = Arc::new(arrow::array::BooleanArray::from(vec![true, true, false]));
+        let k: ArrayRef = Arc::new(Int64Array::from(vec![1, 2, 3]));
+        let expected = RecordBatch::try_from_iter([("k", k), (MAYBE, maybe)]).unwrap();
+        let mut m = Matcher::new(Encoder::new(&[DataType::Int64], &[0], &BTreeSet::new()).unwrap(), &[expected]).unwrap();
+        m.found(&RecordBatch::try_from_iter([("k", Arc::new(Int64Array::from(vec![1])) as ArrayRef)]).unwrap()).unwrap();
+        assert_eq!((m.matched, m.missing(), m.extra.len()), (1, vec![(0, 2)], 0));
     }
 }

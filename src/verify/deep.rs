@@ -5,10 +5,10 @@ use super::compare::{At, Encoder, Matcher, show};
 use super::dead_letters::{Letters, Lost, lost_of};
 use super::facts::Facts;
 use super::select::Shown;
-use super::source_rows::{Held, Lineage, Part, Reader, SourceRows, TableRows};
+use super::source_rows::{Held, Lineage, Part, Reader, SourceRows, TableRows, widest};
 use super::structure::{Checked, Role, SHOWN, TableState};
 use super::{Finding, Lake, OpenSource, Options, Progress, Report, RowFinding, VerifyError, instant};
-use crate::pipeline::Pipeline;
+use crate::pipeline::{Pipeline, TableFormatKind};
 use crate::pipeline::sql::OP;
 use crate::read::live_rows;
 use crate::stage::TableSpec;
@@ -28,8 +28,9 @@ struct Expected {
     /// Columns that are compared.
     compared: Vec<usize>,
     inexact: BTreeSet<usize>,
-    /// Columns by which a missing and a surplus row are told to be one that differs.
     key: Vec<usize>,
+    /// A missing and a surplus row of one key are one that differs.
+    paired: bool,
     window: Option<usize>,
     keep: Keep,
     /// The table may rightly hold rows that were not computed.
@@ -114,7 +115,7 @@ pub async fn check(
             false => mine.iter().map(|c| match &c.role { Role::Late(table) => table.clone(), _ => c.spec.name.clone() }).collect(),
         };
         let read = || {
-            let mut source = open(spec)?;
+            let mut source = open(&widest(facts, spec))?;
             Reader::new(facts, name, spec, options, &computed)?.read(source.as_mut(), progress)
         };
         // A runtime of one thread has nobody else to hold up.
@@ -218,7 +219,7 @@ async fn expect(facts: &Facts, rows: &SourceRows, table: &Checked, options: &Opt
             if partly {
                 report.notes.push(format!("table {name}: its rows do not tell where they came from; rows that it should not have are not found here"));
             }
-            Some(Expected { batches, origin: Origin::Rows(origin), compared: all, inexact: BTreeSet::new(), key: vec![], window: None, keep, only_missing: partly, lost: vec![] })
+            Some(Expected { batches, origin: Origin::Rows(origin), compared: all, inexact: BTreeSet::new(), key: vec![], paired: true, window: None, keep, only_missing: partly, lost: vec![] })
         }
         Role::Declared { windowed: true } => {
             let Some(computed) = computed(name, report) else { return Ok(None) };
@@ -237,7 +238,7 @@ async fn expect(facts: &Facts, rows: &SourceRows, table: &Checked, options: &Opt
                 batches.push(batch);
             }
             let key = ["_partition", "_offset"].into_iter().filter_map(column).collect();
-            Some(Expected { batches, origin: Origin::Rows(origin), compared: all, inexact: BTreeSet::new(), key, window: column("window_start"), keep, only_missing: false, lost: vec![] })
+            Some(Expected { batches, origin: Origin::Rows(origin), compared: all, inexact: BTreeSet::new(), key, paired: true, window: column("window_start"), keep, only_missing: false, lost: vec![] })
         }
         Role::Dead(source) => {
             if let Some((name, why)) = rows.tables.iter().find_map(|(n, t)| Some((n, t.unplanned.as_ref()?))) {
@@ -248,7 +249,7 @@ async fn expect(facts: &Facts, rows: &SourceRows, table: &Checked, options: &Opt
             let (batch, origin) = dead_batch(rows, &topic, (since, as_of))?;
             let key = ["_partition", "_offset", "_table"].into_iter().filter_map(column).collect();
             let keep = Keep { held: Some(rows.held.clone()), ..Keep::default() };
-            Some(Expected { batches: vec![batch], origin: Origin::Rows(vec![origin]), compared: all, inexact: BTreeSet::new(), key, window: None, keep, only_missing: false, lost: vec![] })
+            Some(Expected { batches: vec![batch], origin: Origin::Rows(vec![origin]), compared: all, inexact: BTreeSet::new(), key, paired: true, window: None, keep, only_missing: false, lost: vec![] })
         }
     })
 }
@@ -334,23 +335,27 @@ async fn windowed(facts: &Facts, computed: &TableRows, table: &Checked, as_of: u
         return Ok(None);
     }
     let mut columns = table.spec.schema.fields().iter().filter(|f| f.name() != OP).count();
+    let mut paired = true;
     if columns < table.spec.schema.fields().len() {
         let mut all = Some(vec![]);
         for nth in 0..computed.selects.len() {
             let batches = replayed(facts, computed, nth, name, &table.spec.schema, planned.emit_on_update, as_of, &keep).await?;
             all = all.zip(batches).map(|(mut all, batches)| {
-                all.extend(batches);
+                all.extend(batches.into_iter().map(|(rows, groups)| (rows, (nth, groups))));
                 all
             });
         }
         match all {
             // A correction is an insertion and a retraction of one group: they are not one row that differs.
-            Some(all) => (batches, groups, columns, key) = (all, vec![], columns + 1, vec![]),
+            Some(all) => {
+                (columns, paired) = (columns + 1, false);
+                (batches, groups) = all.into_iter().unzip();
+            }
             None => report.unprovable.push(format!("table {name}: it was corrected too often for every correction to be computed again; what they add up to is compared")),
         }
     }
     let compared = (0..columns).collect();
-    Ok(Some(Expected { batches, origin: Origin::Groups(groups), compared, inexact, key, window, keep, only_missing: false, lost }))
+    Ok(Some(Expected { batches, origin: Origin::Groups(groups), compared, inexact, key, paired, window, keep, only_missing: false, lost }))
 }
 
 /// Rows that were last written before their table was given a column hold null in it. `older`: for each query that was
@@ -425,9 +430,10 @@ async fn meet(lake: &Lake, rows: &SourceRows, table: &Checked, state: &TableStat
     let types: Vec<DataType> = spec.schema.fields().iter().map(|f| f.data_type().clone()).collect();
     let sample = expected.keep.sample.filter(|_| matches!(table.role, Role::Declared { windowed: false }));
     let encoder = || Encoder::new(&types, &expected.compared, &expected.inexact).map_err(failed);
+    let held = expected.batches.iter().map(|b| as_held(b, spec, state.format)).collect::<Result<Vec<_>, _>>()?;
     let wanted: Vec<RecordBatch> = match sample {
-        Some(percent) => expected.batches.iter().map(|b| sample_rows(b, &encoder()?, percent)).collect::<Result<_, _>>()?,
-        None => expected.batches.clone(),
+        Some(percent) => held.iter().map(|b| sample_rows(b, &encoder()?, percent)).collect::<Result<_, _>>()?,
+        None => held,
     };
     let mut matcher = Matcher::new(encoder()?, &wanted).map_err(failed)?;
     let mut findings = vec![];
@@ -476,6 +482,24 @@ async fn meet(lake: &Lake, rows: &SourceRows, table: &Checked, state: &TableStat
     let compared = matcher.matched;
     findings.extend(told(&wanted, &expected, rows, spec, &matcher)?);
     Ok((findings, compared))
+}
+
+/// Rows as the format holds them: an empty text in a column that a Delta table is partitioned by is null (Delta protocol,
+/// *Partition Value Serialization*).
+fn as_held(batch: &RecordBatch, spec: &TableSpec, format: TableFormatKind) -> Result<RecordBatch, VerifyError> {
+    let mut columns = batch.columns().to_vec();
+    for field in spec.partition_fields(format).iter().filter(|_| format == TableFormatKind::Delta) {
+        let Ok(place) = spec.schema.index_of(&field.column) else { continue };
+        // One that cannot be null is read as what it was.
+        if !spec.schema.field(place).is_nullable() {
+            continue;
+        }
+        if let Some(text) = columns.get(place).and_then(|c| c.as_string_opt::<i32>()) {
+            columns[place] = Arc::new(text.iter().map(|t| t.filter(|t| !t.is_empty())).collect::<StringArray>());
+        }
+    }
+    let fields: Vec<_> = batch.schema().fields().iter().map(|f| f.as_ref().clone().with_nullable(true)).collect();
+    RecordBatch::try_new(Arc::new(Schema::new(fields)), columns).map_err(failed)
 }
 
 /// The rows that are compared. Dead letters of values that did not fit when a window was emitted name no record: they are
@@ -536,7 +560,8 @@ fn told(wanted: &[RecordBatch], expected: &Expected, rows: &SourceRows, spec: &T
     let keys = Encoder::new(&types, &expected.key, &BTreeSet::new()).map_err(failed)?;
     let missing = matcher.missing();
     let mut by_key: HashMap<Vec<u8>, Vec<At>> = HashMap::new();
-    if !expected.key.is_empty() {
+    let paired = expected.paired && !expected.key.is_empty();
+    if paired {
         for at in &missing {
             let row = wanted[at.0].slice(at.1, 1);
             let bytes = keys.encode(&row).map_err(failed)?.remove(0).0;
@@ -553,7 +578,7 @@ fn told(wanted: &[RecordBatch], expected: &Expected, rows: &SourceRows, spec: &T
     let (mut different, mut extra, mut met): (Vec<RowFinding>, Vec<RowFinding>, BTreeSet<At>) = (vec![], vec![], BTreeSet::new());
     let (mut differing, mut surplus) = (0, 0);
     for batch in &matcher.extra {
-        let bytes = if expected.key.is_empty() { vec![] } else { keys.encode(batch).map_err(failed)? };
+        let bytes = if paired { keys.encode(batch).map_err(failed)? } else { vec![] };
         for row in 0..batch.num_rows() {
             let twin = bytes.get(row).and_then(|(b, _)| by_key.get_mut(b)?.pop());
             let base = RowFinding { key: show(batch, row, key_columns), window: window_of(batch, row), expected: None, found: Some(show(batch, row, &all)), offsets: vec![], records: 0 };

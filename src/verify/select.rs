@@ -4,6 +4,7 @@
 //! Two things are not DataFusion's own, because the project promises otherwise: arithmetic fails instead
 //! of wrapping, and sums are kept wide and are null when their type cannot hold them.
 
+use super::order::{Leeway, MAYBE, within_column};
 use super::widen::{group_key, wide};
 use super::window::Windows;
 use crate::pipeline::Column;
@@ -37,6 +38,9 @@ pub(super) const AT: &str = "at entry";
 /// Begins the names of columns that tell which values did not fit.
 pub(super) const UNFIT: &str = "does not fit ";
 
+/// Begins the names of columns that tell how far sums of floats may be off.
+pub(super) const WITHIN: &str = "may be off ";
+
 /// The query of one table under one plan.
 pub struct Select {
     sql: String,
@@ -56,7 +60,7 @@ pub struct Select {
 }
 
 /// An expression that fails where it would otherwise wrap or lose digits.
-struct Strict {
+pub(super) struct Strict {
     expr: Physical,
     /// Digits that a computed decimal may have.
     digits: Option<u8>,
@@ -74,10 +78,10 @@ pub struct Passed {
 
 /// Groups as they were after several entries.
 pub struct States {
-    /// Columns of the table.
+    /// Columns of the table, and as in [`Shown::rows`].
     pub rows: RecordBatch,
     pub groups: RecordBatch,
-    /// By row: the entry, the window's start, and whether `having` lets it be seen.
+    /// By row: the entry, the window's start, and whether `having` lets it be seen, or may.
     pub at: Vec<u64>,
     pub window: Vec<i64>,
     pub shown: Vec<bool>,
@@ -85,6 +89,7 @@ pub struct States {
 
 /// Rows of the table after all is summed up.
 pub struct Shown {
+    /// Columns of the table; behind them how far a row may be off ([`within_column`]), and whether it must be there ([`MAYBE`]).
     pub rows: RecordBatch,
     /// Window start and group key by which each row was summed: columns of the aggregate.
     pub groups: RecordBatch,
@@ -371,26 +376,39 @@ impl Select {
             (0..rows).for_each(|i| unfit[i] |= column.is_valid(i) && column.value(i));
         }
         let mut failed = vec![];
+        let leeway = Leeway::new(summed, a.group_expr.len())?;
+        let mut maybe = vec![false; rows];
         if let Some(e) = having {
             let value = Strict { expr: strict(&self.context, e, &a.schema)?, digits: None, to: None };
             let passed = value.each(summed, 0, &mut failed)?;
+            maybe = leeway.undecided(summed, &passed, &value, &reads(e))?;
             let passed = passed.as_boolean();
-            (0..rows).for_each(|i| shown[i] = passed.is_valid(i) && passed.value(i));
+            (0..rows).for_each(|i| shown[i] = maybe[i] || (passed.is_valid(i) && passed.value(i)));
             failed.drain(..).for_each(|i: usize| unfit[i] = true);
         }
-        let mut columns = vec![];
-        for (e, field) in exprs.iter().zip(self.output.fields()) {
+        let (mut columns, mut within) = (vec![], vec![]);
+        for (place, (e, field)) in exprs.iter().zip(self.output.fields()).enumerate() {
             let digits = match (e.clone().unalias(), e.get_type(&a.schema)?) {
                 (Expr::Column(_), _) => None,
                 (_, DataType::Decimal128(p, _)) => Some(p),
                 _ => None,
             };
             let value = Strict { expr: strict(&self.context, e, &a.schema)?, digits, to: Some(field.data_type().clone()) };
-            columns.push(value.each(summed, 0, &mut failed)?);
+            let column = value.each(summed, 0, &mut failed)?;
+            if self.inexact.contains(&place) {
+                within.push((place, leeway.within(summed, &column, &value, &reads(e))?));
+            }
+            columns.push(column);
         }
         failed.into_iter().filter(|i| shown[*i]).for_each(|i| unfit[i] = true);
         // The table may have been given columns since.
-        let fields: Vec<Field> = self.output.fields().iter().take(columns.len()).map(|f| f.as_ref().clone().with_nullable(true)).collect();
+        let mut fields: Vec<Field> = self.output.fields().iter().take(columns.len()).map(|f| f.as_ref().clone().with_nullable(true)).collect();
+        for (place, within) in within {
+            fields.push(Field::new(within_column(place), DataType::Float64, false));
+            columns.push(Arc::new(within));
+        }
+        fields.push(Field::new(MAYBE, DataType::Boolean, false));
+        columns.push(Arc::new(BooleanArray::from(maybe)));
         let all = RecordBatch::try_new_with_options(Arc::new(Schema::new(fields)), columns, &RecordBatchOptions::new().with_row_count(Some(rows)))?;
         Ok((all, shown, unfit))
     }
@@ -410,7 +428,7 @@ impl Strict {
     }
 
     /// As [`Strict::of`], null in the rows that fail. `first`: the place of the first row.
-    fn each(&self, batch: &RecordBatch, first: usize, failed: &mut Vec<usize>) -> Result<ArrayRef> {
+    pub(super) fn each(&self, batch: &RecordBatch, first: usize, failed: &mut Vec<usize>) -> Result<ArrayRef> {
         let n = batch.num_rows();
         match self.of(batch) {
             Ok(column) => Ok(column),
@@ -443,6 +461,12 @@ pub fn with_windows(input: &SchemaRef, mut columns: Vec<ArrayRef>, time: &ArrayR
 /// The rows at these places.
 pub fn at(batch: &RecordBatch, rows: &[u32]) -> Result<RecordBatch> {
     Ok(take_record_batch(batch, &UInt32Array::from(rows.to_vec()))?)
+}
+
+/// Whether an expression reads the column of this name.
+fn reads(e: &Expr) -> impl Fn(&str) -> bool {
+    let names: BTreeSet<String> = e.column_refs().into_iter().map(|c| c.name.clone()).collect();
+    move |name| names.contains(name)
 }
 
 fn odd(plan: &LogicalPlan) -> DataFusionError {

@@ -7,13 +7,15 @@ use super::window::Windows;
 use super::{Finding, Options, Progress, VerifyError, instant};
 use crate::decode::Decoder;
 use crate::decode::json::JsonDecoder;
-use crate::epoch::entry::{Plan, SourcePlan};
+use crate::epoch::entry::{Limits, Plan, SourcePlan};
 use crate::pipeline::SourceSpec;
-use crate::source::{Position, RawBatch, Source, SourceEvent};
+use crate::source::{KEPT_BYTES, Position, RawBatch, RawRecord, Source, SourceEvent};
 use arrow::array::{Array, ArrayRef, AsArray, BinaryBuilder, Int32Array, Int64Array, StringArray, TimestampMicrosecondArray, new_null_array};
 use arrow::datatypes::{SchemaRef, TimestampMicrosecondType};
 use arrow::record_batch::RecordBatch;
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -111,6 +113,7 @@ struct Era {
     /// Place of the event time among the decoded columns.
     time: Option<usize>,
     tables: Vec<EraTable>,
+    limits: Limits,
 }
 
 struct EraTable {
@@ -149,6 +152,8 @@ pub struct Reader<'a> {
     out: SourceRows,
     highest: BTreeMap<(i32, u64), i64>,
     counts: BTreeMap<u64, Seen>,
+    /// Partitions that are not those of the log any more.
+    other: BTreeSet<i32>,
 }
 
 impl<'a> Reader<'a> {
@@ -165,7 +170,7 @@ impl<'a> Reader<'a> {
         }
         let topic = newest.sources.get(name).map(|s| s.topic.clone()).unwrap_or_default();
         let spans = facts.spans.get(name).cloned().unwrap_or_default();
-        Ok(Self { facts, name, spec, options, topic, eras, spans, out, highest: BTreeMap::new(), counts: BTreeMap::new() })
+        Ok(Self { facts, name, spec, options, topic, eras, spans, out, highest: BTreeMap::new(), counts: BTreeMap::new(), other: BTreeSet::new() })
     }
 
     /// Reads to where the log stands. Blocks.
@@ -176,7 +181,8 @@ impl<'a> Reader<'a> {
         let mut left: BTreeMap<i32, (i64, i64)> = BTreeMap::new();
         for (&partition, &(start, _)) in &starts {
             let end = self.spans.get(&partition).and_then(|s| s.last()).map_or(start, |s| s.to);
-            let (begin, last) = known.partitions.get(&partition).copied().unwrap_or((i64::MAX, i64::MIN));
+            let there = known.partitions.get(&partition).filter(|_| !self.other.contains(&partition));
+            let (begin, last) = there.copied().unwrap_or((i64::MAX, i64::MIN));
             let (from, to) = (start.max(begin).min(end), end.min(last.max(start.min(end))));
             self.lost(partition, (start, from), (to.max(from), end));
             self.out.held.insert(partition, Held { from, to: to.max(from), end });
@@ -206,7 +212,8 @@ impl<'a> Reader<'a> {
         }
         for (partition, known) in self.facts.names.get(self.name).into_iter().flatten() {
             if let Some(found) = names.get(partition).filter(|f| *f != known) {
-                self.out.findings.push(Finding::new("partition-name", format!("source {} partition {partition} is {found} now, the log was written from {known}", self.name)));
+                self.out.unprovable.push(format!("source {} partition {partition} was {known} when the log was written, and is {found} now: files came or went before it in the order of names", self.name));
+                self.other.insert(*partition);
             }
         }
     }
@@ -316,6 +323,7 @@ impl<'a> Reader<'a> {
     }
 
     fn decode_in(&mut self, raw: &RawBatch, entries: &[Option<u64>], nth: usize, era: &mut Era) -> Result<(), VerifyError> {
+        let raw = &limited(raw, era.limits.max_record_bytes);
         let decoded = era.decoder.decode(raw);
         let in_era = |record: u32| entries[record as usize].filter(|e| self.facts.era_of(*e) == nth);
         let dead: Vec<(u32, u64, String)> = decoded.dead.iter().filter_map(|(r, why)| Some((*r, in_era(*r)?, why.to_string()))).collect();
@@ -331,7 +339,7 @@ impl<'a> Reader<'a> {
         }
         let batch = if rows.len() == decoded.batch.num_rows() { decoded.batch } else { at(&decoded.batch, &rows).map_err(internal)? };
         if let Some(time) = era.time {
-            self.event_times(raw, batch.column(time), &records);
+            self.event_times(raw, batch.column(time), &records, era.limits.max_ahead_us.unwrap_or(0));
         }
         for table in &mut era.tables {
             self.table(raw, &batch, &records, era.time, table)?;
@@ -339,9 +347,8 @@ impl<'a> Reader<'a> {
         Ok(())
     }
 
-    fn event_times(&mut self, raw: &RawBatch, times: &ArrayRef, records: &[(u32, u64)]) {
+    fn event_times(&mut self, raw: &RawBatch, times: &ArrayRef, records: &[(u32, u64)], ahead: i64) {
         let Some(times) = times.as_primitive_opt::<TimestampMicrosecondType>() else { return };
-        let ahead = self.spec.watermark.as_ref().map_or(0, |w| w.max_ahead_us);
         for (row, (record, entry)) in records.iter().enumerate() {
             if times.is_null(row) {
                 continue;
@@ -443,8 +450,9 @@ impl<'a> Reader<'a> {
                 }
                 let show = |t: Option<i64>| t.map_or_else(|| "no row".to_string(), instant);
                 let text = format!("{} partition {partition}: the entry says that its latest event is at {}, its records at {}", self.name, show(span.max_event_us), show(found));
-                // `max_ahead` is not in the log: a lower time than expected may be an older pipeline file's.
-                if caps && span.max_event_us < found {
+                let kept = self.facts.eras.get(self.facts.era_of(span.entry)).and_then(|e| e.plan.sources.get(self.name)).is_some_and(|s| s.limits.is_some());
+                // Where `max_ahead` is not in the log, a lower time than expected may be an older pipeline file's.
+                if caps && !kept && span.max_event_us < found {
                     self.out.notes.push(format!("entry {}: {text}; max_ahead may have been another then", span.entry));
                 } else {
                     findings.push(Finding::new("event-time", text).at(span.entry));
@@ -524,12 +532,44 @@ fn plan_era((entry, plan): (u64, &Plan), newest: &Plan, name: &str, source: &Sou
         }
     }
     let decoded = |column: usize| columns_used.iter().position(|u| *u == column).unwrap_or_default();
-    let decoder = JsonDecoder::new(&source.columns, &columns_used, time_column, spec.max_depth).map_err(|e| VerifyError::Refused(e.to_string()))?;
+    let limits = source.limits.unwrap_or_else(|| limits_of(spec));
+    let decoder = JsonDecoder::new(&source.columns, &columns_used, time_column, limits.max_depth as usize).map_err(|e| VerifyError::Refused(e.to_string()))?;
     for table in &mut made {
         let late = table.late.iter_mut().flat_map(|l| l.columns.values_mut());
         table.projection.iter_mut().chain(late).for_each(|column| *column = decoded(*column));
     }
-    Ok(Era { tables: made, time: time_column.map(decoded), decoder })
+    Ok(Era { tables: made, time: time_column.map(decoded), decoder, limits })
+}
+
+fn limits_of(spec: &SourceSpec) -> Limits {
+    Limits { max_record_bytes: spec.max_record_bytes as u64, max_depth: spec.max_depth as u64, max_ahead_us: spec.watermark.as_ref().map(|w| w.max_ahead_us) }
+}
+
+/// The source as it must be opened: with the bytes of every record that some plan took.
+pub fn widest(facts: &Facts, spec: &SourceSpec) -> SourceSpec {
+    let limits = facts.eras.iter().filter_map(|e| e.plan.sources.get(&spec.name)?.limits);
+    let max_record_bytes = limits.map(|l| l.max_record_bytes as usize).chain([spec.max_record_bytes]).max().unwrap_or(spec.max_record_bytes);
+    SourceSpec { max_record_bytes, ..spec.clone() }
+}
+
+/// The records as a plan with this limit saw them.
+fn limited(raw: &RawBatch, max_record_bytes: u64) -> Cow<'_, RawBatch> {
+    let length = |r: &Option<Range<u32>>| r.as_ref().map_or(0, |r| u64::from(r.end - r.start));
+    let size = |r: &RawRecord| r.oversized.unwrap_or_else(|| length(&r.key) + length(&r.value) + r.headers.iter().map(|(n, v)| u64::from(n.end - n.start) + length(v)).sum::<u64>());
+    let over = |r: &RawRecord| Some(size(r)).filter(|size| *size > max_record_bytes);
+    if raw.records.iter().all(|r| r.oversized == over(r)) {
+        return Cow::Borrowed(raw);
+    }
+    let mut raw = raw.clone();
+    let kept = max_record_bytes.max(KEPT_BYTES as u64);
+    for r in &mut raw.records {
+        r.oversized = over(r);
+        if r.oversized.is_some_and(|size| size > kept) {
+            r.key = r.key.take().filter(|k| u64::from(k.end - k.start) <= kept);
+            (r.value, r.headers) = (None, vec![]);
+        }
+    }
+    Cow::Owned(raw)
 }
 
 fn plan_of_same(rows: &TableRows, sql: &str, select: &Select) -> Option<usize> {

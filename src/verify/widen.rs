@@ -1,7 +1,8 @@
 //! Aggregates over types in which no sum of rows ends, narrowed again to the declared ones: what does not fit there is told
 //! from what is null.
 
-use super::select::{AT, UNFIT};
+use super::order::Kind;
+use super::select::{AT, UNFIT, WITHIN};
 use arrow::array::{Array, ArrayRef, AsArray, Decimal128Array, Float64Array};
 use arrow::datatypes::{DataType, Decimal128Type, Decimal256Type, Float64Type, Int64Type, i256};
 use datafusion::common::DFSchema;
@@ -12,11 +13,12 @@ use datafusion::logical_expr::{Aggregate, Cast, ColumnarValue, Expr, ExprSchemab
 use std::sync::Arc;
 
 /// The aggregate with sums that hold any number of rows, narrowed again to the declared types: what
-/// does not fit is null.
+/// does not fit is null. Behind its columns stand [`AT`] where states are told apart, what did not fit ([`UNFIT`]), and how
+/// far sums of floats may be off ([`WITHIN`]).
 pub(super) fn wide(a: &Aggregate, states: bool, scan: &dyn Fn(LogicalPlan) -> Result<Transformed<LogicalPlan>>) -> Result<LogicalPlan> {
     let schema = a.input.schema();
     let (mut calls, mut columns): (Vec<Expr>, Vec<Expr>) = (vec![], vec![]);
-    let (mut groups, mut unfit) = (vec![], vec![]);
+    let (mut groups, mut unfit, mut slack) = (vec![], vec![], vec![]);
     for (i, e) in a.group_expr.iter().enumerate() {
         let (qualifier, field) = a.schema.qualified_field(i);
         let name = format!("group {i}");
@@ -27,6 +29,7 @@ pub(super) fn wide(a: &Aggregate, states: bool, scan: &dyn Fn(LogicalPlan) -> Re
         let (qualifier, field) = a.schema.qualified_field(a.group_expr.len() + i);
         let Expr::AggregateFunction(f) = e.clone().unalias() else { return Err(DataFusionError::Plan(format!("{e} is no aggregate"))) };
         let (done, total) = widened(&f, field.data_type(), schema, i, &mut calls)?;
+        slack.extend(off(&f, &done, schema, i, &mut calls)?.map(|e| e.alias(format!("{WITHIN}{i}"))));
         unfit.extend(total.map(|total| total.is_not_null().and(done.clone().is_null()).alias(format!("{UNFIT}{i}"))));
         columns.push(done.alias_qualified(qualifier.cloned(), field.name()));
     }
@@ -36,11 +39,31 @@ pub(super) fn wide(a: &Aggregate, states: bool, scan: &dyn Fn(LogicalPlan) -> Re
         columns.push(at);
     }
     columns.extend(unfit);
+    columns.extend(slack);
     // The plan names the table as it was planned; its rows are read under the same name.
     let input = a.input.as_ref().clone().transform_up(scan)?.data;
     // What holds of a plan's schema was written when it was made.
     let input = input.transform_up(|node| Ok(Transformed::yes(node.recompute_schema()?)))?.data;
     LogicalPlanBuilder::from(input).aggregate(groups, calls)?.project(columns)?.build()
+}
+
+/// How far `value`, of an aggregate over floats, may be off.
+fn off(f: &AggregateFunction, value: &Expr, schema: &DFSchema, nth: usize, calls: &mut Vec<Expr>) -> Result<Option<Expr>> {
+    let (Some(kind), Some(arg)) = (Kind::of(f.func.name()), f.params.args.first()) else { return Ok(None) };
+    let exact = matches!(arg, Expr::Cast(c) if f.func.name() == "avg" && c.expr.get_type(schema)?.is_signed_integer());
+    if exact || !arg.get_type(schema)?.is_floating() {
+        return Ok(None);
+    }
+    let mut call = |func: Arc<datafusion::logical_expr::AggregateUDF>, arg: Expr, part: &str| {
+        let name = format!("call {nth} {part}");
+        let params = AggregateFunctionParams { args: vec![arg], distinct: false, filter: f.params.filter.clone(), order_by: vec![], null_treatment: None };
+        calls.push(Expr::AggregateFunction(AggregateFunction { func, params }).alias(name.clone()));
+        Expr::Column(datafusion::common::Column::new_unqualified(name))
+    };
+    let size = call(datafusion::functions_aggregate::sum::sum_udaf(), kind.magnitude(arg.clone()), "size");
+    let rows = call(datafusion::functions_aggregate::count::count_udaf(), arg.clone(), "values");
+    let value = Expr::Cast(Cast::new(Box::new(value.clone()), DataType::Float64));
+    Ok(Some(kind.slack().call(vec![value, size, rows])))
 }
 
 /// The value in its type, and what it was made of where that may not fit.

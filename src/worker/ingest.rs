@@ -9,7 +9,7 @@ use super::sources::{Command, Event, SourceThread};
 use super::surroundings::Ids;
 use super::{Clock, Pressure, WorkerError};
 use crate::epoch::entry::{Body, ByPartition, Data, Interval, Note, RunEntry, RunObject, StagedFile};
-use crate::epoch::ledger::{Ledger, SourceState};
+use crate::epoch::ledger::{Ledger, PartitionState, SourceState};
 use crate::failpoint;
 use crate::mutant::{self, Mutant};
 use crate::observe::{Metrics, cpu};
@@ -468,14 +468,20 @@ impl Ingest {
             .head
             .with(|l| {
                 let Some(source) = l.sources.get(name) else { return (None, None) };
-                let other = |(p, found): (&i32, &String)| {
-                    let known = source.partitions.get(p)?.name.clone()?;
-                    (known != *found).then(|| (*p, known, found.clone()))
+                let other = |(p, known): (&i32, &PartitionState)| {
+                    let known = known.name.clone()?;
+                    let found = facts.names.get(p).cloned();
+                    (found.as_ref() != Some(&known)).then_some((*p, known, found))
                 };
-                (source.incarnation.clone(), facts.names.iter().find_map(other))
+                (source.incarnation.clone(), source.partitions.iter().find_map(other))
             })
             .await;
-        if let Some((partition, known, found)) = renamed {
+        if let Some((partition, known, None)) = renamed {
+            return Err(WorkerError::Refused(format!(
+                "source {name}: {known}, which is partition {partition} in the log, is gone, or `path` does not match it any more; put it back, or begin anew under another pipeline name"
+            )));
+        }
+        if let Some((partition, known, Some(found))) = renamed {
             return Err(WorkerError::Refused(format!(
                 "source {name}: partition {partition} is {found} now, and the log was written from {known}: files came or went before it in the order of names; \
                  put the old files back (new ones must sort after them), or begin anew under another pipeline name"

@@ -532,9 +532,11 @@ impl Tables {
         Ok(())
     }
 
-    /// Has no recent writer of the log a lower id? Then it is this worker that commits and truncates.
+    /// Has no recent writer of the log a lower id? Then it is this worker that commits and truncates. One that wrote nothing
+    /// since this worker began may have ended before.
     fn is_lowest(&self) -> bool {
-        let recent = self.at.writers.iter().filter(|(_, newest)| **newest + RECENT_ENTRIES > self.at.next).map(|(w, _)| w);
+        let wrote = |newest: u64| newest >= self.counts_from && newest + RECENT_ENTRIES > self.at.next;
+        let recent = self.at.writers.iter().filter(|(_, newest)| wrote(**newest)).map(|(w, _)| w);
         recent.min().is_none_or(|w| *w >= self.parts.head.writer)
     }
 

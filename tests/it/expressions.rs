@@ -11,7 +11,7 @@ sources:
   events:
     file: events.ndjson
     format: json
-    columns: {id: int64, u: string, w: int64, d: \"decimal(12,2)\", at: timestamp, user-id: string, uid: uuid}
+    columns: {id: int64, u: string, w: int64, d: \"decimal(12,2)\", at: timestamp, user-id: string not null, uid: uuid}
     watermark: {column: at}
 lake: {root: ./lake}
 tables:
@@ -72,6 +72,7 @@ fn a_column_of_any_name_partitions_a_table_and_its_rows_are_corrected() {
 fn what_cannot_be_computed_for_any_row_is_refused_by_validate() {
     for (table, why) in [
         ("by_id: {sql: \"select id, uid from events\", partition_by: [uid]}", "declare the column as string"),
+        ("by_user: {sql: \"select window_start, u, count(*) as n from tumble(events, interval '1 hour') group by window_start, u\", key: [window_start, u], partition_by: [u]}", "declare the column `not null`"),
         ("ones: {sql: \"select window_start, count(distinct *) as n from tumble(events, interval '1 hour') group by window_start\"}", "name a column"),
         ("far: {sql: \"select id, overlay('abc' placing 'x' from -100) as o from events\"}", "cannot compute this"),
     ] {
@@ -80,5 +81,31 @@ fn what_cannot_be_computed_for_any_row_is_refused_by_validate() {
         assert_eq!(said.code, 78, "{table}: {said:?}");
         assert!(said.stderr.contains(why) || said.stdout.contains(why), "{table}: {said:?}");
         assert!(!said.stderr.contains("panicked"), "{said:?}");
+    }
+}
+
+/// To Delta an empty partition value is null: in a column that cannot be null it stays what it was, and one row, after its index was
+/// lost, too.
+#[test]
+fn an_empty_text_that_partitions_a_table_is_one_key() {
+    let pond = pond(
+        "  by_user: {sql: \"select window_start, \\\"user-id\\\" as u, count(*) as n from tumble(events, interval '1 hour') group by window_start, \\\"user-id\\\"\", key: [window_start, u], allowed_lateness: 5h, partition_by: [u]}
+",
+    );
+    let events = pond.path().join("events.ndjson");
+    let line = |id: i64, u: &str| format!(r#"{{"id":{id},"u":"a","at":"2026-01-31T10:05:00Z","user-id":"{u}"}}"#) + "\n";
+    let mut text = format!("{EVENTS}{}", line(4, ""));
+    for turn in 0..3i64 {
+        fs::write(&events, &text).unwrap();
+        pond.run(&["--final"]);
+        for format in ["iceberg", "delta"] {
+            let found = pond.query_in(format, "select u, n from by_user where u = ''");
+            assert_eq!(found, [json!({"u": "", "n": turn + 1})], "{format}, turn {turn}");
+        }
+        pond.assert_proven();
+        text += &line(5 + turn, "");
+        if turn == 1 {
+            fs::remove_dir_all(pond.path().join("lake/_millpond/odd/scratch")).unwrap();
+        }
     }
 }

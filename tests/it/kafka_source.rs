@@ -143,7 +143,7 @@ fn reads_every_record_once_in_tiling_intervals() {
 
 /// FAULTS 30.
 #[test]
-fn a_record_keeps_its_parts_and_a_too_large_one_only_its_place() {
+fn a_record_keeps_its_parts_and_a_too_large_one_is_marked() {
     let broker = Broker::start();
     broker.create_topic("parts", 1);
     broker.produce("parts", 0, "key", "value", 1_234);
@@ -166,7 +166,7 @@ fn a_record_keeps_its_parts_and_a_too_large_one_only_its_place() {
         seen.take(&mut source, event).unwrap();
     }
     assert_eq!(records[0], (Some(1_234), Some(b"key".to_vec()), Some(b"value".to_vec()), None));
-    assert_eq!(records[1], (Some(1_235), Some(b"big".to_vec()), None, Some(900_003)));
+    assert_eq!(records[1], (Some(1_235), Some(b"big".to_vec()), Some(vec![b'x'; 900_000]), Some(900_003)));
 }
 
 /// FAULTS 25.

@@ -22,6 +22,7 @@ use crate::support::kafka::Broker;
 use crate::support::millpond::Pond;
 
 mod choices;
+mod floats;
 mod letters;
 mod readers;
 
@@ -708,6 +709,10 @@ fn every_corruption_of_the_log_is_found_and_named() {
     assert!(report.is_right() && !report.is_proven(), "{report:#?}");
     let ended = site.pond.millpond(&["verify", "pipeline.yaml", "--deep"]);
     assert!(ended.code == 4 && ended.stdout.contains("no longer in the source"), "{ended:?}");
+    // A file that is gone gives the others its number.
+    std::fs::remove_file(&path).unwrap();
+    let report = judge(&site.pond, deep());
+    assert!(report.is_right() && report.unprovable.iter().any(|u| u.contains("in the order of names")), "{report:#?}");
 }
 
 /// Edges from what the judge uses to what makes the tables, and why they cannot make both wrong in one way.

@@ -23,6 +23,7 @@ pub use table::DeltaTable;
 use super::{ANOTHER_NAME, CommitError, LakeTable, Stamp, TableFormat};
 use crate::pipeline::TableFormatKind;
 use crate::stage::TableSpec;
+use arrow::datatypes::{DataType, Field};
 use async_trait::async_trait;
 use log::State;
 use object_store::{ObjectStore, path::Path, prefix::PrefixStore};
@@ -129,6 +130,15 @@ fn creation(spec: &TableSpec, birth: &Stamp, site: &Site, attempt: Uuid) -> Resu
     let refuse = |why: String| CommitError::Refused(format!("table `{}` cannot be made in delta: {why}", spec.name));
     let fields = schema::delta_fields(&spec.schema).map_err(refuse)?;
     let partition_columns = partition_columns(spec).map_err(refuse)?;
+    // An empty text is null in a partition column, so that two keys would be one.
+    let merges = |f: &&Field| f.is_nullable() && f.data_type() == &DataType::Utf8 && spec.key.contains(f.name()) && partition_columns.contains(f.name());
+    if let Some(column) = spec.schema.fields().iter().map(AsRef::as_ref).find(merges) {
+        return Err(refuse(format!(
+            "it is partitioned by the key column `{}`, a string that may be null: delta reads '' there as null, so that both keys would be one; \
+             declare the column `not null` in its source, or partition by another one",
+            column.name()
+        )));
+    }
     if let Some(why) = spec.properties.iter().find_map(|(k, v)| protocol::property_refusal(k, v)) {
         return Err(refuse(why));
     }

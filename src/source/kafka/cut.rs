@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use crate::source::{Position, RawBatch, RawRecord};
+use crate::source::{KEPT_BYTES, Position, RawBatch, RawRecord};
 
 pub(super) const BATCH_RECORDS: usize = 8192;
 pub(super) const BATCH_BYTES: usize = 4 << 20;
@@ -24,6 +24,8 @@ pub(super) struct Fetched<'a> {
 
 pub(super) struct Cutter {
     max_record_bytes: usize,
+    /// Larger ones leave only their place, time and key.
+    kept_bytes: usize,
     filling: BTreeMap<i32, RawBatch>,
     filling_bytes: usize,
     ready: VecDeque<RawBatch>,
@@ -31,7 +33,7 @@ pub(super) struct Cutter {
 
 impl Cutter {
     pub fn new(max_record_bytes: usize) -> Self {
-        Self { max_record_bytes, filling: BTreeMap::new(), filling_bytes: 0, ready: VecDeque::new() }
+        Self { max_record_bytes, kept_bytes: max_record_bytes.max(KEPT_BYTES), filling: BTreeMap::new(), filling_bytes: 0, ready: VecDeque::new() }
     }
 
     /// Forgets everything and starts anew at `positions`.
@@ -65,7 +67,8 @@ impl Cutter {
         let key_len = record.key.map_or(0, <[u8]>::len);
         let size = key_len + record.value.map_or(0, <[u8]>::len) + headers_len;
         let oversized = size > self.max_record_bytes;
-        let kept = if oversized { if key_len > self.max_record_bytes { 0 } else { key_len } } else { size };
+        let whole = size <= self.kept_bytes;
+        let kept = if whole { size } else if key_len > self.kept_bytes { 0 } else { key_len };
         if !batch.records.is_empty() && batch.bytes.len() + kept > BATCH_BYTES {
             self.cut(partition);
         }
@@ -75,9 +78,9 @@ impl Cutter {
             batch.bytes.extend_from_slice(bytes);
             start..batch.bytes.len() as u32
         };
-        let key = record.key.filter(|k| k.len() <= self.max_record_bytes).map(&mut put);
+        let key = record.key.filter(|k| k.len() <= self.kept_bytes).map(&mut put);
         let (value, headers) = match record.headers {
-            _ if oversized => (None, Vec::new()),
+            _ if !whole => (None, Vec::new()),
             [] => (record.value.map(&mut put), Vec::new()),
             headers => (record.value.map(&mut put), headers.iter().map(|(n, v)| (put(n), v.map(&mut put))).collect()),
         };
@@ -207,17 +210,21 @@ mod tests {
     }
 
     #[test]
-    fn too_large_a_record_keeps_its_key_and_its_place() {
+    fn too_large_a_record_keeps_its_bytes_and_a_huge_one_its_key_and_its_place() {
         let mut cutter = started(10);
-        cutter.push(0, &record(5, b"0123456789"));
+        cutter.kept_bytes = 11;
+        cutter.push(0, &record(5, b"0123456789a"));
         cutter.push(0, &record(6, b"012345678"));
+        cutter.push(0, &record(7, b"0123456789"));
         cutter.flush();
         let batch = cutter.take(&BTreeSet::new()).unwrap();
-        assert_eq!((batch.records[0].oversized, batch.records[0].value.clone()), (Some(11), None));
+        assert_eq!((batch.records[0].oversized, batch.records[0].value.clone()), (Some(12), None));
         assert_eq!(batch.slice(batch.records[0].key.as_ref().unwrap()), b"k");
         assert_eq!(batch.records[1].oversized, None);
         assert_eq!(batch.slice(batch.records[1].value.as_ref().unwrap()), b"012345678");
-        assert_eq!((batch.from, batch.to), (5, 7));
+        assert_eq!(batch.records[2].oversized, Some(11));
+        assert_eq!(batch.slice(batch.records[2].value.as_ref().unwrap()), b"0123456789");
+        assert_eq!((batch.from, batch.to), (5, 8));
     }
 
     #[test]

@@ -71,3 +71,25 @@ fn reasons_raw_bytes_and_letters_of_what_did_not_fit_are_compared() {
     }
     site.done(20);
 }
+
+/// What a record may be is in the plan: each is judged by the limits of its time.
+#[test]
+fn limits_that_change_are_those_of_their_time() {
+    let pond = Pond::new("");
+    let with = |limits: &str| yaml(pond.path(), "[iceberg, delta]", "5s").replace("    format: json\n", &format!("    format: json\n{limits}"));
+    let line = |id: usize| {
+        let nested = format!(r#"{{"id":{id},"user_id":"deep","event_time":"2026-01-31T10:00:00Z","more":[[[[1]]]]}}"#);
+        let long = format!(r#"{{"id":{id},"user_id":"long","event_time":"2026-01-31T10:00:00Z","more":"{}"}}"#, "x".repeat(300));
+        [nested, long]
+    };
+    let dead = || pond.number("select count(*) as n from events__dead where _table is null");
+    for (turn, (limits, expected)) in [("", 0), ("    max_depth: 3\n    max_record_bytes: 200\n", 2), ("    max_depth: 3\n", 3), ("", 3)].into_iter().enumerate() {
+        pond.rewrite(&with(limits));
+        append(&pond, 0, &line(turn * 10 + 1));
+        // The last one goes back to the first.
+        let summary = pond.run(if turn == 3 { &["--accept"] } else { &[] });
+        assert_eq!(dead(), expected, "{limits} {summary}");
+        assert_right(&judge(&pond, deep()));
+    }
+    assert_eq!(pond.number("select count(*) as n from events__dead where octet_length(cast(_value as varchar)) > 300"), 1, "its bytes are kept");
+}

@@ -1,0 +1,234 @@
+//! How far floats may be off because they were added in another order.
+//!
+//! Each addition of a float rounds, so that a sum of `n` values is known to `n` ulps of the sum of their magnitudes, which
+//! may be far more than ulps of the sum itself: values that cancel leave little else. What stands above the sums is
+//! computed once more with each of them that much higher and lower, and how far the result moves is how far it may be off.
+//!
+//! Source: N. Higham, *Accuracy and Stability of Numerical Algorithms*, 2nd edition, sections 4.2 (sums) and 1.9 (variances,
+//! with the bound of Chan and Lewis).
+
+use super::select::{WITHIN, Strict};
+use arrow::array::{Array, ArrayRef, AsArray, BooleanArray, Float64Array, StringArray};
+use arrow::compute::cast;
+use arrow::compute::kernels::cmp::not_distinct;
+use arrow::datatypes::{DataType, Float64Type, Int64Type};
+use arrow::record_batch::RecordBatch;
+use arrow::util::display::{ArrayFormatter, FormatOptions};
+use datafusion::error::Result;
+use datafusion::logical_expr::{ColumnarValue, Expr, ScalarUDF, Volatility, create_udf};
+use std::sync::Arc;
+
+/// The column of computed rows that a table may hold or not. No column of a table can have its name.
+pub const MAYBE: &str = "\0maybe";
+
+/// Name of the column that says how far column `place` of a computed row may be off; infinite: by anything.
+pub fn within_column(place: usize) -> String {
+    format!("\0within {place}")
+}
+
+/// What is added up.
+#[derive(Clone, Copy)]
+pub(super) enum Kind {
+    Sum,
+    Mean,
+    /// A variance or its root, over the rows or one fewer.
+    Spread { sample: bool, root: bool },
+}
+
+impl Kind {
+    /// The aggregate of this name over floats, if the order of its rows matters.
+    pub(super) fn of(name: &str) -> Option<Self> {
+        let spread = |sample, root| Some(Self::Spread { sample, root });
+        match name {
+            "sum" => Some(Self::Sum),
+            "avg" => Some(Self::Mean),
+            "var" | "var_samp" => spread(true, false),
+            "var_pop" => spread(false, false),
+            "stddev" | "stddev_samp" => spread(true, true),
+            "stddev_pop" => spread(false, true),
+            _ => None,
+        }
+    }
+
+    /// Of an argument: what is summed up for [`Kind::slack`].
+    pub(super) fn magnitude(self, arg: Expr) -> Expr {
+        let squares = matches!(self, Self::Spread { .. });
+        let of = move |values: &[ColumnarValue]| {
+            let arrays = ColumnarValue::values_to_arrays(values)?;
+            // What an infinite value does to a sum does not depend on the order.
+            let size = |v: f64| if !v.is_finite() { 0.0 } else if squares { v * v } else { v.abs() };
+            Ok(ColumnarValue::Array(Arc::new(arrays[0].as_primitive::<Float64Type>().unary::<_, Float64Type>(size))))
+        };
+        let udf = create_udf(if squares { "square" } else { "magnitude" }, vec![DataType::Float64], DataType::Float64, Volatility::Immutable, Arc::new(of));
+        udf.call(vec![Expr::Cast(datafusion::logical_expr::Cast::new(Box::new(arg), DataType::Float64))])
+    }
+
+    /// A function of an aggregate's value, the sum of [`Kind::magnitude`] and the number of values: how far the value may be off.
+    pub(super) fn slack(self) -> ScalarUDF {
+        let of = move |values: &[ColumnarValue]| {
+            let arrays = ColumnarValue::values_to_arrays(values)?;
+            let value = cast(&arrays[0], &DataType::Float64)?;
+            let (value, size, rows) = (value.as_primitive::<Float64Type>(), arrays[1].as_primitive::<Float64Type>(), arrays[2].as_primitive::<Int64Type>());
+            let each = (0..rows.len()).map(|i| {
+                let any = value.is_valid(i) && size.is_valid(i);
+                Some(if any { self.bound(value.value(i), size.value(i), rows.value(i) as f64) } else { 0.0 })
+            });
+            Ok(ColumnarValue::Array(Arc::new(each.collect::<Float64Array>())))
+        };
+        create_udf("slack", vec![DataType::Float64, DataType::Float64, DataType::Int64], DataType::Float64, Volatility::Immutable, Arc::new(of))
+    }
+
+    /// `size`: the sum of the magnitudes or squares of `n` values.
+    fn bound(self, value: f64, size: f64, n: f64) -> f64 {
+        // Two sums are compared, and each is off by half of this.
+        let ulps = f64::EPSILON * (n + 2.0);
+        match self {
+            Self::Sum => ulps * size,
+            Self::Mean => ulps * size / n,
+            Self::Spread { sample, root } => {
+                let by = if sample { n - 1.0 } else { n };
+                if by <= 0.0 || !value.is_finite() {
+                    return 0.0;
+                }
+                let variance = if root { value * value } else { value };
+                let squares = size / by;
+                let off = 8.0 * ulps * ((squares * variance).sqrt() + ulps * squares);
+                if root { (variance + off).sqrt() - value } else { off }
+            }
+        }
+    }
+}
+
+/// `summed` with each of its sums in turn as high and as low as it may be. `first`: the place of the first aggregate.
+fn moved(summed: &RecordBatch, first: usize) -> Result<Vec<(usize, RecordBatch)>> {
+    let mut all = vec![];
+    for (field, slack) in summed.schema_ref().fields().iter().zip(summed.columns()) {
+        let Some(nth) = field.name().strip_prefix(WITHIN).and_then(|n| n.parse::<usize>().ok()) else { continue };
+        let slack = slack.as_primitive::<Float64Type>();
+        if slack.values().iter().all(|s| *s == 0.0) {
+            continue;
+        }
+        let place = first + nth;
+        let ty = summed.column(place).data_type().clone();
+        let value = cast(summed.column(place), &DataType::Float64)?;
+        let value = value.as_primitive::<Float64Type>();
+        for sign in [1.0, -1.0] {
+            let each = (0..value.len()).map(|i| value.is_valid(i).then(|| value.value(i) + sign * slack.value(i)));
+            let mut columns = summed.columns().to_vec();
+            columns[place] = cast(&(Arc::new(each.collect::<Float64Array>()) as ArrayRef), &ty)?;
+            all.push((place, RecordBatch::try_new(summed.schema(), columns)?));
+        }
+    }
+    Ok(all)
+}
+
+/// Where two columns of one type differ, a null from a value too.
+fn differ(a: &ArrayRef, b: &ArrayRef) -> Result<BooleanArray> {
+    let same = if a.data_type().is_nested() {
+        let options = FormatOptions::default().with_null("null");
+        let text = |a: &ArrayRef| {
+            let shown = ArrayFormatter::try_new(a.as_ref(), &options)?;
+            Ok::<_, arrow::error::ArrowError>((0..a.len()).map(|i| Some(shown.value(i).to_string())).collect::<StringArray>())
+        };
+        not_distinct(&text(a)?, &text(b)?)?
+    } else {
+        not_distinct(a, b)?
+    };
+    Ok(arrow::compute::not(&same)?)
+}
+
+/// What the rows of an aggregate may be, given how far its sums may be off.
+pub(super) struct Leeway {
+    /// By the place of a sum.
+    moved: Vec<(usize, RecordBatch)>,
+}
+
+impl Leeway {
+    pub(super) fn new(summed: &RecordBatch, first: usize) -> Result<Self> {
+        Ok(Self { moved: moved(summed, first)? })
+    }
+
+    fn each<'a>(&'a self, summed: &'a RecordBatch, of: &'a Strict, reads: &'a dyn Fn(&str) -> bool) -> impl Iterator<Item = Result<ArrayRef>> + 'a {
+        let read = move |place: &usize| reads(summed.schema_ref().field(*place).name());
+        self.moved.iter().filter(move |(place, _)| read(place)).map(|(_, batch)| of.each(batch, 0, &mut vec![]))
+    }
+
+    /// How far each row of `column` may be off. `of`: its expression, `reads`: whether it reads a column of `summed`.
+    pub(super) fn within(&self, summed: &RecordBatch, column: &ArrayRef, of: &Strict, reads: &dyn Fn(&str) -> bool) -> Result<Float64Array> {
+        let mut within = vec![0.0; column.len()];
+        if !column.data_type().is_floating() {
+            for other in self.each(summed, of, reads) {
+                let other = differ(column, &other?)?;
+                within.iter_mut().enumerate().filter(|(i, _)| other.value(*i)).for_each(|(_, w)| *w = f64::INFINITY);
+            }
+            return Ok(within.into());
+        }
+        let value = cast(column, &DataType::Float64)?;
+        let value = value.as_primitive::<Float64Type>();
+        for other in self.each(summed, of, reads) {
+            let other = cast(&other?, &DataType::Float64)?;
+            let other = other.as_primitive::<Float64Type>();
+            for (i, within) in within.iter_mut().enumerate() {
+                let (a, b) = (value.value(i), other.value(i));
+                *within += match (value.is_valid(i), other.is_valid(i)) {
+                    (false, false) => 0.0,
+                    (true, true) if a == b || (a.is_nan() && b.is_nan()) => 0.0,
+                    (true, true) if (a - b).is_finite() => (a - b).abs(),
+                    _ => f64::INFINITY,
+                };
+            }
+        }
+        // Up and down are two steps of each sum: their sum is twice the larger one at most. What is above the sums rounds, too.
+        let relative = if column.data_type() == &DataType::Float32 { f64::from(f32::EPSILON) } else { 4.0 * f64::EPSILON };
+        let rounded = |(i, w): (usize, f64)| if w == 0.0 || !value.is_valid(i) || !value.value(i).is_finite() { w } else { 2.0 * w + relative * value.value(i).abs() };
+        Ok(within.into_iter().enumerate().map(rounded).collect::<Vec<f64>>().into())
+    }
+
+    /// Rows in which a condition may be another than `passed`.
+    pub(super) fn undecided(&self, summed: &RecordBatch, passed: &ArrayRef, of: &Strict, reads: &dyn Fn(&str) -> bool) -> Result<Vec<bool>> {
+        let mut undecided = vec![false; passed.len()];
+        for other in self.each(summed, of, reads) {
+            let other = differ(passed, &other?)?;
+            undecided.iter_mut().enumerate().for_each(|(i, u)| *u |= other.value(i));
+        }
+        Ok(undecided)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Whatever the order and the size of the parts that are summed up, the results are within the bound of one another.
+    #[test]
+    fn no_order_of_additions_leaves_the_bound() {
+        let mut seed = 7u64;
+        let mut random = || {
+            seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (seed >> 11) as f64 / (1u64 << 53) as f64
+        };
+        for round in 0..200 {
+            let mut values: Vec<f64> = (0..3 + round * 5).map(|_| (random() - 0.5) * 10f64.powi((random() * 24.0) as i32 - 12)).collect();
+            // Half of them cancel.
+            if round % 2 == 0 {
+                values = values.iter().flat_map(|v| [*v, -v]).collect();
+                values.push(random());
+            }
+            let n = values.len();
+            let sums: Vec<f64> = (0..10)
+                .map(|_| {
+                    for i in (1..n).rev() {
+                        values.swap(i, (random() * (i + 1) as f64) as usize);
+                    }
+                    let part = 1 + (random() * n as f64) as usize;
+                    values.chunks(part).map(|c| c.iter().fold(0.0, |a, b| a + b)).fold(0.0, |a, b| a + b)
+                })
+                .collect();
+            let size: f64 = values.iter().map(|v| v.abs()).sum();
+            let bound = Kind::Sum.bound(sums[0], size, n as f64);
+            for s in &sums {
+                assert!((s - sums[0]).abs() <= bound, "{n} values: {s} and {} are apart by more than {bound}", sums[0]);
+            }
+        }
+    }
+}

@@ -1,0 +1,91 @@
+//! Sums of floats depend on the order of addition: what that order can do is no difference, and anything more is one.
+
+use super::*;
+use arrow::array::Float64Array;
+use arrow::datatypes::Float64Type;
+
+fn yaml(dir: &Path) -> String {
+    format!(
+        r#"
+pipeline: proof
+sources:
+  events:
+    file: "{}/data/*.ndjson"
+    format: json
+    columns: {{id: int64, user_id: string, event_time: timestamp, f: float64, g: float32}}
+    watermark: {{column: event_time, delay: 1m, idle_after: never}}
+tables:
+  money:
+    sql: |
+      select window_start, user_id, sum(f) as total, avg(f) as mean, stddev(f) as spread, var_pop(f) as var, sum(g) as light,
+        sum(f) / count(*) as each, round(sum(f), 3) as rounded, cast(sum(f) as varchar) as words, sum(f) > 0 as won, max(f) as top, 1 / sum(f) as odd
+      from tumble(events, interval '1 hour') group by window_start, user_id
+    key: [window_start, user_id]
+    allowed_lateness: 5h
+  winners:
+    sql: select window_start, user_id, sum(f) as total from tumble(events, interval '1 hour') group by window_start, user_id having sum(f) > 0
+    key: [window_start, user_id]
+    allowed_lateness: 5h
+  winners_log:
+    sql: select window_start, user_id, sum(f) as total, count(*) as n from tumble(events, interval '1 hour') group by window_start, user_id having sum(f) > 0
+    allowed_lateness: 5h
+lake: {{root: ./lake, iceberg: {{catalog: sql, uri: "sqlite://./lake/catalog.db"}}}}
+"#,
+        dir.display()
+    )
+}
+
+/// Gains and losses that cancel but for their roundings, in runs of their own.
+fn fill(pond: &Pond) {
+    let mut seed = 11u64;
+    let mut random = || {
+        seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (seed >> 11) as f64 / (1u64 << 53) as f64
+    };
+    let mut values: Vec<f64> = (0..300).map(|n| (random() - 0.5) * 10f64.powi(n % 13)).collect();
+    values.extend(values.clone().iter().map(|v| -v));
+    for i in (1..values.len()).rev() {
+        values.swap(i, (random() * (i + 1) as f64) as usize);
+    }
+    let line = |id: usize, user: &str, minute: usize, f: f64| {
+        format!(r#"{{"id":{id},"user_id":"{user}","event_time":"2026-01-31T{:02}:{:02}:00Z","f":{f:e},"g":{}}}"#, 10 + minute / 60, minute % 60, f / 3.0)
+    };
+    for (run, part) in values.chunks(120).enumerate() {
+        let mut lines = vec![];
+        for (n, f) in part.iter().enumerate() {
+            lines.push(line(n, "even", n % 60, *f));
+            lines.push(line(n, "plus", n % 60, f + 1e5));
+            // The window is shown from the first run on, and corrected by every other.
+            lines.push(line(n, "clock", 60 + run * 20 + n % 20, 1.0));
+        }
+        append(pond, 0, &lines);
+        pond.until_end();
+    }
+}
+
+#[test]
+fn what_the_order_of_addition_does_to_floats_is_no_difference() {
+    let pond = Pond::new("");
+    pond.rewrite(&yaml(pond.path()));
+    fill(&pond);
+    assert!(pond.number("select count(*) as n from winners_log where _op = 'retract'") > 0);
+    let mut site = Site::over(pond, TableFormatKind::Iceberg);
+    let edit = |s: &Site, table: &str, column: &str, by: &dyn Fn(f64) -> f64| {
+        let path = s.live(table).pop().unwrap();
+        edit_rows(&path, |batch| {
+            let users = arrow::compute::cast(batch.column_by_name("user_id").unwrap(), &DataType::Utf8).unwrap();
+            let at = batch.schema().index_of(column).unwrap();
+            let old = batch.column(at).as_primitive::<Float64Type>();
+            let each = (0..old.len()).map(|i| if users.as_string::<i32>().value(i) == "plus" { by(old.value(i)) } else { old.value(i) });
+            let mut columns = batch.columns().to_vec();
+            columns[at] = Arc::new(Float64Array::from_iter_values(each));
+            RecordBatch::try_new(batch.schema(), columns).unwrap()
+        });
+    };
+    for column in ["total", "mean", "each", "spread", "var", "odd"] {
+        site.plant(&format!("{column} a millionth off"), &["row-different"], |s| edit(s, "money", column, &|v| v * (1.0 + 1e-6)));
+    }
+    site.plant("the largest one off in its last bit", &["row-different"], |s| edit(s, "money", "top", &|v| f64::from_bits(v.to_bits() + 1)));
+    site.plant("a total of the log off", &["row-missing", "row-extra"], |s| edit(s, "winners_log", "total", &|v| v * 1.001));
+    site.done(8);
+}
