@@ -143,7 +143,7 @@ impl File {
             let _ = write!(
                 text,
                 "  {source}:\n    kafka: {{brokers: \"nowhere:1\", topic: {source}, start: earliest}}\n    format: json\n    \
-                 columns: {{id: int64, k: string, at: timestamp, v: int64}}\n    watermark: {{column: at, delay: 1m, idle_after: {idle}, max_ahead: 6h}}\n"
+                 columns: {{id: int64, k: string not null, at: timestamp, v: int64}}\n    watermark: {{column: at, delay: 1m, idle_after: {idle}, max_ahead: 6h}}\n"
             );
         }
         text += "tables:\n";
