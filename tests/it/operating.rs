@@ -105,6 +105,37 @@ fn metrics_have_the_names_of_the_readme_and_count() {
     assert_eq!(running.wait().code, 0);
 }
 
+/// FAULTS 66: an epoch of more partitions than a table may have files open.
+#[test]
+fn f66_more_partitions_than_files_may_be_open_are_written_and_corrected() {
+    const PARTITIONS: usize = 300;
+    let pond = Pond::new(
+        "
+pipeline: parted
+sources:
+  events:
+    file: events.ndjson
+    format: json
+    columns: {id: int64, at: timestamp}
+    watermark: {column: at}
+tables:
+  by_id: {sql: \"select window_start, id, count(*) as n from tumble(events, interval '1 hour') group by window_start, id\", key: [window_start, id], allowed_lateness: 5h, partition_by: [id]}
+lake: {root: ./lake}
+",
+    );
+    let mut text = String::new();
+    for turn in 1..=2 {
+        (0..2 * PARTITIONS).for_each(|n| text += &format!("{{\"id\":{},\"at\":\"2026-01-31T10:00:00Z\"}}\n", n % PARTITIONS));
+        fs::write(pond.path().join("events.ndjson"), &text).unwrap();
+        pond.run(&["--final"]);
+        for format in ["iceberg", "delta"] {
+            let found = pond.query_in(format, "select count(*) as rows, count(distinct id) as ids, min(n) as least, max(n) as most from by_id");
+            assert_eq!(found, [json!({"rows": PARTITIONS, "ids": PARTITIONS, "least": 2 * turn, "most": 2 * turn})], "{format}");
+        }
+    }
+    pond.assert_proven();
+}
+
 /// FAULTS 67: nobody finds out by slow queries alone that a table has come to consist of small files.
 #[test]
 fn f67_many_small_files_are_counted_and_told_until_they_are_compacted() {
