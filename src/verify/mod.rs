@@ -22,6 +22,7 @@ mod contents;
 mod dead_letters;
 mod deep;
 mod delta;
+mod delta_protocol;
 mod facts;
 mod footer;
 mod iceberg;
