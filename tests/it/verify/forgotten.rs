@@ -9,6 +9,14 @@ fn checkpoint(pond: &Pond) -> PathBuf {
     log.iter().rfind(holds).unwrap().clone()
 }
 
+/// A run of the pipeline over more of each file. Each is read in a turn of its own: many entries, and of none a record is dead.
+fn more(pond: &Pond, run: i64, minute: i64) {
+    for file in 0..26 {
+        append(pond, 10 + file, &(1..10).map(|n| event(run * 1000 + file as i64 * 10 + n, ["ann", "bob"][n as usize % 2], minute + n, file as i64, 100 + n)).collect::<Vec<_>>());
+    }
+    pond.until_end();
+}
+
 #[test]
 fn a_checkpoint_that_forgets_runs_is_found_and_named() {
     let pond = Pond::new("");
@@ -17,11 +25,7 @@ fn a_checkpoint_that_forgets_runs_is_found_and_named() {
     let mut run = 0;
     while run < 3 || !truncated() {
         assert!(run < 30, "the log was not truncated");
-        // Each file is read in a turn of its own: many entries, and of none a record is dead.
-        for file in 0..26 {
-            append(&pond, 10 + file, &(1..10).map(|n| event(run * 1000 + file as i64 * 10 + n, ["ann", "bob"][n as usize % 2], run * 20 + n, file as i64, 100 + n)).collect::<Vec<_>>());
-        }
-        pond.until_end();
+        more(&pond, run, run * 20);
         run += 1;
     }
     let options = || Options { caught_up: true, ..Options::default() };
@@ -55,4 +59,22 @@ fn a_checkpoint_that_forgets_runs_is_found_and_named() {
         runs["live"].as_array_mut().unwrap().push(again);
     });
     assert_eq!((forgotten.len(), twice), (0, BTreeSet::from(["live".to_string()])));
+}
+
+/// A merged run does not say of which entries it is: that the windows are there is all that can be asked.
+#[test]
+fn runs_that_were_merged_are_not_missed() {
+    let pond = Pond::new("");
+    pond.rewrite(&yaml(pond.path(), "[delta]", "1ms").replace("allowed_lateness: 15m", "allowed_lateness: 30d"));
+    let merged = || files(&pond.path().join("lake/_millpond/proof/runs")).iter().any(|p| p.file_name().unwrap().to_str().unwrap().starts_with("merged-"));
+    let mut run = 0;
+    while !merged() {
+        assert!(run < 60, "nothing was merged");
+        more(&pond, run, run * 20);
+        run += 1;
+    }
+    assert_right(&judge(&pond, deep()));
+    edit_json(&checkpoint(&pond), |e| e["body"]["checkpoint"]["ledger"]["runs"]["spend_log"] = json!([]));
+    let report = judge(&pond, Options::default());
+    assert!(report.findings.iter().any(|f| f.kind == "run-forgotten" && f.table.as_deref() == Some("spend_log")), "{report:#?}");
 }
