@@ -1,26 +1,28 @@
-//! A table's files read once, row by row: keys are there once, and what readers prune by holds every row.
+//! A table's files read once, row by row: what may be there but once is, and what readers prune by holds every row.
 
 use super::bounds::{Claim, Range, by_footer, misplaced};
-use super::structure::{SHOWN, TableState};
-use super::{Finding, Lake, RowFinding, VerifyError, footer};
+use super::facts::Facts;
+use super::once::Once;
+use super::shown::{Open, Shown};
+use super::structure::{Commit, Role, TableState};
+use super::{Finding, Lake, VerifyError, columns, footer};
 use crate::pipeline::TableFormatKind;
 use crate::read::{LiveFile, delta_schema, live_rows};
 use crate::stage::TableSpec;
-use arrow::array::BooleanArray;
+use crate::stage::names;
+use arrow::array::{AsArray, BooleanArray};
 use arrow::compute::filter_record_batch;
-use arrow::datatypes::SchemaRef;
+use arrow::datatypes::{SchemaRef, TimestampMicrosecondType};
 use arrow::record_batch::RecordBatch;
-use arrow::row::{RowConverter, SortField};
-use arrow::util::display::{ArrayFormatter, FormatOptions};
 use futures::TryStreamExt;
 use parquet::file::metadata::ParquetMetaData;
 use roaring::RoaringTreemap;
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 /// Every live file is there, as long as it should be, with as many rows, and with the rows that are said of it.
-pub async fn check(lake: &Lake, spec: &TableSpec, state: &mut TableState) -> Result<(), VerifyError> {
-    let mut reading = Reading::new(spec, state.format);
+pub async fn check(lake: &Lake, facts: &Facts, spec: &TableSpec, role: &Role, shown: Option<&Shown>, state: &mut TableState) -> Result<(), VerifyError> {
+    let mut reading = Reading::new(facts, spec, role, shown, state.format);
     let mut found = vec![];
     for file in &mut state.files {
         let path = file.path.as_str();
@@ -44,6 +46,9 @@ pub async fn check(lake: &Lake, spec: &TableSpec, state: &mut TableState) -> Res
         if rows != file.records {
             found.push(Finding::new("file-rows", format!("data file {path} holds {rows} rows, the table says {}", file.records)));
             file.records = rows;
+        }
+        for (kind, column, text) in columns::check(&metadata, &reading.schema, state.format, state.name_mapping) {
+            reading.say(kind, column, "its footer", path, text);
         }
         let said = state.said.get(path);
         let place = misplaced(spec, &state.folder, file).map(|text| ("partition-value", "its path", "the table".to_string(), text));
@@ -69,7 +74,11 @@ pub async fn check(lake: &Lake, spec: &TableSpec, state: &mut TableState) -> Res
             reading.say(kind, column.to_string(), &by, path, text);
         }
     }
-    found.extend(reading.findings());
+    // What others took away of it, insertions and their retractions add up to no more.
+    let strange = |f: &LiveFile| names::owner(names::file_name(&f.path)).is_none();
+    let theirs = state.commits.iter().any(Commit::changed_rows_and_is_not_ours) || (!state.all_commits && state.files.iter().any(strange));
+    state.open_windows = std::mem::take(&mut reading.open_windows);
+    found.extend(reading.findings(theirs, state.all_commits));
     state.findings.extend(found.into_iter().map(|f| f.of(&spec.name, state.format)));
     Ok(())
 }
@@ -80,26 +89,29 @@ struct Reading {
     schema: SchemaRef,
     /// Places of the columns that are not nested.
     plain: Vec<usize>,
-    keys: Option<Keys>,
+    once: Option<Once>,
+    open: Option<Open>,
+    open_windows: BTreeSet<i64>,
     /// By kind, column and who says it: how many files, and what is said of the first.
     wrong: BTreeMap<(&'static str, String, String), (usize, String)>,
 }
 
 impl Reading {
-    fn new(spec: &TableSpec, format: TableFormatKind) -> Self {
+    fn new(facts: &Facts, spec: &TableSpec, role: &Role, shown: Option<&Shown>, format: TableFormatKind) -> Self {
         let schema = match format {
             TableFormatKind::Iceberg => spec.schema.clone(),
             TableFormatKind::Delta => Arc::new(delta_schema(&spec.schema)),
         };
         let plain = (0..schema.fields().len()).filter(|c| !schema.field(*c).data_type().is_nested()).collect();
-        let keys = Keys::new(spec, &schema);
-        Self { schema, plain, keys, wrong: BTreeMap::new() }
+        let once = Once::of(spec, role, shown, &schema);
+        let open = shown.and_then(|s| Open::of(facts, spec, s));
+        Self { schema, plain, once, open, open_windows: BTreeSet::new(), wrong: BTreeMap::new() }
     }
 
     /// Reads the file's columns that are not nested, deleted rows included, and compares its row groups with its footer.
     /// What each column holds, by its place in the table. `None`: it was cut short while it was read.
     async fn rows(&mut self, lake: &Lake, file: &LiveFile, metadata: &ParquetMetaData) -> Result<Option<Vec<Range>>, String> {
-        let columns: Vec<usize> = (0..self.schema.fields().len()).filter(|c| self.plain.contains(c) || self.keys.as_ref().is_some_and(|k| k.columns.contains(c))).collect();
+        let columns: Vec<usize> = (0..self.schema.fields().len()).filter(|c| self.plain.contains(c) || self.once.as_ref().is_some_and(|o| o.needs(*c))).collect();
         let names: Vec<String> = columns.iter().map(|c| self.schema.field(*c).name().clone()).collect();
         // A partition column that the file does not hold has no bounds in it.
         let own: Vec<usize> = self.plain.iter().copied().filter(|c| !file.partition_values.contains_key(self.schema.field(*c).name())).collect();
@@ -127,14 +139,27 @@ impl Reading {
                         of_group[column].take(part.column(place), live.column(place));
                     }
                 }
-                if let Some(keys) = &mut self.keys {
-                    keys.take(&live, &columns, &file.path)?;
+                if let Some(once) = &mut self.once {
+                    once.take(&live, &columns, &file.path)?;
                 }
+                self.windows(&live, &columns, &file.path);
                 at += n as u64;
             }
         }
         self.close(&mut of_group, &mut of_file, &claims, &file.path);
         Ok((at == file.records).then_some(of_file))
+    }
+
+    /// Which windows that may still be corrected are shown. Of rows that others wrote, or that were moved together with
+    /// theirs, nobody has to know.
+    fn windows(&mut self, live: &RecordBatch, places: &[usize], path: &str) {
+        let Some(open) = self.open.as_mut().filter(|_| names::file_name(path).starts_with("emit-") && names::owner(names::file_name(path)).is_some()) else { return };
+        let column = places.binary_search(&open.column()).ok().and_then(|at| live.column(at).as_primitive_opt::<TimestampMicrosecondType>());
+        for start in column.into_iter().flatten().flatten() {
+            if !self.open_windows.contains(&start) && open.is(start) {
+                self.open_windows.insert(start);
+            }
+        }
     }
 
     /// A row group is at its end.
@@ -160,18 +185,22 @@ impl Reading {
         known.0 += 1;
     }
 
-    fn findings(self) -> Vec<Finding> {
+    /// `theirs`: others changed rows; `all`: every commit is known.
+    fn findings(self, theirs: bool, all: bool) -> Vec<Finding> {
         let mut found = vec![];
         for ((kind, column, _), (files, first)) in self.wrong {
             let what = match kind {
                 "bounds" => format!("bounds of column {column} exclude a row of file"),
                 "column-counts" => format!("counts of column {column} are not those of file"),
+                "field-ids" => format!("column {column} is another to readers in file"),
+                "time-zone" => format!("values of column {column} are other ones to readers in file"),
                 _ => format!("the partition value of {column} is not that of the rows of file"),
             };
             let more = if files > 1 { format!(" ({} files more)", files - 1) } else { String::new() };
-            found.push(Finding::new(kind, format!("{what} {first}{more}: readers may leave rows out")).times(files));
+            let cost = if matches!(kind, "field-ids" | "time-zone") { "" } else { ": readers may leave rows out" };
+            found.push(Finding::new(kind, format!("{what} {first}{more}{cost}")).times(files));
         }
-        found.extend(self.keys.and_then(Keys::finding));
+        found.extend(self.once.into_iter().flat_map(|o| o.findings(theirs, all)));
         found
     }
 }
@@ -183,53 +212,4 @@ fn live_part(part: &RecordBatch, first: u64, deleted: &RoaringTreemap) -> Result
     }
     let live: BooleanArray = (first..first + n).map(|at| Some(!deleted.contains(at))).collect();
     filter_record_batch(part, &live).map_err(|e| e.to_string())
-}
-
-/// Keys that were seen, by a hash that does not meet another's by chance.
-struct Keys {
-    columns: Vec<usize>,
-    names: Vec<String>,
-    converter: RowConverter,
-    seen: HashSet<u128>,
-    twice: usize,
-    shown: Vec<RowFinding>,
-}
-
-impl Keys {
-    /// `None` without a key.
-    fn new(spec: &TableSpec, schema: &SchemaRef) -> Option<Self> {
-        if spec.key.is_empty() {
-            return None;
-        }
-        let columns = spec.key.iter().map(|k| schema.index_of(k).ok()).collect::<Option<Vec<usize>>>()?;
-        let fields = columns.iter().map(|c| SortField::new(schema.field(*c).data_type().clone())).collect();
-        Some(Self { columns, names: spec.key.clone(), converter: RowConverter::new(fields).ok()?, seen: HashSet::new(), twice: 0, shown: vec![] })
-    }
-
-    /// `places`: what columns of the table the batch has.
-    fn take(&mut self, batch: &RecordBatch, places: &[usize], path: &str) -> Result<(), String> {
-        let columns: Vec<_> = self.columns.iter().filter_map(|c| places.binary_search(c).ok()).map(|at| batch.column(at).clone()).collect();
-        let encoded = self.converter.convert_columns(&columns).map_err(|e| e.to_string())?;
-        let options = FormatOptions::default().with_null("null");
-        for (nth, row) in encoded.iter().enumerate() {
-            if self.seen.insert(twox_hash::XxHash3_128::oneshot(row.data())) {
-                continue;
-            }
-            self.twice += 1;
-            if self.shown.len() < SHOWN {
-                let key = self.names.iter().zip(&columns).map(|(k, c)| {
-                    format!("{k}={}", ArrayFormatter::try_new(c.as_ref(), &options).map_or_else(|_| "?".into(), |f| f.value(nth).to_string()))
-                });
-                let key = key.collect::<Vec<_>>().join(", ");
-                self.shown.push(RowFinding { key, window: None, expected: None, found: Some(format!("again in {path}")), offsets: vec![], records: 0 });
-            }
-        }
-        Ok(())
-    }
-
-    fn finding(self) -> Option<Finding> {
-        let mut finding = Finding::new("key-twice", format!("{} rows have a key that another row has", self.twice)).times(self.twice);
-        finding.rows = self.shown;
-        (self.twice > 0).then_some(finding)
-    }
 }

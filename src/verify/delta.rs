@@ -1,6 +1,7 @@
 //! A Delta table as its log shows it, read by the judge itself: checkpoint, commits, deletion vectors.
 
 use super::bounds::Said;
+use super::delta_protocol::{self, Hint};
 use super::schema::Layout;
 use super::structure::{Commit, TableState};
 use super::{Finding, Lake, footer};
@@ -22,6 +23,8 @@ const KIND: TableFormatKind = TableFormatKind::Delta;
 struct Listing {
     commits: BTreeMap<u64, String>,
     checkpoints: BTreeMap<u64, Vec<String>>,
+    /// Versions with a checkpoint of the v2 kind, which is named by a uuid.
+    v2_checkpoints: BTreeSet<u64>,
     /// All that are named as the protocol says.
     all: Vec<String>,
 }
@@ -31,6 +34,7 @@ struct Listing {
 struct Snapshot {
     adds: BTreeMap<(String, String), Value>,
     metadata: Value,
+    protocol: Value,
     txns: BTreeMap<String, u64>,
 }
 
@@ -45,6 +49,9 @@ impl Snapshot {
         }
         if let Some(metadata) = action.get("metaData").filter(|a| !a.is_null()) {
             self.metadata = metadata.clone();
+        }
+        if let Some(protocol) = action.get("protocol").filter(|a| !a.is_null()) {
+            self.protocol = protocol.clone();
         }
         if let Some((app, version)) = action.get("txn").and_then(|t| Some((t["appId"].as_str()?.to_string(), t["version"].as_u64()?))) {
             self.txns.insert(app, version);
@@ -62,6 +69,8 @@ fn vector_id(action: &Value) -> Option<String> {
 pub async fn read(lake: &Lake, pipeline: &str, table: &str) -> Result<TableState, Finding> {
     let finding = |kind: &'static str, text: String| Finding::new(kind, text).of(table, KIND);
     let folder = format!("delta/{pipeline}/{table}");
+    // Before the log, which has what it names by then.
+    let hint = footer::object(lake, &format!("{folder}/_delta_log/_last_checkpoint")).await.map_err(|e| finding("table-unreadable", e))?;
     let listing = list(lake, &folder).await.map_err(|e| finding("table-unreadable", e))?;
     let newest = listing.commits.keys().next_back().max(listing.checkpoints.keys().next_back()).copied();
     let Some(newest) = newest else { return Err(finding("table-missing", format!("{folder} has no delta log"))) };
@@ -99,6 +108,15 @@ pub async fn read(lake: &Lake, pipeline: &str, table: &str) -> Result<TableState
         Ok(layout) => state.layout = Some(layout),
         Err(why) => state.findings.push(finding("schema", why)),
     }
+    let vectors = snapshot.adds.values().any(|a| a.get("deletionVector").is_some_and(|v| !v.is_null()));
+    let asked = delta_protocol::check(&snapshot.protocol, &snapshot.metadata, vectors);
+    state.findings.extend(asked.into_iter().map(|(kind, text)| finding(kind, text)));
+    let exists = |version: u64| listing.checkpoints.contains_key(&version) || listing.v2_checkpoints.contains(&version);
+    match hint.map_or(Hint::Fine, |bytes| delta_protocol::hint(&bytes, newest, exists)) {
+        Hint::Fine => {}
+        Hint::Unreadable(why) => state.notes.push(format!("{why}: readers list the log instead")),
+        Hint::Wrong(why) => state.findings.push(finding("last-checkpoint", why)),
+    }
     stamp(&snapshot, &provenance, pipeline, table, &mut state);
     files(lake, &snapshot, &folder, table, &mut state).await;
     Ok(state)
@@ -117,6 +135,7 @@ async fn list(lake: &Lake, folder: &str) -> Result<Listing, String> {
         match rest.split('.').collect::<Vec<_>>()[..] {
             ["json"] => drop(listing.commits.insert(version, path)),
             ["checkpoint", "parquet"] => parts.entry((version, 1)).or_default().push((1, path)),
+            ["checkpoint", _, "parquet" | "json"] => drop(listing.v2_checkpoints.insert(version)),
             ["checkpoint", part, of, "parquet"] => {
                 if let (Ok(part), Ok(of)) = (part.parse(), of.parse()) {
                     parts.entry((version, of)).or_default().push((part, path));

@@ -52,6 +52,8 @@ pub struct Facts {
     pub checkpoint: Option<u64>,
     /// Table to the runs that the newest checkpoint holds.
     pub held_runs: BTreeMap<String, Vec<LiveRun>>,
+    /// Windowed table to its horizon as of the newest checkpoint's M: what it held below that may be dropped.
+    pub held_horizons: BTreeMap<String, Option<i64>>,
     /// Runs of the entries that the log holds.
     pub runs: BTreeMap<u64, RunObject>,
     /// The plan in force at `first`, and every later one.
@@ -391,6 +393,7 @@ impl<'a> Walk<'a> {
             upto,
             checkpoint: None,
             held_runs: BTreeMap::new(),
+            held_horizons: BTreeMap::new(),
             runs: BTreeMap::new(),
             eras: vec![],
             spans: BTreeMap::new(),
@@ -426,7 +429,9 @@ impl<'a> Walk<'a> {
             return None;
         };
         self.facts.checkpoint = newest;
-        self.facts.held_runs = newest.and_then(|at| self.checkpoints.get(&at)).map(|c| c.ledger.runs.clone()).unwrap_or_default();
+        if let Some(checkpoint) = newest.and_then(|at| self.checkpoints.get(&at)) {
+            (self.facts.held_runs, self.facts.held_horizons) = (checkpoint.ledger.runs.clone(), checkpoint.ledger.horizons.clone());
+        }
         self.adopt(&state, state.plan_entry);
         let begins = Times { horizon_before: state.horizons.clone(), watermark_after: state.watermarks(), ends_input: false };
         self.facts.times.insert(self.facts.first.saturating_sub(1), begins);

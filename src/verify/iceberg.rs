@@ -2,6 +2,8 @@
 //! manifest lists, manifests, position deletes.
 
 use super::bounds::{Said, summary_excludes};
+use super::manifests::{Lists, Tally};
+use super::position_deletes::{self, DeleteFile, Live};
 use super::schema::Layout;
 use super::structure::{Commit, TableState};
 use super::{Finding, Lake, VerifyError, footer};
@@ -9,9 +11,9 @@ use crate::pipeline::{LakeSpec, TableFormatKind};
 use crate::read::LiveFile;
 use crate::store::iceberg_io::{LakeRoot, file_io};
 use ::iceberg::io::FileIO;
-use ::iceberg::spec::{DataContentType, DataFile, DataFileFormat, FormatVersion, ManifestFile, ManifestList, ManifestStatus, Operation, PrimitiveType, Snapshot, TableMetadata};
+use ::iceberg::spec::{DataContentType, DataFile, DataFileFormat, FormatVersion, Manifest, ManifestFile, ManifestList, ManifestStatus, Operation, PrimitiveType, Snapshot, TableMetadata};
 use roaring::RoaringTreemap;
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 const LOG: &str = "millpond.log";
 const ENTRY: &str = "millpond.entry";
@@ -30,7 +32,7 @@ impl Reader {
     }
 
     /// The table, or what keeps it from being read.
-    pub async fn read(&self, lake: &Lake, spec: &LakeSpec, table: &str) -> Result<TableState, Finding> {
+    pub async fn read(&self, lake: &Lake, spec: &LakeSpec, pipeline: &str, table: &str) -> Result<TableState, Finding> {
         let finding = |kind: &'static str, text: String| Finding::new(kind, text).of(table, KIND);
         let location = location(spec, table).map_err(|e| finding("table-unreadable", format!("the catalog {}: {e}", spec.iceberg_catalog.display())))?;
         let Some(location) = location else {
@@ -40,7 +42,9 @@ impl Reader {
             .await
             .map_err(|e| finding("table-unreadable", format!("its metadata file {location} cannot be read: {e}")))?;
         let mut state = TableState::new(KIND, location.clone(), metadata.uuid().to_string());
-        state.folder = self.root.relative(metadata.location()).unwrap_or_default().to_string();
+        state.folder = format!("iceberg/{pipeline}/{table}");
+        self.place(&metadata, &mut state, table);
+        state.name_mapping = metadata.properties().contains_key("schema.name-mapping.default");
         self.stamp(&metadata, &mut state, table);
         state.layout = Some(Layout::of_iceberg(&metadata));
         self.hint(lake, &location, &mut state).await.map_err(|e| finding("table-unreadable", e))?;
@@ -49,6 +53,18 @@ impl Reader {
         self.commits(&metadata, &mut state);
         self.files(lake, &metadata, &mut state, table).await?;
         Ok(state)
+    }
+
+    /// What a worker refuses before it reads any further.
+    fn place(&self, metadata: &TableMetadata, state: &mut TableState, table: &str) {
+        let mut say = |kind: &'static str, text: String| state.findings.push(Finding::new(kind, text).of(table, KIND));
+        if metadata.format_version() != FormatVersion::V2 {
+            say("format-version", format!("its format version is {}: workers write v2 alone, and readers of v1 know no deletes", metadata.format_version()));
+        }
+        if self.root.relative(metadata.location().trim_end_matches('/')) != Some(state.folder.as_str()) {
+            let text = format!("its metadata places it at {}, and it lies in {}: what others write goes there", metadata.location(), self.root.location(&state.folder));
+            say("location", text);
+        }
     }
 
     fn stamp(&self, metadata: &TableMetadata, state: &mut TableState, table: &str) {
@@ -114,74 +130,95 @@ impl Reader {
     }
 
     async fn files(&self, lake: &Lake, metadata: &TableMetadata, state: &mut TableState, table: &str) -> Result<(), Finding> {
-        let mut live: BTreeMap<String, (i64, LiveFile)> = BTreeMap::new();
-        let mut deletes: Vec<(i64, String, u64, u64)> = vec![];
+        let mut live: BTreeMap<String, Live> = BTreeMap::new();
+        let mut deletes: Vec<DeleteFile> = vec![];
         let current = metadata.current_snapshot().map(|s| s.snapshot_id());
-        let mut seen: HashSet<String> = HashSet::new();
+        let mut tallies: HashMap<String, Tally> = HashMap::new();
+        let mut lists = Lists::default();
         for snapshot in metadata.snapshots() {
             let now = Some(snapshot.snapshot_id()) == current;
-            for manifest in self.manifests(snapshot, state, table).await? {
-                let known = !seen.insert(manifest.manifest_path.clone());
-                if known && !now {
+            for named in self.manifests(snapshot, state, table).await? {
+                if let Some(tally) = tallies.get(&named.manifest_path).filter(|_| !now) {
+                    lists.compare(tally, &named, snapshot, metadata);
                     continue;
                 }
-                state.referenced.extend(self.root.relative(&manifest.manifest_path).map(str::to_string));
-                let loaded = manifest.load_manifest(&self.io).await.map_err(|e| {
-                    Finding::new("metadata-missing", format!("manifest {} cannot be read: {e}", manifest.manifest_path)).of(table, KIND)
-                })?;
-                let spec = metadata.partition_spec_by_id(manifest.partition_spec_id);
-                let tuple = spec.and_then(|s| s.partition_type(metadata.current_schema()).ok());
-                let partitions = tuple.map(|t| t.fields().iter().filter_map(|f| Some((f.name.clone(), f.field_type.as_primitive_type()?.clone()))).collect::<Vec<_>>());
-                for entry in loaded.entries() {
-                    let file = entry.data_file();
-                    let Some(path) = self.root.relative(file.file_path()).map(str::to_string) else {
-                        state.findings.push(Finding::new("file-outside", format!("it names {}, which is not in the lake", file.file_path())).of(table, KIND));
-                        continue;
+                state.referenced.extend(self.root.relative(&named.manifest_path).map(str::to_string));
+                let (manifest, tally) = self.manifest(&named, table).await?;
+                lists.compare(&tally, &named, snapshot, metadata);
+                tallies.insert(named.manifest_path.clone(), tally);
+                self.entries(metadata, &named, &manifest, now, (&mut live, &mut deletes), state, table);
+            }
+        }
+        state.findings.extend(lists.findings(table));
+        self.totals(metadata, &live, &deletes, state, table);
+        for delete in &deletes {
+            position_deletes::apply(lake, &self.root, delete, &mut live, state, table).await;
+        }
+        state.files = live.into_values().map(|l| l.file).collect();
+        Ok(())
+    }
+
+    async fn manifest(&self, named: &ManifestFile, table: &str) -> Result<(Manifest, Tally), Finding> {
+        let failed = |e: ::iceberg::Error| Finding::new("metadata-missing", format!("manifest {} cannot be read: {e}", named.manifest_path)).of(table, KIND);
+        let bytes = self.io.new_input(&named.manifest_path).map_err(failed)?.read().await.map_err(failed)?;
+        let manifest = Manifest::parse_avro(&bytes).map_err(failed)?;
+        let tally = Tally::of(&manifest, bytes.len() as u64);
+        Ok((manifest, tally))
+    }
+
+    /// Takes in a manifest's files; `now`: readers see those that are alive.
+    #[allow(clippy::too_many_arguments)]
+    fn entries(&self, metadata: &TableMetadata, named: &ManifestFile, manifest: &Manifest, now: bool, (live, deletes): (&mut BTreeMap<String, Live>, &mut Vec<DeleteFile>), state: &mut TableState, table: &str) {
+        let spec = metadata.partition_spec_by_id(named.partition_spec_id);
+        let tuple = spec.and_then(|s| s.partition_type(metadata.current_schema()).ok());
+        let partitions = tuple.map(|t| t.fields().iter().filter_map(|f| Some((f.name.clone(), f.field_type.as_primitive_type()?.clone()))).collect::<Vec<_>>());
+        for entry in manifest.entries() {
+            let file = entry.data_file();
+            let Some(path) = self.root.relative(file.file_path()).map(str::to_string) else {
+                state.findings.push(Finding::new("file-outside", format!("it names {}, which is not in the lake", file.file_path())).of(table, KIND));
+                continue;
+            };
+            state.referenced.insert(path.clone());
+            let by = entry.snapshot_id().unwrap_or(named.added_snapshot_id).to_string();
+            if entry.status() == ManifestStatus::Deleted
+                && let Some(commit) = state.commits.iter_mut().find(|c| c.version == by)
+            {
+                commit.removed.insert(path.clone());
+            }
+            if !entry.is_alive() {
+                continue;
+            }
+            if !now {
+                state.older.insert(path);
+                continue;
+            }
+            let sequence = entry.sequence_number().unwrap_or(named.sequence_number);
+            match (file.content_type(), file.file_format()) {
+                (DataContentType::Data, DataFileFormat::Parquet) => {
+                    self.summaries(named, partitions.as_deref().unwrap_or_default(), file, state, table);
+                    let by = spec.map_or_else(Vec::new, |s| s.fields().iter().map(|f| (f.source_id, f.transform)).collect());
+                    state.said.insert(path.clone(), Said::Iceberg(Box::new(file.clone()), by));
+                    let live_file = LiveFile {
+                        path: path.clone(),
+                        bytes: file.file_size_in_bytes(),
+                        records: file.record_count(),
+                        deleted: RoaringTreemap::new(),
+                        partition_values: BTreeMap::new(),
+                        columns: vec![],
                     };
-                    state.referenced.insert(path.clone());
-                    let by = entry.snapshot_id().unwrap_or(manifest.added_snapshot_id).to_string();
-                    if entry.status() == ManifestStatus::Deleted
-                        && let Some(commit) = state.commits.iter_mut().find(|c| c.version == by)
-                    {
-                        commit.removed.insert(path.clone());
+                    let partition = (named.partition_spec_id, file.partition().clone());
+                    if live.insert(path.clone(), Live { sequence, location: file.file_path().to_string(), partition, file: live_file }).is_some() {
+                        state.findings.push(Finding::new("file-twice", format!("data file {path} is in it twice: its rows count twice")).of(table, KIND));
                     }
-                    if !now || !entry.is_alive() {
-                        continue;
-                    }
-                    let sequence = entry.sequence_number().unwrap_or(manifest.sequence_number);
-                    match (file.content_type(), file.file_format()) {
-                        (DataContentType::Data, DataFileFormat::Parquet) => {
-                            self.summaries(&manifest, partitions.as_deref().unwrap_or_default(), file, state, table);
-                            let by = spec.map_or_else(Vec::new, |s| s.fields().iter().map(|f| (f.source_id, f.transform)).collect());
-                            state.said.insert(path.clone(), Said::Iceberg(Box::new(file.clone()), by));
-                            let live_file = LiveFile {
-                                path: path.clone(),
-                                bytes: file.file_size_in_bytes(),
-                                records: file.record_count(),
-                                deleted: RoaringTreemap::new(),
-                                partition_values: BTreeMap::new(),
-                                columns: vec![],
-                            };
-                            if live.insert(path.clone(), (sequence, live_file)).is_some() {
-                                state.findings.push(Finding::new("file-twice", format!("data file {path} is in it twice: its rows count twice")).of(table, KIND));
-                            }
-                        }
-                        (DataContentType::PositionDeletes, DataFileFormat::Parquet) => {
-                            deletes.push((sequence, path, file.file_size_in_bytes(), file.record_count()));
-                        }
-                        (content, format) => {
-                            state.unprovable.push(format!("it holds the file {path} ({content:?}, {format}) of another writer, which is not read here"));
-                        }
-                    }
+                }
+                (DataContentType::PositionDeletes, DataFileFormat::Parquet) => {
+                    deletes.push(DeleteFile { sequence, path, spec_id: named.partition_spec_id, said: file.clone() });
+                }
+                (content, format) => {
+                    state.unprovable.push(format!("it holds the file {path} ({content:?}, {format}) of another writer, which is not read here"));
                 }
             }
         }
-        self.totals(metadata, &live, &deletes, state, table);
-        for (sequence, path, bytes, records) in deletes {
-            self.apply_deletes(lake, &mut live, state, table, (sequence, path, bytes, records)).await;
-        }
-        state.files = live.into_values().map(|(_, f)| f).collect();
-        Ok(())
     }
 
     /// Readers that skip a manifest by what the list says of its partitions must not miss this file.
@@ -236,49 +273,20 @@ impl Reader {
     }
 
     /// What the newest summary adds up to is what the manifests hold.
-    fn totals(&self, metadata: &TableMetadata, live: &BTreeMap<String, (i64, LiveFile)>, deletes: &[(i64, String, u64, u64)], state: &mut TableState, table: &str) {
+    fn totals(&self, metadata: &TableMetadata, live: &BTreeMap<String, Live>, deletes: &[DeleteFile], state: &mut TableState, table: &str) {
         let Some(snapshot) = metadata.current_snapshot() else { return };
         let summary = &snapshot.summary().additional_properties;
         let found = [
             ("total-data-files", live.len() as u64),
-            ("total-records", live.values().map(|(_, f)| f.records).sum()),
+            ("total-records", live.values().map(|l| l.file.records).sum()),
             ("total-delete-files", deletes.len() as u64),
-            ("total-position-deletes", deletes.iter().map(|d| d.3).sum()),
+            ("total-position-deletes", deletes.iter().map(|d| d.said.record_count()).sum()),
         ];
         for (key, found) in found {
             let Some(said) = summary.get(key).and_then(|v| v.parse::<u64>().ok()) else { continue };
             if said != found {
                 let text = format!("the newest commit says {key} = {said}, and its manifests add up to {found}");
                 state.findings.push(Finding::new("commit-counts", text).of(table, KIND));
-            }
-        }
-    }
-
-    async fn apply_deletes(&self, lake: &Lake, live: &mut BTreeMap<String, (i64, LiveFile)>, state: &mut TableState, table: &str, (sequence, path, bytes, records): (i64, String, u64, u64)) {
-        let mut say = |kind: &'static str, text: String| state.findings.push(Finding::new(kind, text).of(table, KIND));
-        let data = match footer::object(lake, &path).await {
-            Ok(Some(data)) => data,
-            Ok(None) => return say("delete-file-missing", format!("position-delete file {path} is named and not there: {records} deleted rows are back")),
-            Err(e) => return say("delete-file-unreadable", format!("position-delete file {path}: {e}")),
-        };
-        if data.len() as u64 != bytes {
-            say("file-size", format!("position-delete file {path} has {} bytes, the table says {bytes}", data.len()));
-        }
-        let positions = match footer::positions(data) {
-            Ok(positions) => positions,
-            Err(e) => return say("delete-file-unreadable", format!("position-delete file {path}: {e}")),
-        };
-        let held: u64 = positions.values().map(|p| p.len()).sum();
-        if held != records {
-            say("delete-file-rows", format!("position-delete file {path} deletes {held} rows, the table says {records}"));
-        }
-        for (target, positions) in positions {
-            let Some((written, file)) = self.root.relative(&target).and_then(|t| live.get_mut(t)) else { continue };
-            if let Some(beyond) = positions.max().filter(|m| *m >= file.records) {
-                say("delete-file-rows", format!("position-delete file {path} deletes row {beyond} of {}, which has {} rows", file.path, file.records));
-            }
-            if *written <= sequence {
-                file.deleted |= positions;
             }
         }
     }

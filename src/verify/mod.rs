@@ -3,8 +3,8 @@
 //! [`structure`] looks at the log and at what lies in the lake: whether the entries tile every
 //! partition, whether every staged file is in its table once, whether files, counts and stamps agree.
 //! [`schema`] compares columns and partitioning with the plan's, [`contents`] reads every file once:
-//! keys are there once, and what readers prune by ([`bounds`]) holds every row. [`runs`] reads what a
-//! start needs. [`deep`] reads the source again over the logged offsets and computes every table by a way of
+//! what may be there but once is ([`once`]), and what readers prune by ([`bounds`]) holds every row. [`runs`] reads what a
+//! start needs, and [`coverage`] asks whether that is all of it. [`deep`] reads the source again over the logged offsets and computes every table by a way of
 //! its own: it judges lateness row by row from the facts of the log, runs the SQL as one batch in
 //! DataFusion, and compares rows.
 //!
@@ -17,18 +17,25 @@
 
 mod append_only;
 mod bounds;
+mod columns;
 mod compare;
 mod contents;
+mod coverage;
 mod dead_letters;
 mod deep;
 mod delta;
+mod delta_protocol;
 mod facts;
 mod footer;
 mod iceberg;
+mod manifests;
+mod once;
 mod order;
+mod position_deletes;
 mod runs;
 mod schema;
 mod select;
+mod shown;
 mod source_rows;
 mod structure;
 mod widen;
@@ -213,7 +220,7 @@ pub async fn verify(pipeline: &Pipeline, lake: &Lake, options: &Options, open: O
         let tables = structure::check(pipeline, lake, &facts, options, &mut report).await?;
         // A worker may have decided and committed since the log was read: then it is read again.
         let ahead = tables.iter().flat_map(|t| &t.states).any(|s| s.stamp.is_some_and(|(log, entry)| log == facts.log && entry > facts.last));
-        let runs = runs::check(lake, &facts, options, &mut report).await?;
+        let runs = runs::check(lake, &facts, &tables, options, &mut report).await?;
         tries += 1;
         if tries < 5 && (runs.is_none() || (ahead && facts::newest(lake).await? != Some(facts.last))) {
             continue;

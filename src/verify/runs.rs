@@ -1,8 +1,9 @@
 //! Runs that the log still needs: those that its newest checkpoint holds, and those of every entry above its M. A worker
 //! that starts reads each of them; without one, no window that it has a part in can be summed up again.
 
+use super::coverage::{self, Covered};
 use super::facts::Facts;
-use super::structure::{Role, chosen};
+use super::structure::{Checked, Role, chosen};
 use super::{Finding, Lake, Options, Report, VerifyError, footer};
 use crate::stage::runs::{RunRef, read_run};
 use futures::TryStreamExt;
@@ -40,18 +41,19 @@ fn needed(facts: &Facts) -> BTreeMap<&str, Object<'_>> {
 
 /// Reads every run that is needed, and lists the objects that nobody names. `None`: the log was truncated meanwhile, and
 /// what its older entries name may be gone for that.
-pub async fn check(lake: &Lake, facts: &Facts, options: &Options, report: &mut Report) -> Result<Option<()>, VerifyError> {
+pub async fn check(lake: &Lake, facts: &Facts, tables: &[Checked], options: &Options, report: &mut Report) -> Result<Option<()>, VerifyError> {
     let folder = format!("{}/runs", lake.state_folder);
     // What a worker has staged and not decided yet is among them.
     let listed: Vec<_> = lake.store.list(Some(&Path::from(folder.as_str()))).try_collect().await?;
     let objects = needed(facts);
-    let mut findings = vec![];
+    let (mut findings, mut covered) = (vec![], Covered::default());
     for (path, object) in &objects {
         let wanted = |run: &&&RunRef| chosen(options, &run.table, &Role::Declared { windowed: true });
         if object.runs.iter().any(|r| wanted(&r)) {
-            one(lake, path, object, &wanted, &mut findings).await?;
+            one(lake, facts, path, object, &wanted, (&mut findings, &mut covered)).await?;
         }
     }
+    findings.extend(coverage::check(facts, tables, &covered));
     if !findings.is_empty() && super::facts::newest_checkpoint(lake).await? != facts.checkpoint {
         return Ok(None);
     }
@@ -62,11 +64,12 @@ pub async fn check(lake: &Lake, facts: &Facts, options: &Options, report: &mut R
     Ok(Some(()))
 }
 
-async fn one(lake: &Lake, path: &str, object: &Object<'_>, wanted: &dyn Fn(&&&RunRef) -> bool, findings: &mut Vec<Finding>) -> Result<(), VerifyError> {
+async fn one(lake: &Lake, facts: &Facts, path: &str, object: &Object<'_>, wanted: &dyn Fn(&&&RunRef) -> bool, (findings, covered): (&mut Vec<Finding>, &mut Covered)) -> Result<(), VerifyError> {
     let by = object.by.iter().cloned().collect::<Vec<_>>().join(", ");
     let mut say = |kind: &'static str, text: String| findings.push(Finding::new(kind, text));
     let Some(bytes) = footer::size(lake, path).await.map_err(VerifyError::Unavailable)? else {
         say("run-missing", format!("the runs {path} are gone, and {by} needs them: a worker that starts stops there"));
+        object.runs.iter().for_each(|r| covered.missing(&r.table));
         return Ok(());
     };
     if let Some(expected) = object.bytes.filter(|expected| *expected != bytes) {
@@ -82,13 +85,18 @@ async fn one(lake: &Lake, path: &str, object: &Object<'_>, wanted: &dyn Fn(&&&Ru
                 Ok(bytes) => bytes,
                 Err(object_store::Error::NotFound { .. }) => {
                     say("run-missing", format!("the runs {path} went away while they were read, and {by} needs them"));
+                    object.runs.iter().for_each(|r| covered.missing(&r.table));
                     return Ok(());
                 }
                 Err(e) => return Err(e.into()),
             },
         };
-        if let Err(e) = read_run(&segment, run) {
-            say("run-damaged", format!("the runs {path}, which {by} needs: {e}"));
+        match read_run(&segment, run) {
+            Ok(run) => covered.take(facts, &run),
+            Err(e) => {
+                covered.missing(&run.table);
+                say("run-damaged", format!("the runs {path}, which {by} needs: {e}"));
+            }
         }
     }
     Ok(())

@@ -294,6 +294,20 @@ impl Select {
         top.expr.iter().enumerate().filter(|(_, e)| shows(e)).map(|(i, _)| i).collect()
     }
 
+    /// Whether its columns tell every group from every other. Both bounds of a window tell of it.
+    pub fn tells_groups_apart(&self) -> bool {
+        let LogicalPlan::Projection(top) = &self.plan else { return false };
+        let LogicalPlan::Aggregate(a) = filtered(&top.input).1 else { return false };
+        let bound = |n: &str| matches!(n, "window_start" | "window_end");
+        let shows = |key: &str| top.expr.iter().any(|e| matches!(e.clone().unalias(), Expr::Column(c) if c.name == key || bound(key) && bound(&c.name)));
+        (0..a.group_expr.len()).all(|i| shows(a.schema.field(i).name()))
+    }
+
+    /// Whether it takes every row that its expressions can be computed of.
+    pub fn takes_all(&self) -> bool {
+        self.condition.is_none()
+    }
+
     /// The column of the table that is the start of its windows, where it is shown.
     pub fn window_output(&self) -> Option<usize> {
         let LogicalPlan::Projection(top) = &self.plan else { return None };

@@ -134,6 +134,10 @@ impl Lake {
                 assert_same(&self.pond.query_in(format, sql), expected, &format!("{when}: {format}: {sql}"));
             }
         }
+        // The judge may know less than before, and accuses nobody.
+        let judged = self.pond.millpond(&["verify", "pipeline.yaml", "--json"]);
+        let said: Value = serde_json::from_str(&judged.stdout).unwrap_or_else(|e| panic!("{when}: {e}: {judged:?}"));
+        assert_eq!(said["report"]["findings"], json!([]), "{when}");
     }
 }
 

@@ -130,7 +130,7 @@ lake: {root: ./lake}
         pond.run(&["--final"]);
         for format in ["iceberg", "delta"] {
             let found = pond.query_in(format, "select count(*) as rows, count(distinct id) as ids, min(n) as least, max(n) as most from by_id");
-            assert_eq!(found, [json!({"rows": PARTITIONS, "ids": PARTITIONS, "least": 2 * turn, "most": 2 * turn})], "{format}");
+            assert_eq!(found, [serde_json::json!({"rows": PARTITIONS, "ids": PARTITIONS, "least": 2 * turn, "most": 2 * turn})], "{format}");
         }
     }
     pond.assert_proven();

@@ -22,8 +22,11 @@ use crate::support::kafka::Broker;
 use crate::support::millpond::Pond;
 
 mod choices;
+mod doubled;
 mod floats;
+mod forgotten;
 mod letters;
+mod metadata;
 mod readers;
 
 const MINUTE: i64 = 60_000;
@@ -351,8 +354,9 @@ impl Site {
     /// Manifest lists of an Iceberg table, oldest snapshot first.
     fn lists(&self, table: &str) -> Vec<PathBuf> {
         let metadata: Value = serde_json::from_slice(&std::fs::read(self.metadata(table)).unwrap()).unwrap();
-        let lists = metadata["snapshots"].as_array().unwrap().iter().map(|s| PathBuf::from(s["manifest-list"].as_str().unwrap().trim_start_matches("file://")));
-        lists.collect()
+        let mut snapshots = metadata["snapshots"].as_array().unwrap().clone();
+        snapshots.sort_by_key(|s| s["sequence-number"].as_i64());
+        snapshots.iter().map(|s| PathBuf::from(s["manifest-list"].as_str().unwrap().trim_start_matches("file://"))).collect()
     }
 
     /// Writes the newest manifest list of an Iceberg table again, with other manifests.

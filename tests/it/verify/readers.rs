@@ -44,7 +44,7 @@ commit: {{every: 5s}}
     )
 }
 
-fn site(format: TableFormatKind) -> Site {
+pub(super) fn site(format: TableFormatKind) -> Site {
     let pond = Pond::new("");
     pond.rewrite(&tables(pond.path(), format));
     let users = ["ann", "bob", "a user whose name is longer than what a bound keeps"];
@@ -70,7 +70,7 @@ fn site(format: TableFormatKind) -> Site {
 }
 
 /// Structure alone: whatever is found here needs no source.
-fn plant(site: &mut Site, what: &str, kind: &str, damage: impl FnOnce(&Site)) {
+pub(super) fn plant(site: &mut Site, what: &str, kind: &str, damage: impl FnOnce(&Site)) {
     site.mend();
     damage(site);
     let report = judge(&site.pond, Options { caught_up: true, ..Options::default() });
@@ -170,43 +170,59 @@ fn plant_in_both(site: &mut Site) {
 impl Site {
     /// Writes the oldest manifest of data of an Iceberg table again, with its first file changed.
     fn edit_manifest(&self, table: &str, edit: impl FnOnce(&mut Changed)) {
+        self.edit_manifest_of(ManifestContentType::Data, table, edit);
+    }
+
+    pub(super) fn edit_manifest_of(&self, content: ManifestContentType, table: &str, edit: impl FnOnce(&mut Changed)) {
+        let mut edit = Some(edit);
+        let (named, bytes) = self.rewritten_manifest(content, table, |entries| {
+            entries.iter_mut().for_each(|f| edit.take().into_iter().for_each(|edit| edit(f)));
+        });
+        std::fs::write(named.manifest_path.trim_start_matches("file://"), bytes).unwrap();
+    }
+
+    /// The first manifest of this content, with other files, and as the newest list has it.
+    pub(super) fn rewritten_manifest(&self, content: ManifestContentType, table: &str, edit: impl FnOnce(&mut Vec<Changed>)) -> (ManifestFile, bytes::Bytes) {
         let list = ManifestList::parse_with_version(&std::fs::read(self.lists(table).last().unwrap()).unwrap(), FormatVersion::V2).unwrap();
-        let named = list.entries().iter().find(|m| m.content == ManifestContentType::Data).unwrap().clone();
+        let named = list.entries().iter().find(|m| m.content == content).unwrap().clone();
         let path = named.manifest_path.trim_start_matches("file://").to_string();
         let (entries, metadata) = Manifest::parse_avro(&std::fs::read(&path).unwrap()).unwrap().into_parts();
+        let mut changed: Vec<Changed> = entries.iter().map(|e| Changed::of(e.data_file())).collect();
+        edit(&mut changed);
         let runtime = tokio::runtime::Runtime::new().unwrap();
-        runtime.block_on(async {
+        let bytes = runtime.block_on(async {
             let io = iceberg::io::FileIO::new_with_memory();
             let output = io.new_output("memory:///manifest.avro").unwrap();
-            let mut writer = ManifestWriterBuilder::new(output, Some(named.added_snapshot_id), metadata.schema.clone(), metadata.partition_spec.clone()).build_v2_data();
-            let mut edit = Some(edit);
-            for entry in entries {
-                let mut changed = Changed::of(entry.data_file());
-                edit.take().into_iter().for_each(|edit| edit(&mut changed));
+            let builder = ManifestWriterBuilder::new(output, Some(named.added_snapshot_id), metadata.schema.clone(), metadata.partition_spec.clone());
+            let mut writer = if content == ManifestContentType::Data { builder.build_v2_data() } else { builder.build_v2_deletes() };
+            for (entry, changed) in entries.iter().zip(changed) {
                 let sequence = entry.sequence_number().unwrap_or(named.sequence_number);
                 let snapshot = entry.snapshot_id().unwrap_or(named.added_snapshot_id);
                 writer.add_existing_file(changed.built(entry.data_file()), snapshot, sequence, Some(sequence)).unwrap();
             }
             writer.write_manifest_file().await.unwrap();
-            std::fs::write(&path, io.new_input("memory:///manifest.avro").unwrap().read().await.unwrap()).unwrap();
+            io.new_input("memory:///manifest.avro").unwrap().read().await.unwrap()
         });
+        (named, bytes)
     }
 }
 
 /// What is said of a data file in a manifest.
-struct Changed {
+pub(super) struct Changed {
+    pub(super) path: String,
     records: u64,
     bytes: u64,
-    partition: Struct,
+    pub(super) partition: Struct,
     nulls: HashMap<i32, u64>,
     values: HashMap<i32, u64>,
     lower: HashMap<i32, Datum>,
-    upper: HashMap<i32, Datum>,
+    pub(super) upper: HashMap<i32, Datum>,
 }
 
 impl Changed {
     fn of(file: &DataFile) -> Self {
         Self {
+            path: file.file_path().to_string(),
             records: file.record_count(),
             bytes: file.file_size_in_bytes(),
             partition: file.partition().clone(),
@@ -220,7 +236,7 @@ impl Changed {
     fn built(self, file: &DataFile) -> DataFile {
         DataFileBuilder::default()
             .content(file.content_type())
-            .file_path(file.file_path().to_string())
+            .file_path(self.path)
             .file_format(file.file_format())
             .partition(self.partition)
             .record_count(self.records)
