@@ -19,6 +19,7 @@ pub mod tables;
 use crate::commit::{CommitError, TableFormat};
 use crate::commit::delta::DeltaFormat;
 use crate::commit::iceberg::{Ambient, IcebergFormat, SqliteCatalog};
+use crate::console::note;
 use crate::epoch::entry::{Body, ByPartition, Entry, Plan, SpecRecord, VERSION};
 use crate::epoch::log::{Log, LogError, Reading};
 use crate::epoch::plan::{self, Fit, Given, PlanError};
@@ -229,7 +230,7 @@ pub async fn run(pipeline: Arc<Pipeline>, plans: Vec<Arc<TablePlan>>, options: R
                 )));
             }
             Err(e @ (WorkerError::StartOver(_) | WorkerError::RunGone(_))) => {
-                eprintln!("beginning again from the log: {e}");
+                note(format_args!("beginning again from the log: {e}"));
                 if let WorkerError::RunGone(object) = e {
                     gone = if gone.0 == object { (object, gone.1 + 1) } else { (object, 1) };
                 }
@@ -513,7 +514,7 @@ async fn settle_plan(pipeline: &Pipeline, plans: &[Arc<TablePlan>], place: &Plac
         Fit::Change(plan, what) => {
             check_begun(place, &reading, &plan).await?;
             for line in what {
-                eprintln!("the pipeline file changed: {line}");
+                note(format_args!("the pipeline file changed: {line}"));
             }
             Ok((reading, Some(plan)))
         }
