@@ -1,7 +1,9 @@
 //! The command line: one file per verb; human and `--json` output come from one value.
 
 pub mod footprint;
+mod formats;
 mod load;
+mod properties;
 mod query;
 mod run;
 mod schema;
@@ -10,7 +12,7 @@ mod validate;
 mod verify;
 
 use crate::console::{self, note};
-use crate::pipeline::{Pipeline, Problem};
+use crate::pipeline::{Level, Pipeline, Problem};
 use crate::stage::names;
 use crate::worker::{Clock, WorkerError};
 use clap::{Parser, Subcommand};
@@ -145,12 +147,16 @@ fn report(problems: &[Problem], json: bool) -> i32 {
 /// Problems on stderr, and how many there are.
 fn tell(problems: &[Problem]) {
     problems.iter().for_each(note);
-    note(format_args!("{} problem{}", problems.len(), if problems.len() == 1 { "" } else { "s" }));
+    let errors = problems.iter().filter(|p| p.level == Level::Error).count();
+    if errors > 0 {
+        note(format_args!("{errors} problem{}", if errors == 1 { "" } else { "s" }));
+    }
 }
 
 fn code_of(e: &WorkerError) -> i32 {
     match e {
         WorkerError::Refused(_) => REFUSED,
+        WorkerError::Misdeclared(_) => CONFIG,
         WorkerError::Unavailable(_) => UNAVAILABLE,
         WorkerError::StartOver(_) | WorkerError::RunGone(_) | WorkerError::Stopped | WorkerError::Internal(_) => FAILED,
     }

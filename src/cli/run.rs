@@ -1,6 +1,6 @@
 //! `millpond run FILE`.
 
-use super::{OK, SystemClock, answer, fail, footprint, load, report};
+use super::{Failure, OK, SystemClock, answer, fail, footprint, load, report, tell};
 use crate::console::note;
 use crate::observe::{Metrics, http};
 use crate::worker::surroundings::System;
@@ -47,6 +47,7 @@ pub async fn main(a: Arguments) -> i32 {
         Ok(loaded) => loaded,
         Err(problems) => return report(&problems, a.json),
     };
+    tell(&loaded.warnings);
     footprint::keep_within(loaded.pipeline.memory_bytes);
     let metrics = Arc::new(Metrics::default());
     if let Some(at) = loaded.pipeline.listen {
@@ -62,6 +63,7 @@ pub async fn main(a: Arguments) -> i32 {
     let world = Arc::new(System { clock: Arc::new(SystemClock) });
     let start = Instant::now();
     let sources: Vec<String> = loaded.pipeline.sources.iter().map(|s| s.name.clone()).collect();
+    let variables = loaded.pipeline.variables.clone();
     let working = tokio::spawn(worker::run(loaded.pipeline, loaded.plans, options, metrics.clone(), world, stop.clone()));
     let done = tokio::select! {
         done = working => done.unwrap_or_else(|e| Err(WorkerError::Internal(e.to_string()))),
@@ -69,7 +71,8 @@ pub async fn main(a: Arguments) -> i32 {
     };
     shown.abort();
     if let Err(e) = done {
-        return fail(e, a.json);
+        let Failure(code, why) = e.into();
+        return fail(Failure(code, variables.hide(&why)), a.json);
     }
     let mut summary = progress::summary(&metrics);
     let seconds = start.elapsed().as_secs_f64();
