@@ -7,6 +7,8 @@ use crate::commit::iceberg::{Ambient, Catalog, IcebergFormat};
 use crate::epoch::plan;
 use crate::pipeline::sql::TablePlan;
 use crate::pipeline::{TableDecl, TableFormatKind};
+use crate::stage::TableSpec;
+use arrow::datatypes::Schema;
 use async_trait::async_trait;
 use object_store::memory::InMemory;
 use std::sync::Arc;
@@ -43,6 +45,16 @@ fn none() -> CatalogError {
     CatalogError::Unavailable { path: "nowhere".into(), reason: "there is none".into() }
 }
 
+/// Tables of one column each, with its partition fields.
+fn columns(spec: &TableSpec) -> impl Iterator<Item = TableSpec> {
+    spec.schema.fields().iter().map(|field| TableSpec {
+        schema: Arc::new(Schema::new(vec![field.clone()])),
+        key: vec![],
+        partition_by: spec.partition_by.iter().filter(|p| p.column == *field.name()).cloned().collect(),
+        ..spec.clone()
+    })
+}
+
 /// Everything that one of its formats has against a table; its late table counts with it.
 pub(super) fn refusals(decl: &TableDecl, plan: &TablePlan) -> Vec<String> {
     let records = match plan::declared_table(decl, plan) {
@@ -64,11 +76,16 @@ pub(super) fn refusals(decl: &TableDecl, plan: &TablePlan) -> Vec<String> {
             }
         };
         for format in &record.formats {
-            let checked = match format {
-                TableFormatKind::Iceberg => iceberg.check(&spec),
-                TableFormatKind::Delta => delta.check(&spec),
+            let refusal = |spec: &TableSpec| match format {
+                TableFormatKind::Iceberg => iceberg.check(spec),
+                TableFormatKind::Delta => delta.check(spec),
             };
-            said.extend(checked.err().map(|e| e.to_string()).filter(|why| !said.contains(why)));
+            // A format stops at the first column that it cannot hold.
+            let mut found: Vec<String> = columns(&spec).filter_map(|alone| refusal(&alone).err()).map(|e| e.to_string()).collect();
+            if found.is_empty() {
+                found.extend(refusal(&spec).err().map(|e| e.to_string()));
+            }
+            said.extend(found.into_iter().filter(|why| !said.contains(why)).collect::<Vec<_>>());
         }
     }
     said

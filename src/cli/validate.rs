@@ -76,7 +76,7 @@ enum At {
 
 impl Trouble {
     fn problem(&self, loaded: &Loaded) -> Problem {
-        let (message, parts) = (loaded.pipeline.variables.hide(&self.error.to_string()), &loaded.parts);
+        let (message, parts) = (loaded.pipeline.variables.hide_difference(&self.error.to_string()), &loaded.parts);
         let source = |name: &str| parts.sources.iter().find(|s| s.spec.name == name).map(|s| s.name_at);
         let span = match &self.at {
             At::Pipeline => parts.pipeline_at,

@@ -58,6 +58,21 @@ impl Variables {
         left.map_or(shown, |(reference, _)| format!("what {reference} stands for does not fit here"))
     }
 
+    /// The same of a text that sets a line of the log against one of the file: a value that a variable had before stands in
+    /// the former, and nothing tells it there.
+    pub fn hide_difference(&self, text: &str) -> String {
+        const LOGGED: &str = "the log has:";
+        let shown = self.hide(text);
+        if !self.values.iter().any(|(reference, _)| shown.contains(reference.as_str())) {
+            return shown;
+        }
+        let line = |line: &str| match line.split_once(LOGGED) {
+            Some((before, _)) => format!("{before}{LOGGED}  another text, which is not shown: it may hold what a variable stood for"),
+            None => line.to_string(),
+        };
+        shown.lines().map(line).collect::<Vec<_>>().join("\n")
+    }
+
     fn left(&self, text: &str, value: &str) -> bool {
         let mut secrets = words(value).map(str::to_lowercase).filter(|w| !self.written.contains(w));
         let found: Vec<String> = words(text).map(str::to_lowercase).collect();
@@ -111,6 +126,8 @@ mod tests {
         assert_eq!(hidden("hunter", "no column is named hunters"), "no column is named hunters");
         assert_eq!(hidden("where pw = 'hunter2'", "no column is named pw"), "what ${X} stands for does not fit here");
         assert_eq!(hidden("hunter_and_gatherer + 1", "the column hunter_and_gath… needs a name"), "what ${X} stands for does not fit here");
+        let changed = Variables::new(vec![("${X}".into(), "hunter3".into())], std::iter::empty()).hide_difference("no:\n  the log has:  u = hunter2\n  the file has: u = hunter3\nso");
+        assert!(!changed.contains("hunter") && changed.ends_with("  the file has: u = ${X}\nso"), "{changed}");
         // What stands in the file is no secret.
         assert_eq!(hidden("events", "no source is named events"), "no source is named events");
         assert_eq!(hidden("", "no source is named events"), "no source is named events");

@@ -182,7 +182,8 @@ fn what_is_said_in_vain_is_told() {
         (file(&format!("{plain}, properties: {{delta.checkpointInterval: ten}}"), ""), "ten", "cannot be `ten`"),
         (file(&format!("{plain}, properties: {{delta.logRetentionDuration: a while}}"), ""), "a while", "cannot be `a while`"),
         (file(&format!("{plain}, properties: {{write.data.path: /else}}"), ""), "write.data.path", "not in this version"),
-        (file("sql: 'select id as \"the id\" from events'", ""), "id", "delta allows none of space"),
+        (file("sql: 'select id as \"the id\", at as \"the time\" from events'", ""), "id", "`the id`: delta allows none of space"),
+        (file("sql: 'select id as \"the id\", at as \"the time\" from events'", ""), "at", "`the time`: delta allows none of space"),
     ] {
         let told = told(&text);
         assert!(told.iter().any(|(at, said, _)| at == marked && said.contains(message)), "{text}\n{told:#?}");
@@ -226,6 +227,20 @@ fn values_of_variables_in_sql_are_not_shown() {
             assert!(ended.code == 78 && all.contains("${SECRET}"), "{sql}: {ended:?}");
             assert!(!all.to_lowercase().contains("hunter2"), "{sql}: {ended:?}");
         }
+    }
+}
+
+/// Nor what they stood for when the log was written.
+#[test]
+fn values_of_variables_are_not_shown_where_the_log_differs() {
+    let pond = Pond::new(&pipeline("x:1", "t").replace("kafka: {brokers: 'x:1', topic: t, start: earliest}", "file: e.ndjson").replace("group by window_start", "where cast(id as varchar) <> '${SECRET}' group by window_start"));
+    std::fs::write(pond.path().join("e.ndjson"), event(1) + "\n").unwrap();
+    let ended = |args: &[&str], secret: &str| pond.start_with(args, &[("SECRET", secret)]).wait();
+    assert_eq!(ended(&["run", "pipeline.yaml", "--until-end"], "hunter2").code, 0);
+    for (args, code) in [(&["run", "pipeline.yaml", "--until-end"][..], 75), (&["validate", "pipeline.yaml"], 78), (&["validate", "pipeline.yaml", "--json"], 78)] {
+        let ended = ended(args, "hunter3");
+        let all = format!("{}{}", ended.stdout, ended.stderr);
+        assert!(ended.code == code && all.contains("its SQL counts other rows") && all.contains("${SECRET}") && !all.contains("hunter"), "{args:?}: {ended:?}");
     }
 }
 

@@ -188,7 +188,11 @@ fn at(numbers: &Int64Array, row: usize) -> u64 {
 
 /// Bytes of texts.
 fn lengths(texts: &ArrayRef) -> Result<Int64Array> {
-    Ok(cast(&length(&cast(texts, &DataType::LargeUtf8)?)?, &DataType::Int64)?.as_primitive::<Int64Type>().clone())
+    let lengths = match texts.data_type() {
+        DataType::Utf8 | DataType::LargeUtf8 | DataType::Utf8View => length(texts)?,
+        _ => length(&cast(texts, &DataType::LargeUtf8)?)?,
+    };
+    Ok(cast(&lengths, &DataType::Int64)?.as_primitive::<Int64Type>().clone())
 }
 
 fn numbers(array: Option<&ArrayRef>) -> Result<Int64Array> {
