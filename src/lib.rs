@@ -13,6 +13,8 @@
 //! A module imports only modules above it. The single back-edge, at run time only, is the receipt
 //! by which the committed tables release what the sources still hold.
 
+pub mod console;
+
 pub mod failpoint;
 
 pub mod runtime;

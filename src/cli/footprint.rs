@@ -4,6 +4,7 @@
 //! only a while later, since the kernel clears each page that is asked for anew; what it holds
 //! back meanwhile may be as much as what is in use. So it may, as long as there is room.
 
+use crate::console::note;
 use std::ffi::{c_int, c_long};
 use std::time::Duration;
 
@@ -43,7 +44,7 @@ pub(super) fn keep_within(memory_bytes: u64) {
         }
     };
     if let Err(e) = std::thread::Builder::new().name("footprint".into()).spawn(watch) {
-        eprintln!("more memory than `memory` may be held back for reuse: {e}");
+        note(format_args!("more memory than `memory` may be held back for reuse: {e}"));
     }
 }
 

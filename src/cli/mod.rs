@@ -1,7 +1,9 @@
 //! The command line: one file per verb; human and `--json` output come from one value.
 
 pub mod footprint;
+mod formats;
 mod load;
+mod properties;
 mod query;
 mod run;
 mod schema;
@@ -9,11 +11,14 @@ mod status;
 mod validate;
 mod verify;
 
-use crate::pipeline::{Pipeline, Problem};
+use crate::console::{self, note};
+use crate::pipeline::{Level, Pipeline, Problem};
 use crate::stage::names;
 use crate::worker::{Clock, WorkerError};
 use clap::{Parser, Subcommand};
 use load::load;
+use std::fmt::Display;
+use std::io::{self, Write};
 
 /// Done.
 pub const OK: i32 = 0;
@@ -66,16 +71,14 @@ enum Verb {
 
 /// Parses the process's arguments, does what they say, returns the exit code.
 pub fn main() -> i32 {
-    let verb = Arguments::parse().verb;
-    if !matches!(verb, Verb::Run(_)) {
-        // Who reads the answer may have seen enough (`| head`): then it ends, as other programs do.
-        // SAFETY: sets a signal to its default before there is a second thread.
-        unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
-    }
+    let verb = match Arguments::try_parse() {
+        Ok(arguments) => arguments.verb,
+        Err(e) => return explain(&e),
+    };
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(e) => {
-            eprintln!("error: cannot start: {e}");
+            note(format_args!("error: cannot start: {e}"));
             return FAILED;
         }
     };
@@ -91,6 +94,31 @@ pub fn main() -> i32 {
     });
     runtime.shutdown_timeout(std::time::Duration::from_secs(1));
     code
+}
+
+/// Help, the version, or what is wrong with the arguments.
+fn explain(e: &clap::Error) -> i32 {
+    let shown = e.print();
+    if e.use_stderr() {
+        return e.exit_code();
+    }
+    match console::is_read(shown.and_then(|()| io::stdout().flush())) {
+        Ok(_) => OK,
+        Err(why) => unwritten(&why, OK),
+    }
+}
+
+/// Prints a verb's answer, and returns its exit code: `code`, unless that says that all is well and the answer was lost.
+fn answer(text: impl Display, code: i32) -> i32 {
+    match console::answer(text.to_string().as_bytes()) {
+        Ok(_) => code,
+        Err(why) => unwritten(&why, code),
+    }
+}
+
+fn unwritten(why: &io::Error, code: i32) -> i32 {
+    note(format_args!("error: cannot write the answer to stdout: {why}"));
+    if code == OK { FAILED } else { code }
 }
 
 /// The system's clock, which nothing but a worker's edge asks.
@@ -110,19 +138,25 @@ fn has_run(pipeline: &Pipeline) -> bool {
 /// Prints problems, and returns the exit code for them.
 fn report(problems: &[Problem], json: bool) -> i32 {
     if json {
-        println!("{}", serde_json::json!({ "ok": false, "problems": problems }));
-    } else {
-        for problem in problems {
-            eprintln!("{problem}");
-        }
-        eprintln!("{} problem{}", problems.len(), if problems.len() == 1 { "" } else { "s" });
+        return answer(format_args!("{}\n", serde_json::json!({ "ok": false, "problems": problems, "notes": [] })), CONFIG);
     }
+    tell(problems);
     CONFIG
+}
+
+/// Problems on stderr, and how many there are.
+fn tell(problems: &[Problem]) {
+    problems.iter().for_each(note);
+    let errors = problems.iter().filter(|p| p.level == Level::Error).count();
+    if errors > 0 {
+        note(format_args!("{errors} problem{}", if errors == 1 { "" } else { "s" }));
+    }
 }
 
 fn code_of(e: &WorkerError) -> i32 {
     match e {
         WorkerError::Refused(_) => REFUSED,
+        WorkerError::Misdeclared(_) => CONFIG,
         WorkerError::Unavailable(_) => UNAVAILABLE,
         WorkerError::StartOver(_) | WorkerError::RunGone(_) | WorkerError::Stopped | WorkerError::Internal(_) => FAILED,
     }
@@ -141,9 +175,8 @@ impl From<WorkerError> for Failure {
 fn fail(failure: impl Into<Failure>, json: bool) -> i32 {
     let Failure(code, why) = failure.into();
     if json {
-        println!("{}", serde_json::json!({ "ok": false, "error": why }));
-    } else {
-        eprintln!("error: {why}");
+        return answer(format_args!("{}\n", serde_json::json!({ "ok": false, "error": why })), code);
     }
+    note(format_args!("error: {why}"));
     code
 }

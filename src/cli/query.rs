@@ -2,10 +2,11 @@
 
 use super::{FAILED, Failure, OK, SystemClock, USAGE, fail, has_run, load, report};
 use crate::commit::LakeTable;
+use crate::console::{self, note};
 use crate::epoch::entry::{Body, Entry};
 use crate::epoch::history::{self, History, Recorded, RecordedBody};
 use crate::pipeline::{Pipeline, TableFormatKind};
-use crate::read::query::{Ndjson, QueryError, human_table, run};
+use crate::read::query::{Ndjson, QueryError, human_table, named_twice, run};
 use crate::read::LakeTableProvider;
 use crate::worker::{Clock, Place, WorkerError};
 use arrow::array::{ArrayRef, Int64Array, RecordBatch, StringArray, TimestampMillisecondArray, UInt64Array};
@@ -13,7 +14,6 @@ use datafusion::catalog::TableProvider;
 use datafusion::datasource::MemTable;
 use futures::TryStreamExt;
 use std::collections::BTreeMap;
-use std::io::Write;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -92,7 +92,7 @@ async fn query(pipeline: &Arc<Pipeline>, a: &Arguments) -> Result<(), Failure> {
     // What truncation took from the log.
     let kept = History::new(place.store.clone(), &place.state_folder).read().await.map(|(_, entries)| entries);
     let kept = kept.unwrap_or_else(|e| {
-        eprintln!("note: millpond.epochs begins where the log does: {e}");
+        note(format_args!("note: millpond.epochs begins where the log does: {e}"));
         BTreeMap::new()
     });
     providers.push(("millpond.epochs".into(), memory(epochs(kept, &reading.tail)?)?));
@@ -103,18 +103,22 @@ async fn query(pipeline: &Arc<Pipeline>, a: &Arguments) -> Result<(), Failure> {
         QueryError::Refused(why) => Failure(USAGE, asked_wrongly(&why, &names)),
         failed => Failure(FAILED, failed.to_string()),
     })?;
+    if let (true, Some(name)) = (a.json, named_twice(&schema)) {
+        return Err(Failure(USAGE, format!("two columns of the answer are named {name}, and a JSON object holds one value of a name: name one of them with `as`")));
+    }
     let failed = |e: &dyn std::fmt::Display| WorkerError::Internal(e.to_string());
-    if a.json {
-        let mut out = Ndjson::new(std::io::BufWriter::new(std::io::stdout().lock()));
-        let batches: Vec<RecordBatch> = stream.try_collect().await.map_err(|e| failed(&e))?;
-        for batch in &batches {
-            out.write(batch).map_err(|e| failed(&e))?;
+    let unwritten = |e: std::io::Error| Failure(FAILED, format!("cannot write the answer to stdout: {e}"));
+    let batches: Vec<RecordBatch> = stream.try_collect().await.map_err(|e| failed(&e))?;
+    if !a.json {
+        console::answer(human_table(&schema, &batches).map_err(|e| failed(&e))?.as_bytes()).map_err(unwritten)?;
+        return Ok(());
+    }
+    for batch in &batches {
+        let mut rows = Ndjson::new(vec![]);
+        rows.write(batch).map_err(|e| failed(&e))?;
+        if !console::answer(&rows.finish().map_err(|e| failed(&e))?).map_err(unwritten)? {
+            break;
         }
-        let mut out = out.finish().map_err(|e| failed(&e))?;
-        out.flush().map_err(|e| failed(&e))?;
-    } else {
-        let batches: Vec<RecordBatch> = stream.try_collect().await.map_err(|e| failed(&e))?;
-        print!("{}", human_table(&schema, &batches).map_err(|e| failed(&e))?);
     }
     Ok(())
 }

@@ -1,6 +1,7 @@
 //! `millpond run FILE`.
 
-use super::{OK, SystemClock, fail, footprint, load, report};
+use super::{Failure, OK, SystemClock, answer, fail, footprint, load, report, tell};
+use crate::console::note;
 use crate::observe::{Metrics, http};
 use crate::worker::surroundings::System;
 use crate::worker::{self, RunOptions, WorkerError, progress};
@@ -46,11 +47,12 @@ pub async fn main(a: Arguments) -> i32 {
         Ok(loaded) => loaded,
         Err(problems) => return report(&problems, a.json),
     };
+    tell(&loaded.warnings);
     footprint::keep_within(loaded.pipeline.memory_bytes);
     let metrics = Arc::new(Metrics::default());
     if let Some(at) = loaded.pipeline.listen {
         match http::serve(at, metrics.clone()).await {
-            Ok(bound) => eprintln!("metrics on http://{bound}/metrics"),
+            Ok(bound) => note(format_args!("metrics on http://{bound}/metrics")),
             Err(e) => return fail(WorkerError::Unavailable(format!("cannot listen on {at}: {e}; change observe.listen")), a.json),
         }
     }
@@ -61,6 +63,7 @@ pub async fn main(a: Arguments) -> i32 {
     let world = Arc::new(System { clock: Arc::new(SystemClock) });
     let start = Instant::now();
     let sources: Vec<String> = loaded.pipeline.sources.iter().map(|s| s.name.clone()).collect();
+    let variables = loaded.pipeline.variables.clone();
     let working = tokio::spawn(worker::run(loaded.pipeline, loaded.plans, options, metrics.clone(), world, stop.clone()));
     let done = tokio::select! {
         done = working => done.unwrap_or_else(|e| Err(WorkerError::Internal(e.to_string()))),
@@ -68,18 +71,18 @@ pub async fn main(a: Arguments) -> i32 {
     };
     shown.abort();
     if let Err(e) = done {
-        return fail(e, a.json);
+        let Failure(code, why) = e.into();
+        return fail(Failure(code, variables.hide_difference(&why)), a.json);
     }
     let mut summary = progress::summary(&metrics);
     let seconds = start.elapsed().as_secs_f64();
     summary["seconds"] = seconds.into();
-    if a.json {
-        println!("{summary}");
-    } else {
+    let mut text = format!("{summary}\n");
+    if !a.json {
         let rows = metrics.records.load(Ordering::Relaxed);
         let get = |name: &str| summary[name].as_u64().unwrap_or(0);
-        println!(
-            "{rows} rows in {seconds:.1} s ({:.0} rows/s), {} epochs, {} commits, {} bytes written, {} late, {} dead",
+        text = format!(
+            "{rows} rows in {seconds:.1} s ({:.0} rows/s), {} epochs, {} commits, {} bytes written, {} late, {} dead\n",
             rows as f64 / seconds,
             get("epochs"),
             get("commits"),
@@ -89,11 +92,11 @@ pub async fn main(a: Arguments) -> i32 {
         );
         if get("dead") > 0 {
             for source in &sources {
-                println!("why dead: millpond query {} 'select _reason, cast(_value as varchar) as _value from {source}__dead limit 5'", a.file.display());
+                text += &format!("why dead: millpond query {} 'select _reason, cast(_value as varchar) as _value from {source}__dead limit 5'\n", a.file.display());
             }
         }
     }
-    OK
+    answer(text, OK)
 }
 
 /// How long a worker that is still starting may take to end by itself.
@@ -122,14 +125,14 @@ fn watch_signals(stop: Arc<AtomicBool>, metrics: Arc<Metrics>) {
                 _ = terminate.recv() => {}
             }
             if stop.swap(true, Ordering::Relaxed) {
-                eprintln!("\nended at once; nothing is lost");
+                note("\nended at once; nothing is lost");
                 // SAFETY: takes a number and does not return. Not `exit`, for the reason that `main` names.
                 unsafe { libc::_exit(130) };
             }
             if metrics.ready.load(Ordering::Relaxed) {
-                eprintln!("\nstopping: bringing the tables up to what was decided (again: end at once)");
+                note("\nstopping: bringing the tables up to what was decided (again: end at once)");
             } else {
-                eprintln!("\nstopping: it had not begun");
+                note("\nstopping: it had not begun");
             }
         }
     });

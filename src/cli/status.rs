@@ -1,6 +1,6 @@
 //! `millpond status FILE`.
 
-use super::{OK, SystemClock, fail, has_run, load, report};
+use super::{OK, SystemClock, answer, fail, has_run, load, report};
 use crate::epoch::ledger::PartitionState;
 use crate::pipeline::{Input, Pipeline, SourceSpec};
 use crate::source::kafka;
@@ -31,11 +31,10 @@ pub async fn main(a: Arguments) -> i32 {
         Err(problems) => return report(&problems, a.json),
     };
     match status(&loaded.pipeline).await {
-        Ok(value) if a.json => println!("{value}"),
-        Ok(value) => print_human(&value),
-        Err(e) => return fail(e, a.json),
+        Ok(value) if a.json => answer(format_args!("{value}\n"), OK),
+        Ok(value) => answer(text_of(&value), OK),
+        Err(e) => fail(e, a.json),
     }
-    OK
 }
 
 async fn status(pipeline: &Arc<Pipeline>) -> Result<Value, WorkerError> {
@@ -138,26 +137,26 @@ fn files(counts: &Value) -> String {
     format!(", {data} data files of {} KiB{deletes}", counts["bytes"].as_u64().unwrap_or(0).div_ceil(1024))
 }
 
-fn print_human(value: &Value) {
+fn text_of(value: &Value) -> String {
+    let mut lines = vec![];
     let text = |v: &Value| v.as_str().map_or_else(|| v.to_string(), str::to_string);
     if value["log"].is_null() {
-        println!("pipeline {} has not run yet", text(&value["pipeline"]));
-        return;
+        return format!("pipeline {} has not run yet\n", text(&value["pipeline"]));
     }
-    println!("pipeline {}, log {}, next entry {}", text(&value["pipeline"]), text(&value["log"]), value["next_entry"]);
+    lines.push(format!("pipeline {}, log {}, next entry {}", text(&value["pipeline"]), text(&value["log"]), value["next_entry"]));
     for (name, source) in value["sources"].as_object().into_iter().flatten() {
         let lag = match (source["lag"].as_i64(), source["lag_unknown"].as_str()) {
             (Some(lag), _) => format!("lag {lag}"),
             (None, Some(why)) => format!("lag unknown ({why})"),
             (None, None) => "not in the pipeline file".into(),
         };
-        println!("source {name}: {} records, {} dead, {lag}, complete to {}", source["records"], source["dead"], text(&source["watermark"]));
+        lines.push(format!("source {name}: {} records, {} dead, {lag}, complete to {}", source["records"], source["dead"], text(&source["watermark"])));
         if let Some(group) = source["group"].as_str() {
-            println!("  consumer group {group}");
+            lines.push(format!("  consumer group {group}"));
         }
         for (partition, p) in source["partitions"].as_object().into_iter().flatten() {
             let of = p["end"].as_i64().map_or_else(String::new, |end| format!(" of {end}"));
-            println!("  partition {partition}: offset {}{of}, latest event {}", p["offset"], text(&p["latest_event"]));
+            lines.push(format!("  partition {partition}: offset {}{of}, latest event {}", p["offset"], text(&p["latest_event"])));
         }
     }
     for (name, table) in value["tables"].as_object().into_iter().flatten() {
@@ -167,11 +166,13 @@ fn print_human(value: &Value) {
         }).collect();
         let formats = formats.join(", ");
         match table["horizon"].as_str() {
-            Some(horizon) => println!("table {name}: {formats}; rows before {horizon} are late; {} windows kept", table["windows_kept"]),
-            None => println!("table {name}: {formats}"),
+            Some(horizon) => lines.push(format!("table {name}: {formats}; rows before {horizon} are late; {} windows kept", table["windows_kept"])),
+            None => lines.push(format!("table {name}: {formats}")),
         }
         if let Some(until) = table["lacking_until"].as_str() {
-            println!("  it began at entry {}: windows that begin by {until} may lack rows from before", table["born"]);
+            lines.push(format!("  it began at entry {}: windows that begin by {until} may lack rows from before", table["born"]));
         }
     }
+    lines.push(String::new());
+    lines.join("\n")
 }

@@ -1,6 +1,6 @@
 //! `millpond verify FILE`.
 
-use super::{DIFFERENT, FAILED, Failure, OK, REFUSED, UNAVAILABLE, UNPROVEN, USAGE, fail, has_run, load, report as report_problems};
+use super::{DIFFERENT, FAILED, Failure, OK, REFUSED, UNAVAILABLE, UNPROVEN, USAGE, answer, fail, has_run, load, report as report_problems};
 use crate::pipeline::{Pipeline, SourceSpec};
 use crate::stage::names;
 use crate::store::local::DurableLocal;
@@ -48,15 +48,14 @@ pub async fn main(a: Arguments) -> i32 {
     };
     match run(&loaded.pipeline, &a).await {
         Ok(found) => {
-            if a.json {
-                println!("{}", serde_json::json!({ "ok": found.is_right(), "proven": found.is_proven(), "report": found }));
-            } else {
-                print!("{}", text(&found));
-            }
-            match (found.is_right(), found.is_proven()) {
+            let code = match (found.is_right(), found.is_proven()) {
                 (false, _) => DIFFERENT,
                 (true, false) => UNPROVEN,
                 (true, true) => OK,
+            };
+            match a.json {
+                true => answer(format_args!("{}\n", serde_json::json!({ "ok": found.is_right(), "proven": found.is_proven(), "report": found })), code),
+                false => answer(text(&found), code),
             }
         }
         Err(failure) => fail(failure, a.json),

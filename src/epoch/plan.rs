@@ -108,12 +108,14 @@ fn table_plan(decl: &TableDecl, plan: &TablePlan, born: u64, old: Option<&Window
 
 /// The declared tables and their late tables as the file alone describes them.
 pub fn declared(pipeline: &Pipeline, plans: &[Arc<TablePlan>]) -> Result<Vec<SpecRecord>, PlanError> {
-    let mut specs = vec![];
-    for (decl, plan) in pipeline.tables.iter().zip(plans) {
-        let planned = table_plan(decl, plan, 0, None)?;
-        specs.extend(std::iter::once(planned.table).chain(planned.late));
-    }
-    Ok(specs)
+    let each: Vec<_> = pipeline.tables.iter().zip(plans).map(|(decl, plan)| declared_table(decl, plan)).collect::<Result<_, _>>()?;
+    Ok(each.concat())
+}
+
+/// One of them.
+pub fn declared_table(decl: &TableDecl, plan: &TablePlan) -> Result<Vec<SpecRecord>, PlanError> {
+    let planned = table_plan(decl, plan, 0, None)?;
+    Ok(std::iter::once(planned.table).chain(planned.late).collect())
 }
 
 /// What a plan is made of.

@@ -2,6 +2,7 @@
 
 pub mod http;
 
+use crate::console::note;
 use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::sync::Mutex;
@@ -107,14 +108,14 @@ impl Metrics {
         }
         let mut waiting = self.waiting.lock().unwrap_or_else(|e| e.into_inner());
         if waiting.insert(what.to_string(), why.to_string()).as_deref() != Some(why) {
-            eprintln!("waiting for {what}: {why}");
+            note(format_args!("waiting for {what}: {why}"));
         }
     }
 
     pub fn waiting_over(&self, what: &str) {
         let mut waiting = self.waiting.lock().unwrap_or_else(|e| e.into_inner());
         if waiting.remove(what).is_some() {
-            eprintln!("{what}: going on");
+            note(format_args!("{what}: going on"));
         }
     }
 
@@ -127,14 +128,14 @@ impl Metrics {
     pub fn alert(&self, about: &str, why: &str) {
         let mut alerts = self.alerts.lock().unwrap_or_else(|e| e.into_inner());
         if alerts.insert(about.to_string(), why.to_string()).as_deref() != Some(why) {
-            eprintln!("alert: {about}: {why}");
+            note(format_args!("alert: {about}: {why}"));
         }
     }
 
     pub fn alert_over(&self, about: &str) {
         let mut alerts = self.alerts.lock().unwrap_or_else(|e| e.into_inner());
         if alerts.remove(about).is_some() {
-            eprintln!("{about}: the alert is over");
+            note(format_args!("{about}: the alert is over"));
         }
     }
 

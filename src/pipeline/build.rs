@@ -19,7 +19,7 @@ use super::problem::{Problem, SourceText, Span};
 use super::raw::{Key, Node, Scalar};
 use super::types::Misfit;
 use super::sql::Declared;
-use super::{Backlog, Clean, Pipeline, SourceSpec, TableDecl};
+use super::{Backlog, Clean, Pipeline, SourceSpec, TableDecl, Variables};
 
 /// Below this a worker cannot hold one batch of each stage.
 const MIN_MEMORY_BYTES: u64 = 16 << 20;
@@ -63,12 +63,19 @@ pub struct Parts {
     pub unsure: bool,
     /// Those that have SQL.
     pub tables: Vec<TablePart>,
+    /// What can be meant as it stands, and mostly is not.
+    pub warnings: Vec<Problem>,
+    /// Where the pipeline's name stands.
+    pub pipeline_at: Option<Span>,
+    /// Where the lake's root stands.
+    pub root_at: Option<Span>,
 }
 
 /// A source, as far as it is right. What was told of it is left out.
 #[derive(Debug)]
 pub struct SourcePart {
     pub spec: SourceSpec,
+    pub name_at: Span,
     /// Columns whose declarations are wrong.
     pub doubtful: Vec<String>,
     /// Its columns cannot be read at all.
@@ -79,7 +86,7 @@ pub struct SourcePart {
     pub options: Vec<OptionPart>,
 }
 
-/// A property for librdkafka. Its value may be a secret.
+/// A property of a table, or one for librdkafka. Its value may be a secret.
 pub struct OptionPart {
     pub name: String,
     pub value: String,
@@ -99,12 +106,17 @@ impl std::fmt::Debug for OptionPart {
 #[derive(Debug)]
 pub struct TablePart {
     pub decl: TableDecl,
+    pub name_at: Span,
     /// Where its `key` stands, and each column of it.
     pub key_at: Option<Span>,
     pub key_items: Vec<(String, Span)>,
     pub emit_at: Option<Span>,
+    pub lateness_at: Option<Span>,
+    pub formats_at: Option<Span>,
     /// Where each of [`TableDecl::partition_by`] stands.
     pub partition_at: Vec<Span>,
+    pub properties: Vec<OptionPart>,
+    pub variables: Variables,
 }
 
 impl SourcePart {
@@ -135,6 +147,7 @@ impl Build<'_> {
     fn pipeline(&self, root: &Node) -> Option<Pipeline> {
         let top = self.fields(root, &TOP, Span { length: 1, ..root.span })?;
         let name = top.get("pipeline").and_then(|node| self.name(node, Role::Pipeline));
+        self.parts.borrow_mut().pipeline_at = top.get("pipeline").map(|node| node.span);
         let sources = self.named(&top, "sources", Role::Source, |name, node| {
             let Some(fields) = self.fields(node, &SOURCE, name.span) else {
                 self.parts.borrow_mut().sources.push(source::unreadable(name));
@@ -144,7 +157,7 @@ impl Build<'_> {
         });
         let tables = self.named(&top, "tables", Role::Table, |name, node| {
             let fields = self.fields(node, &TABLE, name.span)?;
-            self.table(name, &fields)
+            self.table(name, node, &fields)
         });
         self.parts.borrow_mut().unsure = sources.is_none() && self.parts.borrow().sources.is_empty();
         let lake = self.lake(&top, name.as_deref());
@@ -182,6 +195,10 @@ impl Build<'_> {
             backlog: backlog?,
             clean: clean?,
             listen: listen?,
+            variables: self.parts.borrow().tables.iter().fold(Variables::default(), |mut all, table| {
+                all.extend(&table.variables);
+                all
+            }),
         })
     }
 
@@ -249,6 +266,11 @@ impl Build<'_> {
             let near = shown.strip_prefix(':').unwrap_or(shown).parse::<u16>().ok().map(|port| format!("127.0.0.1:{port}"));
             let problem = self.text.problem(node.span, format!("`{shown}` is no address to listen on"));
             self.note(problem.expected("an IP address and a port, such as 127.0.0.1:9090 or [::1]:9090").nearest(near));
+        }
+        if parsed.is_some_and(|at: std::net::SocketAddr| !at.ip().is_loopback()) {
+            let message = format!("metrics and health on {} are open to whoever reaches this machine: no password is asked, and names of topics and tables are shown", text.shown());
+            let problem = self.text.problem(node.span, message).expected("127.0.0.1, unless others are meant to read them");
+            self.parts.borrow_mut().warnings.push(problem.warning());
         }
         parsed
     }

@@ -20,10 +20,12 @@ mod substitute;
 #[cfg(test)]
 mod tests;
 mod types;
+mod variables;
 
 pub use build::{OptionPart, Parts, SourcePart, TablePart};
-pub use problem::{Problem, Problems, SourceText, Span, sql_problem};
+pub use problem::{Level, Problem, Problems, SourceText, Span, sql_problem};
 pub use schema::json_schema;
+pub use variables::Variables;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -95,6 +97,8 @@ pub struct Pipeline {
     pub clean: Clean,
     /// Where metrics and health are served; loopback unless the user says otherwise.
     pub listen: Option<std::net::SocketAddr>,
+    /// What was put into its tables' declarations: never printed.
+    pub variables: Variables,
 }
 
 /// How far the ingest half may run ahead of the tables before it pauses.

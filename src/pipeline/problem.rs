@@ -71,8 +71,18 @@ impl SourceText {
             expected: None,
             nearest: None,
             unsupported: false,
+            level: Level::Error,
         }
     }
+}
+
+/// How bad a problem is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Level {
+    Error,
+    /// It can be meant so.
+    Warning,
 }
 
 /// One thing that is wrong with a pipeline file.
@@ -95,6 +105,7 @@ pub struct Problem {
     pub nearest: Option<String>,
     /// The words are Millpond's, but this version does not have them yet.
     pub unsupported: bool,
+    pub level: Level,
 }
 
 impl Problem {
@@ -112,11 +123,17 @@ impl Problem {
         self.unsupported = true;
         self
     }
+
+    pub fn warning(mut self) -> Self {
+        self.level = Level::Warning;
+        self
+    }
 }
 
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:{}:{}: error: {}", self.file, self.line, self.column, self.message)?;
+        let level = if self.level == Level::Error { "error" } else { "warning" };
+        write!(f, "{}:{}:{}: {level}: {}", self.file, self.line, self.column, self.message)?;
         if !self.line_text.is_empty() {
             let number = self.line.to_string();
             let gutter = " ".repeat(number.len());
@@ -168,6 +185,7 @@ pub fn sql_problem(text: &SourceText, table: &TablePart, error: &SqlError) -> Pr
     problem.expected.clone_from(&error.expected);
     problem.nearest.clone_from(&error.nearest);
     problem.unsupported = error.unsupported;
+    table.variables.hide_in(&mut problem);
     problem
 }
 

@@ -37,6 +37,8 @@ pub(super) struct Scalar {
     pub before: Option<String>,
     /// A variable could not be substituted; that was reported, more would only be noise.
     pub broken: bool,
+    /// What its variables stand for: as written, and the value.
+    pub values: Vec<(String, String)>,
 }
 
 impl Scalar {
@@ -158,8 +160,8 @@ fn node(text: &SourceText, yaml: &MarkedYaml<'_>, problems: &mut Vec<Problem>) -
     let span = span(text, yaml);
     let value = match &yaml.data {
         YamlData::Value(YamlScalar::Null) => Value::Null,
-        YamlData::Value(scalar) => Value::Scalar(Scalar { text: scalar_text(text, scalar, span), before: None, broken: false }),
-        YamlData::Representation(words, ..) => Value::Scalar(Scalar { text: words.to_string(), before: None, broken: false }),
+        YamlData::Value(scalar) => Value::Scalar(Scalar { text: scalar_text(text, scalar, span), before: None, broken: false, values: vec![] }),
+        YamlData::Representation(words, ..) => Value::Scalar(Scalar { text: words.to_string(), before: None, broken: false, values: vec![] }),
         YamlData::Sequence(items) => Value::List(items.iter().map(|item| node(text, item, problems)).collect()),
         YamlData::Mapping(entries) => Value::Map(entries.iter().filter_map(|(key, value)| entry(text, key, value, problems)).collect()),
         YamlData::Tagged(_, inner) => {

@@ -13,9 +13,11 @@
 //! - a number with a point is a decimal, not a float;
 //! - in a group key, and in `count(distinct …)`, all NaN are one value and -0.0 is 0.0; `min` and `max` order NaN above all
 //!   numbers;
-//! - `avg` of decimals has four more digits and is rounded half away from zero.
+//! - `avg` of decimals has four more digits and is rounded half away from zero;
+//! - a uuid is compared with the text that names it, and cast to a text in lower case with hyphens.
 
 mod aggregate;
+mod bounded;
 mod error;
 mod evaluate;
 mod functions;
@@ -26,12 +28,17 @@ mod statement;
 #[cfg(test)]
 pub(crate) mod tests;
 mod types;
+mod uuids;
 mod window;
 
 pub use aggregate::{AggregateCall, AggregateFunction};
 pub use error::{Place, SqlError};
+pub(crate) use bounded::bounded;
 pub(crate) use evaluate::{caught, values};
+#[cfg(test)]
+pub(crate) use functions::scalar_functions;
 pub(crate) use aggregate::{NARROW_PRECISION, WIDE};
+pub(crate) use uuids::write_out as write_uuids_out;
 pub use window::{Align, Tumble};
 
 use crate::pipeline::{Emit, SourceSpec, TableDecl};
@@ -139,6 +146,8 @@ pub struct Wrong {
     pub errors: Vec<SqlError>,
     /// Names of the table's columns, where all of them are known.
     pub columns: Option<Vec<String>>,
+    /// It has neither a window nor an aggregate.
+    pub plain: bool,
 }
 
 /// Plans a table's SQL over the declared sources.
@@ -156,7 +165,7 @@ pub fn plan(decl: &TableDecl, sources: &[SourceSpec]) -> Result<TablePlan, SqlEr
 /// # Errors
 /// [`Wrong`], also when the SQL reads what is declared wrong and nothing else is amiss.
 pub fn check(decl: &TableDecl, sources: &[Declared<'_>], unsure: bool) -> Result<TablePlan, Wrong> {
-    let checked = statement::check(&decl.sql, sources, unsure).map_err(|errors| Wrong { errors, columns: None })?;
+    let checked = statement::check(&decl.sql, sources, unsure).map_err(|errors| Wrong { errors, columns: None, plain: false })?;
     let mut found = vec![];
     if decl.emit == Emit::OnUpdate && !checked.windowed && !checked.aggregated() {
         let message = "emit: on_update is for tables with an aggregate; rows of a plain select are never held back";
@@ -171,6 +180,7 @@ pub fn check(decl: &TableDecl, sources: &[Declared<'_>], unsure: bool) -> Result
         found.extend(isolate::find(decl, &checked, None));
     }
     let columns = checked.columns();
+    let plain = !checked.windowed && !checked.aggregated();
     let mut errors = checked.errors;
     for error in found {
         let same_name = |e: &SqlError| error.message == error::SAME_NAME && e.message.contains("no two columns have the same name");
@@ -179,7 +189,15 @@ pub fn check(decl: &TableDecl, sources: &[Declared<'_>], unsure: bool) -> Result
             errors.push(error);
         }
     }
-    Err(Wrong { errors, columns })
+    Err(Wrong { errors, columns, plain })
+}
+
+/// Where the SQL computes this column of the table.
+pub fn column_place(decl: &TableDecl, sources: &[Declared<'_>], unsure: bool, column: &str) -> Option<Place> {
+    let checked = statement::check(&decl.sql, sources, unsure).ok()?;
+    let at = checked.names().iter().position(|name| name.as_deref() == Some(column))?;
+    let span = checked.items.get(at)?.span?;
+    Some(SqlError::new(String::new()).spanning(span).place)
 }
 
 impl Projected {

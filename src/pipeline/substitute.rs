@@ -22,7 +22,8 @@ pub(super) fn substitute(node: &mut Node, text: &SourceText, cwd: &Path, env: En
             if !scalar.text.contains("${") {
                 return;
             }
-            let (value, failures) = expand(&scalar.text, cwd, env);
+            let Expanded { text: value, failures, values } = expand(&scalar.text, cwd, env);
+            scalar.values = values;
             scalar.broken = !failures.is_empty();
             for failure in failures {
                 let problem = text.problem(locate(text, node.span, &failure.reference), failure.message);
@@ -43,9 +44,16 @@ struct Failure {
     expected: Option<String>,
 }
 
-fn expand(text: &str, cwd: &Path, env: Env<'_>) -> (String, Vec<Failure>) {
+struct Expanded {
+    text: String,
+    failures: Vec<Failure>,
+    /// References as written, and what they stand for.
+    values: Vec<(String, String)>,
+}
+
+fn expand(text: &str, cwd: &Path, env: Env<'_>) -> Expanded {
     let mut out = String::new();
-    let mut failures = Vec::new();
+    let (mut failures, mut values) = (Vec::new(), Vec::new());
     let mut rest = text;
     while let Some(start) = rest.find("${") {
         // `$${` is a literal `${`.
@@ -62,17 +70,20 @@ fn expand(text: &str, cwd: &Path, env: Env<'_>) -> (String, Vec<Failure>) {
                 message: "`${` is never closed".to_string(),
                 expected: Some("${NAME}, ${NAME:-default} or ${file:/path}; a literal `${` is written `$${`".to_string()),
             });
-            return (out, failures);
+            return Expanded { text: out, failures, values };
         };
         let reference = &rest[start..start + end + 1];
         match resolve(&reference[2..end], cwd, env) {
-            Ok(value) => out.push_str(&value),
+            Ok(value) => {
+                out.push_str(&value);
+                values.push((reference.to_string(), value));
+            }
             Err((message, expected)) => failures.push(Failure { reference: reference.to_string(), message, expected }),
         }
         rest = &rest[start + end + 1..];
     }
     out.push_str(rest);
-    (out, failures)
+    Expanded { text: out, failures, values }
 }
 
 type Refusal = (String, Option<String>);
@@ -128,8 +139,8 @@ mod tests {
             "TRICK" => Some("x: {y: ${A}}".to_string()),
             _ => None,
         };
-        let (value, failures) = expand(text, Path::new("/nonexistent"), &env);
-        if failures.is_empty() { Ok(value) } else { Err(failures.into_iter().map(|f| f.message).collect()) }
+        let Expanded { text, failures, .. } = expand(text, Path::new("/nonexistent"), &env);
+        if failures.is_empty() { Ok(text) } else { Err(failures.into_iter().map(|f| f.message).collect()) }
     }
 
     #[test]
@@ -155,8 +166,8 @@ mod tests {
     fn files_are_read_without_their_last_line_break() {
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join("pw"), "hunter2\n").unwrap();
-        let (value, failures) = expand("${file:pw}", dir.path(), &|_| None);
+        let Expanded { text, failures, .. } = expand("${file:pw}", dir.path(), &|_| None);
         assert!(failures.is_empty());
-        assert_eq!(value, "hunter2");
+        assert_eq!(text, "hunter2");
     }
 }

@@ -289,7 +289,18 @@ fn words_of_later_versions_are_told_from_mistakes() {
 fn placed(text: &SourceText, table: &TableDecl, at: Option<(usize, usize)>) -> Problem {
     let place = at.map_or(sql::Place::Unknown, |from| sql::Place::Sql { from, to: None });
     let error = sql::SqlError { message: "no".into(), place, expected: None, nearest: None, unsupported: false };
-    let part = TablePart { decl: table.clone(), key_at: None, key_items: vec![], emit_at: None, partition_at: vec![] };
+    let part = TablePart {
+        decl: table.clone(),
+        name_at: Span::START,
+        key_at: None,
+        key_items: vec![],
+        emit_at: None,
+        lateness_at: None,
+        formats_at: None,
+        partition_at: vec![],
+        properties: vec![],
+        variables: Variables::default(),
+    };
     sql_problem(text, &part, &error)
 }
 
@@ -422,7 +433,7 @@ p.yaml:6:10: error: `strin` is no type
 p.yaml:7:7: error: the columns `a` and `A` differ only in case
  7 |       A: int64
    |       ^
-   expected: names that differ: SQL and table formats do not tell these apart
+   expected: names that differ in more than case, which Iceberg's and Delta's readers do not look at; `from` takes each from its own name
 
 p.yaml:8:15: error: `double` is no type
  8 |       b: list<double>

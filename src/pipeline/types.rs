@@ -136,19 +136,26 @@ pub(super) fn reserved_from(name: &str) -> Option<From> {
     })
 }
 
-/// Parses a field of `partition_by`: `col`, `identity(col)`, `day(col)`, ….
+/// Parses a field of `partition_by`: `col`, `identity(col)`, `day(col)`, …. A name of other characters than those of a word
+/// stands in double quotes, as in SQL.
 pub(super) fn partition_field(text: &str) -> Result<PartitionField, Misfit> {
     const EXPECTED: &str = "a column, or day(column), hour(column), month(column), identity(column)";
+    const QUOTED: &str = "nothing more; a name with other characters than letters, digits, `_` and `-` stands in double quotes: '\"two words\"'";
     const KNOWN: [&str; 4] = ["identity", "day", "hour", "month"];
+    let end = |reader: &mut Reader| reader.end().map_err(|misfit| misfit.expecting(QUOTED));
     let mut reader = Reader::new(text);
     reader.spaces();
+    if let Some(column) = reader.quoted()? {
+        end(&mut reader)?;
+        return Ok(PartitionField { column, transform: PartitionTransform::Identity });
+    }
     let (at, word) = reader.word();
     if word.is_empty() {
-        return Err(reader.misfit(0, "a partition field is empty").expecting(EXPECTED));
+        return Err(reader.misfit(0, "a partition field begins with no name").expecting(EXPECTED));
     }
     reader.spaces();
     if !reader.eat('(') {
-        reader.end()?;
+        end(&mut reader)?;
         return Ok(PartitionField { column: word, transform: PartitionTransform::Identity });
     }
     let transform = match word.as_str() {
@@ -167,12 +174,15 @@ pub(super) fn partition_field(text: &str) -> Result<PartitionField, Misfit> {
         }
     };
     reader.spaces();
-    let (_, column) = reader.word();
+    let column = match reader.quoted()? {
+        Some(column) => column,
+        None => reader.word().1,
+    };
     reader.spaces();
     if column.is_empty() || !reader.eat(')') {
         return Err(reader.misfit(reader.at, format!("`{word}(` needs one column and `)`")).expecting(EXPECTED));
     }
-    reader.end()?;
+    end(&mut reader)?;
     Ok(PartitionField { column, transform })
 }
 
@@ -225,6 +235,24 @@ impl Reader {
     fn word(&mut self) -> (usize, String) {
         let start = self.at;
         (start, self.take(|c| c.is_alphanumeric() || c == '_' || c == '-' || c == '@'))
+    }
+
+    /// A name in double quotes, in which a double quote stands twice.
+    fn quoted(&mut self) -> Result<Option<String>, Misfit> {
+        let start = self.at;
+        if !self.eat('"') {
+            return Ok(None);
+        }
+        let mut name = String::new();
+        loop {
+            name += &self.take(|c| c != '"');
+            match (self.eat('"'), self.eat('"')) {
+                (true, true) => name.push('"'),
+                (true, false) if !name.is_empty() => return Ok(Some(name)),
+                (true, false) => return Err(self.misfit(start, "a name in double quotes is empty").expecting("\"two words\"")),
+                (false, _) => return Err(self.misfit(start, "a name in double quotes is never closed").expecting("\"two words\"")),
+            }
+        }
     }
 
     fn end(&mut self) -> Result<(), Misfit> {
@@ -406,7 +434,10 @@ mod tests {
         assert_eq!(partition_field("day( window_start )"), field("window_start", PartitionTransform::Day));
         assert!(partition_field("bucket(16, user_id)").unwrap_err().unsupported);
         assert_eq!(partition_field("dya(x)").unwrap_err().nearest.as_deref(), Some("day"));
-        for bad in ["", "day()", "day(x", "day(x))", "day(x, y)", "a b"] {
+        assert_eq!(partition_field("\"two words\""), field("two words", PartitionTransform::Identity));
+        assert_eq!(partition_field(" day( \"a \"\"b\"\"\" ) "), field("a \"b\"", PartitionTransform::Day));
+        assert!(partition_field("two words").unwrap_err().expected.unwrap().contains("double quotes"));
+        for bad in ["", "day()", "day(x", "day(x))", "day(x, y)", "a b", "\"a", "\"\"", "\"a\" b", "day(\"a)", "(a)"] {
             assert!(partition_field(bad).is_err(), "{bad}");
         }
     }

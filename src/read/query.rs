@@ -2,9 +2,9 @@
 
 use super::adapt::{is_uuid, uuid_to_text};
 use crate::pipeline::TYPE_KEY;
-use arrow::array::{Array, ArrayAccessor, AsArray, Int64Array, ListArray, MapArray, RecordBatch};
+use arrow::array::{Array, ArrayAccessor, AsArray, Float64Array, Int64Array, ListArray, MapArray, RecordBatch};
 use arrow::compute::cast;
-use arrow::datatypes::{DataType, Field, FieldRef, Int64Type, Schema, SchemaRef};
+use arrow::datatypes::{DataType, Field, FieldRef, Float64Type, Int64Type, Schema, SchemaRef};
 use arrow::error::ArrowError;
 use arrow::json::writer::{LineDelimited, NullableEncoder, WriterBuilder, make_encoder};
 use arrow::json::{Encoder, EncoderFactory, EncoderOptions, Writer};
@@ -87,8 +87,14 @@ fn readable(batch: &RecordBatch) -> Result<RecordBatch, ArrowError> {
     RecordBatch::try_new_with_options(Arc::new(Schema::new(fields)), columns, &options)
 }
 
+/// The name that several columns have.
+pub fn named_twice(schema: &Schema) -> Option<&str> {
+    let names: Vec<&str> = schema.fields().iter().map(|f| f.name().as_str()).collect();
+    names.iter().enumerate().find(|(at, name)| names[..*at].contains(name)).map(|(_, name)| *name)
+}
+
 /// Writes rows as JSON objects, one a line, every column in each (null included). Integers and
-/// decimals are numbers with all their digits; NaN and infinities, which JSON lacks, are null;
+/// decimals are numbers with all their digits; NaN and infinities, which JSON lacks, are "NaN", "Infinity" and "-Infinity";
 /// timestamps are RFC 3339 (an instant ends in `Z`, a local one has no offset), dates
 /// `YYYY-MM-DD`, uuids their text, binaries base64, `json` columns text.
 pub struct Ndjson<W: Write> {
@@ -123,6 +129,10 @@ impl EncoderFactory for JsonTypes {
             DataType::Binary => Box::new(Bytes { array: array.as_binary::<i32>(), text: base64_text }),
             DataType::LargeBinary => Box::new(Bytes { array: array.as_binary::<i64>(), text: base64_text }),
             DataType::BinaryView => Box::new(Bytes { array: array.as_binary_view(), text: base64_text }),
+            DataType::Float16 | DataType::Float32 | DataType::Float64 => {
+                let values = cast(array, &DataType::Float64)?.as_primitive::<Float64Type>().clone();
+                Box::new(Floats { values, text: make_encoder(field, array, &PLAIN)? })
+            }
             DataType::Timestamp(_, _) => {
                 let values = cast(array, &DataType::Int64)?.as_primitive::<Int64Type>().clone();
                 Box::new(Times { values, text: make_encoder(field, array, &PLAIN)? })
@@ -162,6 +172,23 @@ impl Encoder for Times<'_> {
         if out[start..].starts_with(b"\"ERROR") {
             out.truncate(start);
             out.extend_from_slice(self.values.value(row).to_string().as_bytes());
+        }
+    }
+}
+
+/// Floats as Arrow writes them, but for what is no number of JSON.
+struct Floats<'a> {
+    values: Float64Array,
+    text: NullableEncoder<'a>,
+}
+
+impl Encoder for Floats<'_> {
+    fn encode(&mut self, row: usize, out: &mut Vec<u8>) {
+        match self.values.value(row) {
+            v if v.is_nan() => out.extend_from_slice(br#""NaN""#),
+            f64::INFINITY => out.extend_from_slice(br#""Infinity""#),
+            f64::NEG_INFINITY => out.extend_from_slice(br#""-Infinity""#),
+            _ => self.text.encode(row, out),
         }
     }
 }

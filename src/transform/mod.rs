@@ -3,6 +3,9 @@
 //! A row whose expression fails is a dead letter, never a failed batch: a batch that fails is halved until
 //! the rows at fault stand alone.
 
+#[cfg(test)]
+mod extremes;
+
 use crate::pipeline::sql::{Step, TablePlan, reason, values};
 use arrow::array::{AsArray, UInt32Array};
 use arrow::compute::{FilterBuilder, concat_batches};

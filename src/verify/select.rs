@@ -8,7 +8,7 @@ use super::order::{Leeway, MAYBE, within_column};
 use super::widen::{group_key, wide};
 use super::window::Windows;
 use crate::pipeline::Column;
-use crate::pipeline::sql::{Tumble, reason, values};
+use crate::pipeline::sql::{Tumble, bounded, reason, values, write_uuids_out};
 use arrow::array::{Array, ArrayRef, AsArray, BooleanArray, UInt32Array, UInt64Array, new_null_array};
 use arrow::compute::{CastOptions, cast_with_options, concat, filter_record_batch, take_record_batch};
 use arrow::datatypes::{DataType, Decimal128Type, Field, Schema, SchemaRef, TimestampMicrosecondType, UInt64Type};
@@ -103,7 +103,9 @@ fn context() -> SessionContext {
     options.sql_parser.parse_float_as_decimal = true;
     options.sql_parser.map_string_types_to_utf8view = false;
     options.execution.time_zone = Some("UTC".to_string());
-    SessionContext::new_with_config(config)
+    let context = SessionContext::new_with_config(config);
+    bounded(&context).into_iter().for_each(|function| context.register_udf(function.as_ref().clone()));
+    context
 }
 
 impl Select {
@@ -514,6 +516,8 @@ fn statement(sql: &str, source: &str, columns: &[Column], windowed: bool) -> Res
     }
     let mut exact = Exact { names, source: source.to_string(), alias };
     let _ = VisitMut::visit(&mut statement, &mut exact);
+    // Texts that are no uuid were refused before anything ran.
+    write_uuids_out(&mut statement, columns);
     Ok(statement)
 }
 

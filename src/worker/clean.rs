@@ -3,6 +3,7 @@
 use super::surroundings::Ids;
 use super::{Clock, scratch};
 use super::head::{Appended, Head, HeadError};
+use crate::console::note;
 use crate::epoch::entry::{Body, Note};
 use crate::epoch::log::LogError;
 use crate::maintain::orphans::{Cleaned, Cleaner, Notes};
@@ -80,7 +81,7 @@ impl Cleaning {
         m.orphan_bytes_deleted.fetch_add(done.bytes, Ordering::Relaxed);
         m.attempts_condemned.fetch_add(done.attempts_condemned, Ordering::Relaxed);
         if done.deleted > 0 {
-            eprintln!("cleaner: deleted {} files of {} bytes that belong to nobody", done.deleted, done.bytes);
+            note(format_args!("cleaner: deleted {} files of {} bytes that belong to nobody", done.deleted, done.bytes));
         }
         self.tell(done.left.clone());
     }
@@ -88,7 +89,7 @@ impl Cleaning {
     /// What stays as it was is not said again.
     fn tell(&mut self, why: Vec<String>) {
         for line in why.iter().filter(|l| !self.told.contains(l)) {
-            eprintln!("cleaner: {line}");
+            note(format_args!("cleaner: {line}"));
         }
         self.told = why;
     }

@@ -19,6 +19,7 @@ pub mod tables;
 use crate::commit::{CommitError, TableFormat};
 use crate::commit::delta::DeltaFormat;
 use crate::commit::iceberg::{Ambient, IcebergFormat, SqliteCatalog};
+use crate::console::note;
 use crate::epoch::entry::{Body, ByPartition, Entry, Plan, SpecRecord, VERSION};
 use crate::epoch::log::{Log, LogError, Reading};
 use crate::epoch::plan::{self, Fit, Given, PlanError};
@@ -72,6 +73,9 @@ pub enum WorkerError {
     /// Going on would lose or double rows, or the pipeline file cannot be. The text names the choices.
     #[error("{0}")]
     Refused(String),
+    /// The pipeline file asks for what no table can be.
+    #[error("{0}")]
+    Misdeclared(String),
     /// Something that is needed to start is away.
     #[error("{0}")]
     Unavailable(String),
@@ -229,7 +233,7 @@ pub async fn run(pipeline: Arc<Pipeline>, plans: Vec<Arc<TablePlan>>, options: R
                 )));
             }
             Err(e @ (WorkerError::StartOver(_) | WorkerError::RunGone(_))) => {
-                eprintln!("beginning again from the log: {e}");
+                note(format_args!("beginning again from the log: {e}"));
                 if let WorkerError::RunGone(object) = e {
                     gone = if gone.0 == object { (object, gone.1 + 1) } else { (object, 1) };
                 }
@@ -513,7 +517,7 @@ async fn settle_plan(pipeline: &Pipeline, plans: &[Arc<TablePlan>], place: &Plac
         Fit::Change(plan, what) => {
             check_begun(place, &reading, &plan).await?;
             for line in what {
-                eprintln!("the pipeline file changed: {line}");
+                note(format_args!("the pipeline file changed: {}", pipeline.variables.hide(&line)));
             }
             Ok((reading, Some(plan)))
         }
@@ -525,7 +529,7 @@ pub fn check_declared(place: &Place, pipeline: &Pipeline, plans: &[Arc<TablePlan
     for record in plan::declared(pipeline, plans)? {
         let spec = record.spec().map_err(WorkerError::Internal)?;
         for format in &record.formats {
-            place.formats[format].check(&spec).map_err(|e| WorkerError::Refused(e.to_string()))?;
+            place.formats[format].check(&spec).map_err(|e| WorkerError::Misdeclared(e.to_string()))?;
         }
     }
     Ok(())

@@ -9,6 +9,7 @@ use crate::commit::known::Known;
 use crate::commit::advance::{Advance, Pending, Side, advance, set_back};
 use crate::commit::upsert::ChangeOp;
 use crate::commit::{ANOTHER_NAME, CommitError, Stamp, TableFormat};
+use crate::console::note;
 use crate::epoch::checkpoint::{self, Cadence, Checkpoint, Stamps};
 use crate::epoch::entry::{Body, Entry, SpecRecord};
 use crate::epoch::history::{self, History};
@@ -167,7 +168,7 @@ impl Tables {
                     Ok(side) => sides.extend(side),
                     // The user let it end: what is wrong with it holds up nothing.
                     Err(WorkerError::Refused(why)) if !lives || self.parts.ending.contains(&record.name) => {
-                        eprintln!("{format} table {} has ended and is left as it is: {why}", record.name);
+                        note(format_args!("{format} table {} has ended and is left as it is: {why}", record.name));
                     }
                     Err(WorkerError::Refused(why)) => return Err(self.refused(why).await),
                     Err(e) => return Err(e),

@@ -1,6 +1,7 @@
 //! What a user meets on the command line: errors with places and ways out, exit codes, JSON, signals.
 
 use serde_json::{Value, json};
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use crate::support::kafka::Broker;
@@ -45,6 +46,7 @@ fn a_typo_is_underlined_and_every_error_comes_at_once() {
     assert_eq!(ended.code, 78);
     let answer: Value = serde_json::from_str(&ended.stdout).unwrap();
     assert_eq!((answer["ok"].as_bool(), answer["problems"].as_array().map(Vec::len)), (Some(false), Some(2)), "{answer}");
+    assert!(answer["notes"].is_array() && answer["problems"][0]["level"] == "error", "{answer}");
     // The same for a run, which starts nothing.
     assert_eq!(pond.millpond(&["run", "pipeline.yaml"]).code, 78);
     assert!(!pond.path().join("lake").exists());
@@ -164,6 +166,82 @@ fn no_error_hides_another_and_each_is_underlined() {
         }
     }
     assert!(wrong.is_empty(), "these are told otherwise:\n{}", wrong.join("\n"));
+}
+
+/// Said in the file and without effect, or with one that is hardly meant.
+#[test]
+fn what_is_said_in_vain_is_told() {
+    let file = |table: &str, more: &str| {
+        format!("pipeline: p\nsources:\n  events:\n    file: e.ndjson\n    columns: {{id: int64, at: timestamp}}\n    watermark: {{column: at}}\ntables:\n  t: {{{table}}}\nlake: {{root: ./lake}}\n{more}")
+    };
+    let plain = "sql: select id from events";
+    for (text, marked, message) in [
+        (file(&format!("{plain}, allowed_lateness: 10m"), ""), "10m", "allowed_lateness is for windows"),
+        (file("sql: 'select idd, id from events', allowed_lateness: 10m", ""), "10m", "allowed_lateness is for windows"),
+        (file(&format!("{plain}, properties: {{write.format.default: orc}}"), ""), "orc", "cannot be `orc`"),
+        (file(&format!("{plain}, properties: {{delta.checkpointInterval: ten}}"), ""), "ten", "cannot be `ten`"),
+        (file(&format!("{plain}, properties: {{delta.logRetentionDuration: a while}}"), ""), "a while", "cannot be `a while`"),
+        (file(&format!("{plain}, properties: {{write.data.path: /else}}"), ""), "write.data.path", "not in this version"),
+        (file("sql: 'select id as \"the id\", at as \"the time\" from events'", ""), "id", "`the id`: delta allows none of space"),
+        (file("sql: 'select id as \"the id\", at as \"the time\" from events'", ""), "at", "`the time`: delta allows none of space"),
+    ] {
+        let told = told(&text);
+        assert!(told.iter().any(|(at, said, _)| at == marked && said.contains(message)), "{text}\n{told:#?}");
+    }
+    for (text, marked, message) in [
+        (file(plain, "observe: {listen: \"0.0.0.0:9090\"}\n"), "\"0.0.0.0:9090\"", "open to whoever reaches this machine"),
+        (file(&format!("{plain}, properties: {{write.target-file-size-bytes: 1000}}"), ""), "write.target-file-size-bytes", "do not follow"),
+        (file(&format!("{plain}, formats: iceberg, properties: {{delta.checkpointInterval: 5}}"), ""), "delta.checkpointInterval", "kept in Iceberg only"),
+    ] {
+        let pond = Pond::new(&text);
+        let ended = pond.millpond(&["validate", "pipeline.yaml", "--offline"]);
+        assert!(ended.code == 0 && ended.stderr.contains("warning: ") && ended.stderr.contains(message) && ended.stderr.contains("^^^"), "{text}\n{ended:?}");
+        let ended = pond.millpond(&["validate", "pipeline.yaml", "--offline", "--json"]);
+        let answer: Value = serde_json::from_str(&ended.stdout).unwrap();
+        let told = &answer["problems"][0];
+        let at = told["column"].as_u64().unwrap() as usize - 1;
+        let found: String = told["line_text"].as_str().unwrap().chars().skip(at).take(told["length"].as_u64().unwrap() as usize).collect();
+        assert_eq!((ended.code, &answer["ok"], &told["level"], found.as_str()), (0, &json!(true), &json!("warning"), marked), "{answer}");
+    }
+}
+
+/// What a variable holds may be a secret, in SQL as elsewhere.
+#[test]
+fn values_of_variables_in_sql_are_not_shown() {
+    for sql in [
+        "select ${SECRET} as a from events",
+        "select id from ${SECRET}",
+        "select ${SECRET}(id) as a from events",
+        "select id from events where id = 'a' || '${SECRET}' + 1",
+        "select id from events where ${SECRET}",
+        "select id + ${SECRET} from events",
+        "select id from events ${SECRET} by",
+        "select window_start, count(*) as n from tumble(events, interval '${SECRET}') group by window_start",
+    ] {
+        let pond = Pond::new(&format!(
+            "pipeline: p\nsources: {{events: {{file: e.ndjson, columns: {{id: int64, at: timestamp}}, watermark: {{column: at}}}}}}\ntables:\n  t:\n    sql: \"{sql}\"\n    partition_by: [\"${{SECRET}}\"]\nlake: {{root: ./lake}}\n"
+        ));
+        for json in [&[][..], &["--json"]] {
+            let ended = pond.start_with(&[&["validate", "pipeline.yaml", "--offline"], json].concat(), &[("SECRET", "Hunter2_and_more")]).wait();
+            let all = format!("{}{}", ended.stdout, ended.stderr);
+            assert!(ended.code == 78 && all.contains("${SECRET}"), "{sql}: {ended:?}");
+            assert!(!all.to_lowercase().contains("hunter2"), "{sql}: {ended:?}");
+        }
+    }
+}
+
+/// Nor what they stood for when the log was written.
+#[test]
+fn values_of_variables_are_not_shown_where_the_log_differs() {
+    let pond = Pond::new(&pipeline("x:1", "t").replace("kafka: {brokers: 'x:1', topic: t, start: earliest}", "file: e.ndjson").replace("group by window_start", "where cast(id as varchar) <> '${SECRET}' group by window_start"));
+    std::fs::write(pond.path().join("e.ndjson"), event(1) + "\n").unwrap();
+    let ended = |args: &[&str], secret: &str| pond.start_with(args, &[("SECRET", secret)]).wait();
+    assert_eq!(ended(&["run", "pipeline.yaml", "--until-end"], "hunter2").code, 0);
+    for (args, code) in [(&["run", "pipeline.yaml", "--until-end"][..], 75), (&["validate", "pipeline.yaml"], 78), (&["validate", "pipeline.yaml", "--json"], 78)] {
+        let ended = ended(args, "hunter3");
+        let all = format!("{}{}", ended.stdout, ended.stderr);
+        assert!(ended.code == code && all.contains("its SQL counts other rows") && all.contains("${SECRET}") && !all.contains("hunter"), "{args:?}: {ended:?}");
+    }
 }
 
 #[test]
@@ -394,6 +472,24 @@ lake: {root: ./lake}
     assert!(ended.code != 0 && ended.stderr.contains("more") && ended.stderr.contains("all_rows"), "both are told: {ended:?}");
 }
 
+/// What does not fit the log: every table's difference at once, each where it stands in the file.
+#[test]
+fn every_difference_from_the_log_is_told_at_its_place() {
+    let good = pipeline("x:1", "t").replace("kafka: {brokers: 'x:1', topic: t, start: earliest}", "file: e.ndjson");
+    let pond = Pond::new(&good);
+    std::fs::write(pond.path().join("e.ndjson"), event(1) + "\n").unwrap();
+    pond.until_end();
+    pond.rewrite(&good.replace("\"select id from events\"", "\"select id from events\", formats: [delta]").replace("select window_start, count(*)", "select window_start, count(id)"));
+    let ended = pond.millpond(&["validate", "pipeline.yaml", "--json"]);
+    assert_eq!(ended.code, 78, "{ended:?}");
+    let answer: Value = serde_json::from_str(&ended.stdout).unwrap();
+    let told: Vec<(u64, String)> = answer["problems"].as_array().unwrap().iter().map(|p| (p["line"].as_u64().unwrap(), p["message"].as_str().unwrap().to_string())).collect();
+    assert_eq!(told.len(), 2, "{answer}");
+    assert!(told[0].0 == 9 && told[0].1.contains("its formats change"), "{told:?}");
+    assert!(told[1].0 == 11 && told[1].1.contains("table minutes"), "{told:?}");
+    assert_eq!(answer["problems"][0]["line_text"].as_str().unwrap().chars().skip(answer["problems"][0]["column"].as_u64().unwrap() as usize - 1).take(7).collect::<String>(), "[delta]", "{answer}");
+}
+
 /// A wrong type in the pipeline file makes dead letters of everything: the summary says where to look, and that works as pasted.
 #[test]
 fn the_summary_says_how_to_see_why_records_are_dead() {
@@ -449,6 +545,73 @@ fn a_missing_topic_and_one_made_again_are_told() {
     assert_eq!(ended.code, 75, "{ended:?}");
     assert!(ended.stderr.contains("made-again") && ended.stderr.contains("another"), "{ended:?}");
     assert_eq!(pond.number("select count(*) from rows"), 5);
+}
+
+/// `millpond query … | head -1`, and a disk that is full.
+#[test]
+fn an_answer_that_nobody_reads_ends_quietly_and_one_that_cannot_be_written_is_trouble() {
+    let pond = Pond::new(&pipeline("x:1", "t").replace("kafka: {brokers: 'x:1', topic: t, start: earliest}", "file: e.ndjson"));
+    std::fs::write(pond.path().join("e.ndjson"), (0..500).map(|id| event(id) + "\n").collect::<String>()).unwrap();
+    let answered = |args: &[&str], out: Stdio| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_millpond"));
+        command.args(args).current_dir(pond.path()).stdin(Stdio::null()).stdout(out).stderr(Stdio::piped());
+        let ended = command.spawn().unwrap().wait_with_output().unwrap();
+        (ended.status.code(), String::from_utf8(ended.stderr).unwrap())
+    };
+    let wrong = ["validate", "wrong.yaml", "--json"];
+    std::fs::write(pond.path().join("wrong.yaml"), "pipeline: 1\n").unwrap();
+    // The run comes first: the others read what it made.
+    let verbs: [&[&str]; 10] = [
+        &["run", "pipeline.yaml", "--until-end", "--final"],
+        &["run", "pipeline.yaml", "--until-end", "--json"],
+        &["validate", "pipeline.yaml", "--offline"],
+        &["query", "pipeline.yaml", "select * from rows"],
+        &["query", "pipeline.yaml", "select * from rows", "--json"],
+        &["status", "pipeline.yaml"],
+        &["status", "pipeline.yaml", "--json"],
+        &["verify", "pipeline.yaml"],
+        &["schema"],
+        &["--version"],
+    ];
+    for args in verbs {
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let (code, said) = answered(args, writer.into());
+        assert_eq!(code, Some(0), "{args:?}: {said}");
+        assert!(!said.contains("panicked") && !said.contains("error"), "{args:?}: {said}");
+        let full = std::fs::File::options().write(true).open("/dev/full").unwrap();
+        let (code, said) = answered(args, full.into());
+        assert_eq!(code, Some(1), "{args:?}: {said}");
+        assert!(!said.contains("panicked") && said.contains("No space left"), "{args:?}: {said}");
+    }
+    assert_eq!(pond.number("select count(*) from rows"), 500);
+    // What is wrong stays wrong, whoever reads it.
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    assert_eq!(answered(&wrong, writer.into()).0, Some(78));
+    // Nobody reads what a run says on the way, and it goes on.
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    std::fs::write(pond.path().join("f.ndjson"), event(1) + "\n").unwrap();
+    pond.rewrite(&pipeline("x:1", "t").replace("kafka: {brokers: 'x:1', topic: t, start: earliest}", "file: '[ef].ndjson'").replace("pipeline: lines", "pipeline: others").replace("allowed_lateness: 1m", "allowed_lateness: 2m"));
+    let mut command = Command::new(env!("CARGO_BIN_EXE_millpond"));
+    command.args(["run", "pipeline.yaml", "--until-end"]).current_dir(pond.path()).stdin(Stdio::null()).stdout(Stdio::null()).stderr(writer);
+    assert!(command.status().unwrap().success());
+    assert_eq!(pond.number("select count(*) from rows"), 501);
+}
+
+/// JSON has no words for some floats, and one value for a name.
+#[test]
+fn odd_floats_and_equal_names_have_an_answer_in_json() {
+    let pond = Pond::new(&pipeline("x:1", "t").replace("kafka: {brokers: 'x:1', topic: t, start: earliest}", "file: e.ndjson"));
+    std::fs::write(pond.path().join("e.ndjson"), event(1) + "\n").unwrap();
+    pond.until_end();
+    let rows = pond.query("select cast('NaN' as double) as a, cast('inf' as float) as b, [cast('-inf' as double), 1.5e0] as c from rows");
+    assert_eq!(rows, [json!({"a": "NaN", "b": "Infinity", "c": ["-Infinity", 1.5]})]);
+    let twice = "select a.id, b.id from rows a join rows b on a.id = b.id";
+    let ended = pond.millpond(&["query", "pipeline.yaml", twice, "--json"]);
+    assert!(ended.code == 2 && ended.stdout.contains("two columns of the answer are named id") && ended.stdout.contains("`as`"), "{ended:?}");
+    assert_eq!(pond.millpond(&["query", "pipeline.yaml", twice]).code, 0);
 }
 
 /// FAULTS 7.

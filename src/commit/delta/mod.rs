@@ -18,7 +18,9 @@ mod tests;
 mod upkeep;
 mod vector;
 
+pub(crate) use protocol::property_refusal;
 pub use table::DeltaTable;
+pub(crate) use upkeep::interval_ms;
 
 use super::{ANOTHER_NAME, CommitError, LakeTable, Stamp, TableFormat};
 use crate::pipeline::TableFormatKind;

@@ -113,7 +113,7 @@ pub(super) fn with_ntz(protocol: &Value) -> Option<Value> {
 }
 
 /// Why this table property cannot be set on a table that we write.
-pub(super) fn property_refusal(key: &str, value: &str) -> Option<String> {
+pub(crate) fn property_refusal(key: &str, value: &str) -> Option<String> {
     let truthy = value.eq_ignore_ascii_case("true");
     let asks = match key {
         "delta.appendOnly" => truthy,

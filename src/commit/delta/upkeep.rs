@@ -65,7 +65,7 @@ pub(super) async fn clean(store: &dyn ObjectStore, state: &State, now_ms: i64) -
 }
 
 /// `interval 1 hours`, `interval 2 days 3 hours`, with or without the first word.
-pub(super) fn interval_ms(text: &str) -> Option<i64> {
+pub(crate) fn interval_ms(text: &str) -> Option<i64> {
     let lower = text.trim().to_lowercase();
     let words: Vec<&str> = lower.strip_prefix("interval").unwrap_or(&lower).split_whitespace().collect();
     if words.is_empty() || words.len() % 2 != 0 {

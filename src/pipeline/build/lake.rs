@@ -12,6 +12,7 @@ impl Build<'_> {
     pub fn lake(&self, top: &Fields<'_>, pipeline: Option<&str>) -> Option<LakeSpec> {
         let fields = self.fields(top.get("lake")?, &LAKE, top.span("lake"))?;
         let root = fields.get("root").and_then(|node| self.root(node));
+        self.parts.borrow_mut().root_at = fields.get("root").map(|node| node.span);
         let namespace = match fields.get("namespace") {
             Some(node) => self.name(node, Role::Namespace),
             None => pipeline.map(String::from),

@@ -65,7 +65,7 @@ impl Columns {
 pub(super) fn unreadable(name: &Key) -> SourcePart {
     let input = Input::File(FileInput { path: String::new() });
     let spec = SourceSpec { name: name.text.clone(), input, format: Format::Json, columns: vec![], watermark: None, max_record_bytes: 0, max_depth: 0 };
-    SourcePart { spec, doubtful: vec![], open: true, timeless: true, options: vec![] }
+    SourcePart { spec, name_at: name.span, doubtful: vec![], open: true, timeless: true, options: vec![] }
 }
 
 impl Build<'_> {
@@ -328,7 +328,7 @@ impl Build<'_> {
             }
             torn = matches!(&value.value, Value::Scalar(s) if s.text.matches(['(', '<']).count() > s.text.matches([')', '>']).count());
             if let Some(first) = names.insert(key.text.to_lowercase(), &key.text) {
-                self.wrong(key.span, format!("the columns `{first}` and `{}` differ only in case", key.text), "names that differ: SQL and table formats do not tell these apart");
+                self.wrong(key.span, format!("the columns `{first}` and `{}` differ only in case", key.text), "names that differ in more than case, which Iceberg's and Delta's readers do not look at; `from` takes each from its own name");
                 // Which of the two a word of the SQL means cannot be told.
                 columns.open = true;
             }

@@ -5,13 +5,13 @@ use std::collections::BTreeMap;
 use super::super::keys::TABLE_FORMATS;
 use super::super::raw::{Key, Node, Value};
 use super::super::types::partition_field;
-use super::super::{Emit, PartitionField, TableDecl, TableFormatKind};
+use super::super::{Emit, PartitionField, TableDecl, TableFormatKind, Variables};
 use super::super::problem::Span;
-use super::{Build, TablePart};
+use super::{Build, OptionPart, TablePart};
 use super::fields::Fields;
 
 impl Build<'_> {
-    pub fn table(&self, name: &Key, fields: &Fields<'_>) -> Option<TableDecl> {
+    pub fn table(&self, name: &Key, node: &Node, fields: &Fields<'_>) -> Option<TableDecl> {
         let sql = fields.get("sql").and_then(|node| Some((self.filled(node, "a select")?.text.clone(), self.sql_at(node))));
         let key = match fields.get("key") {
             Some(node) => self.names(node, "key").map(Some),
@@ -56,12 +56,31 @@ impl Build<'_> {
         };
         self.parts.borrow_mut().tables.push(TablePart {
             decl: decl.clone(),
+            name_at: name.span,
             key_at: fields.get("key").map(|node| node.span),
             key_items: items,
             emit_at: fields.get("emit").map(|node| node.span),
+            lateness_at: fields.get("allowed_lateness").map(|node| node.span),
+            formats_at: fields.get("formats").map(|node| node.span),
             partition_at,
+            properties: fields.get("properties").map(property_parts).unwrap_or_default(),
+            variables: self.variables(node),
         });
         right.then_some(decl)
+    }
+
+    fn variables(&self, node: &Node) -> Variables {
+        fn values(node: &Node, out: &mut Vec<(String, String)>) {
+            match &node.value {
+                Value::Null => {}
+                Value::Scalar(scalar) => out.extend(scalar.values.iter().cloned()),
+                Value::List(items) => items.iter().for_each(|item| values(item, out)),
+                Value::Map(entries) => entries.iter().for_each(|(_, value)| values(value, out)),
+            }
+        }
+        let mut found = vec![];
+        values(node, &mut found);
+        Variables::new(found, (1..=self.text.line_count()).map(|line| self.text.line(line)))
     }
 
     fn key_items(&self, node: &Node) -> Vec<(String, Span)> {
@@ -152,4 +171,16 @@ impl Build<'_> {
         }
         (properties.len() == entries.len()).then_some(properties)
     }
+}
+
+/// The properties that are texts, be they right or not.
+fn property_parts(node: &Node) -> Vec<OptionPart> {
+    let Value::Map(entries) = &node.value else { return vec![] };
+    let each = entries.iter().filter_map(|(key, value)| match &value.value {
+        Value::Scalar(scalar) if !scalar.broken && !key.text.starts_with("millpond.") => {
+            Some(OptionPart { name: key.text.clone(), value: scalar.text.clone(), shown: scalar.shown().to_string(), name_at: key.span, value_at: value.span })
+        }
+        _ => None,
+    });
+    each.collect()
 }

@@ -146,21 +146,47 @@ impl SqlError {
             DataFusionError::Plan(t) | DataFusionError::NotImplemented(t) | DataFusionError::Execution(t) => t.clone(),
             other => other.strip_backtrace(),
         };
-        let first = message.lines().next().unwrap_or_default().trim_end_matches('.');
-        Self::plainly(first).placed(place)
+        Self::plainly(&message).placed(place)
     }
 
     /// The planner's words, shorter where they are about its insides.
-    fn plainly(text: &str) -> Self {
+    fn plainly(whole: &str) -> Self {
+        // It may stand behind a list of all that was tried.
+        let text = whole.lines().next().unwrap_or_default().trim_end_matches('.');
         if let Some(message) = ungrouped(text) {
             return Self::new(message);
         }
-        if let Some((_, call)) = text.split_once("No function matches the given name and argument types '") {
+        if let Some((_, call)) = whole.split_once("No function matches the given name and argument types '") {
             let call = call.split_once('\'').map_or(call, |(call, _)| call);
+            if let Some(error) = unsummed(call) {
+                return error;
+            }
             return Self::new(format!("no form of the function takes {}", in_our_words(call))).expecting("arguments of other types or another number of them; `cast(… as …)` changes a type");
         }
-        if let Some(sum) = text.strip_prefix("Cannot coerce arithmetic expression ") {
+        const OPERATIONS: [&str; 5] = [
+            "Cannot infer common argument type for comparison operation ",
+            "Cannot infer common argument type for logical boolean operation ",
+            "Cannot infer common argument type for regex operation ",
+            "Cannot infer common type for bitwise operation ",
+            "Cannot infer common string type for string concat operation ",
+        ];
+        let liked = || text.strip_prefix("There isn't a common type to coerce ")?.strip_suffix(" in LIKE expression")?.split_once(" and ");
+        let listed = || text.strip_prefix("Can not find compatible types to compare ")?.split_once(" with ");
+        let operation = OPERATIONS.iter().find_map(|prefix| text.strip_prefix(prefix)).map(String::from);
+        let operation = operation.or_else(|| liked().map(|(a, b)| format!("{a} like {b}"))).or_else(|| listed().map(|(a, b)| format!("{a} in {b}")));
+        if let Some(operation) = operation {
+            let error = Self::new(format!("there is no {}", in_our_words(&operation)));
+            return error.expecting("values of one kind; `cast(… as …)` changes a type, and `cast(… as varchar)` makes a text of a uuid");
+        }
+        let cast = ["Unsupported CAST from ", "Cannot automatically convert "].iter().find_map(|prefix| text.strip_prefix(prefix));
+        if let Some((from, to)) = cast.and_then(|types| types.split_once(" to ")) {
+            let error = Self::new(format!("there is no cast from {} to {}", in_our_words(from), in_our_words(to)));
+            return error.expecting("another type; `cast(… as varchar)` makes a text of a uuid, too");
+        }
+        let sum = ["Cannot coerce arithmetic expression ", "Cannot get result type for temporal operation "].iter().find_map(|prefix| text.strip_prefix(prefix));
+        if let Some(sum) = sum {
             let sum = sum.trim_end_matches(" to valid types");
+            let sum = sum.split(": ").next().unwrap_or(sum);
             return Self::new(format!("there is no {}", in_our_words(sum))).expecting("numbers; `||` joins texts, and `cast(… as …)` changes a type");
         }
         if text.starts_with("Projections require unique expression names") {
@@ -169,12 +195,31 @@ impl SqlError {
         if let Some(ty) = text.strip_prefix("Unsupported SQL type ") {
             const TYPES: [&str; 14] = ["boolean", "int", "integer", "bigint", "smallint", "real", "float", "double", "decimal", "varchar", "string", "date", "time", "timestamp"];
             let error = Self::new(format!("SQL has no type {ty}")).expecting(format!("one of {}", TYPES.join(", ")));
+            if ty.eq_ignore_ascii_case("uuid") {
+                return error.expecting("a text: id = '123e4567-e89b-12d3-a456-426614174000' compares a uuid with the one that it names");
+            }
             return Self { nearest: nearest(ty, &TYPES).map(String::from), ..error };
         }
-        let text = text.split(" Substring {").next().unwrap_or(text);
+        // How the planner holds what it speaks of.
+        let text = [" Substring {", " AggregateFunction(", " ScalarFunction("].iter().fold(text, |text, inside| text.split(inside).next().unwrap_or(text));
         let text = ["Arrow error: ", "Cast error: ", "Parser error: "].iter().fold(text, |text, prefix| text.strip_prefix(prefix).unwrap_or(text));
-        Self::new(lower_first(text))
+        let error = Self::new(lower_first(&in_our_words(text)));
+        if text.starts_with("Failed to coerce") { error.expecting("values of one kind; `cast(… as …)` changes a type") } else { error }
     }
+}
+
+/// An aggregate of what it cannot take.
+fn unsummed(call: &str) -> Option<SqlError> {
+    let (name, types) = call.strip_suffix(')')?.split_once('(')?;
+    let expected = match name.to_lowercase().as_str() {
+        "sum" | "avg" | "mean" | "var" | "var_pop" | "stddev" | "stddev_pop" => {
+            "a number; `cast(… as double)` or `cast(… as decimal(38,2))` makes one of a text, `count(*) filter (where …)` counts what is true"
+        }
+        "bool_and" | "bool_or" => "what is true or false, such as a comparison",
+        _ => return None,
+    };
+    let types = in_our_words(types);
+    (!types.contains(", ")).then(|| SqlError::new(format!("there is no {name} of {types}")).expecting(expected))
 }
 
 /// The planner's words for a column that is neither grouped by nor aggregated, said shorter.
@@ -187,7 +232,14 @@ fn ungrouped(text: &str) -> Option<String> {
 
 /// Arrow's names of types as a pipeline file has them.
 fn in_our_words(text: &str) -> String {
-    const TYPES: [(&str, &str); 9] = [
+    const TYPES: [(&str, &str); 16] = [
+        ("Interval(MonthDayNano)", "interval"),
+        ("FixedSizeBinary(16)", "uuid"),
+        ("Utf8View", "string"),
+        ("LargeUtf8", "string"),
+        ("Float32", "float32"),
+        ("Binary", "binary"),
+        ("Time64(µs)", "time"),
         ("Utf8", "string"),
         ("Int64", "int64"),
         ("Int32", "int32"),
@@ -198,7 +250,12 @@ fn in_our_words(text: &str) -> String {
         ("Timestamp(µs, \"UTC\")", "timestamp"),
         ("Timestamp(µs)", "timestamp_local"),
     ];
-    TYPES.iter().fold(text.to_string(), |text, (arrow, ours)| text.replace(arrow, ours))
+    let mut text = TYPES.iter().fold(text.to_string(), |text, (arrow, ours)| text.replace(arrow, ours));
+    while let Some(at) = text.rfind("List(") {
+        let Some(end) = text[at..].find(')').map(|end| at + end) else { break };
+        text = format!("{}list<{}>{}", &text[..at], &text[at + "List(".len()..end], &text[end + 1..]);
+    }
+    text
 }
 
 pub(super) fn lower_first(text: &str) -> String {

@@ -85,6 +85,15 @@ pub(super) fn known(name: &str) -> Known {
     }
 }
 
+/// The scalar functions that may be called.
+#[cfg(test)]
+pub(crate) fn scalar_functions() -> Vec<std::sync::Arc<datafusion::logical_expr::ScalarUDF>> {
+    let mut all: Vec<_> = session().scalar_functions().values().filter(|f| f.signature().volatility == Volatility::Immutable).cloned().collect();
+    all.sort_by_key(|f| f.name().to_string());
+    all.dedup_by_key(|f| f.name().to_string());
+    all
+}
+
 /// Every name that may be written.
 pub(super) fn names() -> Vec<&'static str> {
     let registry = registry();

@@ -1,14 +1,14 @@
 //! From DataFusion's analyzed plan to the parts of a [`TablePlan`].
 
 use super::aggregate::output_type;
-use super::{Aggregate, AggregateCall, AggregateFunction, GroupColumn, OP, Place, Projected, SqlError, Step, TablePlan, Tumble, caught, functions, types};
-use crate::pipeline::{SourceSpec, TableDecl};
+use super::{Aggregate, AggregateCall, AggregateFunction, GroupColumn, OP, Place, Projected, SqlError, Step, TablePlan, Tumble, bounded, caught, functions, types};
+use crate::pipeline::{SourceSpec, TYPE_KEY, TableDecl};
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef, TimeUnit};
 use datafusion::common::tree_node::{Transformed, TreeNode, TreeNodeRecursion};
 use datafusion::common::{DFSchema, DFSchemaRef, ScalarValue};
 use datafusion::datasource::empty::EmptyTable;
 use datafusion::error::{DataFusionError, Result as DataFusionResult};
-use datafusion::execution::{SessionState, SessionStateBuilder};
+use datafusion::execution::{FunctionRegistry, SessionState, SessionStateBuilder};
 use datafusion::logical_expr::expr::{BinaryExpr as LogicalBinary, Cast};
 use datafusion::logical_expr::expr_rewriter::NamePreserver;
 use datafusion::logical_expr::{Aggregate as LogicalAggregate, Expr, ExprSchemable, LogicalPlan, Operator, Volatility};
@@ -30,7 +30,12 @@ pub(super) fn session() -> SessionState {
     options.sql_parser.map_string_types_to_utf8view = false;
     options.sql_parser.collect_spans = true;
     options.execution.time_zone = Some("UTC".to_string());
-    SessionStateBuilder::new().with_config(config).with_default_features().build()
+    let mut state = SessionStateBuilder::new().with_config(config).with_default_features().build();
+    for function in bounded(&state) {
+        // Only registries that cannot be written to refuse.
+        let _ = state.register_udf(function);
+    }
+    state
 }
 
 fn planned<T>(r: DataFusionResult<T>) -> Result<T, SqlError> {
@@ -351,7 +356,11 @@ impl Builder<'_> {
             // A column handed through stays what it was declared as; whatever is computed may be null.
             let same = plain.as_ref().and_then(|c| source.field_with_name(&c.name).ok()).filter(|f| f.data_type() == &to);
             let nullable = same.is_none_or(|f| f.is_nullable());
-            let metadata = same.map(|f| f.metadata().clone()).unwrap_or_default();
+            let mut metadata = same.map(|f| f.metadata().clone()).unwrap_or_default();
+            // Nothing else that SQL works on has 16 bytes.
+            if to == DataType::FixedSizeBinary(16) {
+                metadata.insert(TYPE_KEY.into(), "uuid".into());
+            }
             fields.push(Field::new(name, to, nullable).with_metadata(metadata));
         }
         Ok((columns, Arc::new(Schema::new(fields))))

@@ -9,7 +9,7 @@ use super::error::{Place, SqlError};
 use super::names::{Clause, Part, Pick, Scope, covering, is_aggregate, pick, words_are_columns};
 use super::split::Frame;
 use super::window::whole_days;
-use super::{Align, Declared, OP, Tumble};
+use super::{Align, Declared, OP, Tumble, write_uuids_out};
 use crate::pipeline::{FileInput, Format, Input, SourceSpec};
 use datafusion::sql::sqlparser::ast::{
     Expr, FunctionArg, FunctionArgExpr, GroupByExpr, Ident, ObjectName, Query, Select, SelectItem, SetExpr, Spanned, Statement, TableFactor, Value,
@@ -112,7 +112,8 @@ impl Checked {
             Place::Source => Some(self.from),
             Place::Group => {
                 let grouped = self.groups.iter().find_map(|p| p.span);
-                grouped.or_else(|| self.items.iter().find(|p| p.aggregates).and_then(|p| p.span))
+                let aggregate = || self.items.iter().find(|p| p.aggregates).and_then(|p| p.span);
+                grouped.or_else(aggregate).or_else(|| self.items.iter().find_map(|p| p.span))
             }
             _ => return error,
         };
@@ -168,6 +169,9 @@ pub(super) fn check(sql: &str, sources: &[Declared<'_>], unsure: bool) -> Result
     }
     let mut scope = Scope { sql, columns, doubtful, open: source.open, source: source.spec.name.clone(), alias, given };
     let judged = judge(&mut scope, select, windowed, &mut errors);
+    for (text, span) in write_uuids_out(select, &source.spec.columns) {
+        errors.push(SqlError::at_span(format!("'{text}' is no uuid"), span).expecting("a text such as '123e4567-e89b-12d3-a456-426614174000'"));
+    }
     let names = judged.names(select, &scope);
     let Judged { items, condition, groups, having } = judged;
     let mut checked = Checked { statement, source, window, windowed, errors, items, condition, groups, having, names, from };
@@ -246,7 +250,7 @@ fn whole(checked: &mut Checked, sql: &str) {
         let message = "tumble() is used without an aggregate";
         checked.errors.push(SqlError::at_span(message, from).expecting(format!("group by window_start and aggregates, or `from {source}` alone")));
     }
-    let mut found = vec![];
+    let (mut found, mut mixed) = (vec![], vec![]);
     if let Some(select) = checked.select() {
         for (nth, (item, part)) in select.projection.iter().zip(&checked.items).enumerate() {
             let span = part.span.unwrap_or_else(|| covering(sql, item.span()));
@@ -255,6 +259,13 @@ fn whole(checked: &mut Checked, sql: &str) {
                 // An aggregate alone has its own text for a name.
                 (SelectItem::UnnamedExpr(e), None) if !part.wrong && !is_aggregate(e) => {
                     found.push(SqlError::at_span(format!("the column {} needs a name", short(e)), span).expecting("`… as name` behind it"));
+                }
+                (SelectItem::UnnamedExpr(e) | SelectItem::ExprWithAlias { expr: e, .. }, _)
+                    if matches!(select.group_by, GroupByExpr::All(_)) && part.aggregates && !part.wrong && !is_aggregate(e) =>
+                {
+                    let message = format!("group by all cannot group by {}, which holds an aggregate", short(e));
+                    found.push(SqlError::at_span(message, span).expecting("the columns of the group written out: group by window_start, …"));
+                    mixed.push(nth);
                 }
                 (_, Some(name)) if name.eq_ignore_ascii_case(OP) => {
                     let message = format!("the column name {OP} is taken by append-only tables");
@@ -269,6 +280,7 @@ fn whole(checked: &mut Checked, sql: &str) {
         }
     }
     checked.errors.extend(found);
+    mixed.into_iter().for_each(|nth| checked.items[nth].wrong = true);
 }
 
 /// An expression in a few words, for a message.

@@ -115,6 +115,45 @@ fn a_uuid_handed_through_stays_one() {
 }
 
 #[test]
+fn uuids_are_compared_with_texts_and_cast_to_them() {
+    use arrow::array::{Array, FixedSizeBinaryArray};
+    let bytes = [[0x12, 0x3e, 0x45, 0x67, 0xe8, 0x9b, 0x12, 0xd3, 0xa4, 0x56, 0x42, 0x66, 0x14, 0x17, 0x40, 0x00], [0xff; 16]];
+    let batch = |plan: &TablePlan| {
+        let ids = FixedSizeBinaryArray::try_from_sparse_iter_with_size(bytes.iter().map(Some).chain([None]), 16).unwrap();
+        RecordBatch::try_new(plan.below_input(), vec![Arc::new(ids)]).unwrap()
+    };
+    let text = "123E4567-e89b-12d3-a456-426614174000";
+    for (condition, rows) in [
+        (format!("id = '{text}'"), vec![0]),
+        (format!("'{text}' <> id"), vec![1]),
+        (format!("id > '{text}'"), vec![1]),
+        (format!("id in ('{text}', 'ffffffff-ffff-ffff-ffff-ffffffffffff')"), vec![0, 1]),
+        (format!("id between '00000000-0000-0000-0000-000000000000' and '{text}'"), vec![0]),
+        (format!("events.Id is distinct from '{text}'"), vec![1, 2]),
+        (format!("coalesce(id, id) = '{text}'"), vec![0]),
+        (format!("cast(id as varchar) = '{}'", text.to_lowercase()), vec![0]),
+        ("id is null".into(), vec![2]),
+    ] {
+        let p = Arc::new(planned(&format!("select id from events where {condition}"), None).unwrap_or_else(|e| panic!("{condition}: {e}")));
+        let done = crate::transform::Transform::new(p.clone()).apply(&batch(&p)).unwrap();
+        assert_eq!(done.rows, rows, "{condition}");
+    }
+    let p = Arc::new(planned("select cast(id as varchar) as t, id::text as u, coalesce(id, id) as c from events", None).unwrap());
+    let done = crate::transform::Transform::new(p.clone()).apply(&batch(&p)).unwrap();
+    assert_eq!(done.failed, []);
+    for column in [0, 1] {
+        let texts: Vec<Option<&str>> = done.batch.column(column).as_string::<i32>().iter().collect();
+        assert_eq!(texts, [Some("123e4567-e89b-12d3-a456-426614174000"), Some("ffffffff-ffff-ffff-ffff-ffffffffffff"), None]);
+    }
+    assert!(done.batch.column(2).is_null(2));
+    let uuid = |f: &Field| f.metadata().get(crate::pipeline::TYPE_KEY).map(String::as_str) == Some("uuid");
+    assert!(uuid(p.output.field(2)) && !uuid(p.output.field(0)));
+    // Largest and smallest of them, and groups by them.
+    let p = planned(&format!("select window_start, id, max(id) as most, min(id) as least, count(distinct id) as n from {T} group by window_start, id having max(id) > '{text}'"), None).unwrap();
+    assert!((1..4).all(|i| uuid(p.output.field(i))), "{:?}", p.output);
+}
+
+#[test]
 fn what_cannot_be_split_is_refused_with_the_reason() {
     let refused: &[(&str, &str)] = &[
         ("select count(*) as n from T group by window_start order by 1", "order by"),
@@ -146,6 +185,22 @@ fn what_cannot_be_split_is_refused_with_the_reason() {
         ("select user_id, USER_ID from events", "same name"),
         ("select user_id, cityName as \"User_ID\" from events", "two columns"),
         ("select null as z from events", "null has no type"),
+        ("select window_start, sum(user_id) as s from T group by window_start", "there is no sum of string; expected a number"),
+        ("select window_start, avg(b) as s from T group by window_start", "there is no avg of bool"),
+        ("select window_start, stddev(event_time) as s from T group by window_start", "there is no stddev of timestamp"),
+        ("select window_start, bool_and(user_id) as s from T group by window_start", "there is no bool_and of string"),
+        ("select window_start, sum(i) + 1 as s from T group by all", "group by all cannot group by sum(i) + 1, which holds an aggregate"),
+        ("select user_id, count(*) as n from T group by all", "window_start"),
+        ("select user_id from events where id = user_id", "there is no uuid = string"),
+        ("select user_id from events where id = 'abc'", "'abc' is no uuid"),
+        ("select cast(id as bigint) as n from events", "no cast from uuid to int64"),
+        ("select id || 'x' as n from events", "uuid"),
+        ("select upper(id) as n from events", "uuid"),
+        ("select length(id) as n from events", "no cast from uuid to string; expected another type; `cast(… as varchar)`"),
+        ("select id like 'a%' as n from events", "there is no uuid like string"),
+        ("select event_time + event_time as n from events", "there is no timestamp + timestamp; expected numbers"),
+        ("select make_array(i)[user_id] as m from events", "list<int64>"),
+        ("select cast(user_id as uuid) as n from events", "compares a uuid with the one that it names"),
         ("select 9223372036854775807 + i - i + (9223372036854775807 + 1) as z from events", "fails for every row"),
         ("insert into events values (1)", "one select"),
         ("select 1 as a from events; select 2 as b from events", "statements"),
@@ -213,6 +268,15 @@ fn each_error_of_a_select_is_told_once() {
     // A group expression that is misspelt makes no column ungrouped.
     let all = told(&format!("select window_start, user_id, count(*) as n from {T} group by window_start, usr_id"), Some(&["window_start", "user_id"]));
     assert_eq!(all, ["no column is named usr_id; did you mean user_id?"]);
+}
+
+#[test]
+fn an_aggregate_within_an_expression_is_told_once_under_group_by_all() {
+    let source = events();
+    let declared = [Declared { spec: &source, doubtful: &[], open: false, timeless: false }];
+    let wrong = check(&decl(&format!("select window_start, sum(i) + max(i) as s from {T} group by all"), None), &declared, false).unwrap_err();
+    assert_eq!(wrong.errors.len(), 1, "{:?}", wrong.errors);
+    assert!(wrong.errors[0].message.contains("which holds an aggregate") && wrong.errors[0].place.is_sql());
 }
 
 #[test]
