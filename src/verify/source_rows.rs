@@ -210,11 +210,16 @@ impl<'a> Reader<'a> {
         {
             self.out.findings.push(Finding::new("topic-id", format!("topic {} has the id {found}, the log was written from {planned}: it was made anew, and its offsets mean other records", self.topic)));
         }
-        for (partition, known) in self.facts.names.get(self.name).into_iter().flatten() {
-            if let Some(found) = names.get(partition).filter(|f| *f != known) {
-                self.out.unprovable.push(format!("source {} partition {partition} was {known} when the log was written, and is {found} now: files came or went before it in the order of names", self.name));
-                self.other.insert(*partition);
+        let Some(logged) = self.facts.names.get(self.name) else { return };
+        for (partition, known) in logged {
+            let Some(found) = names.get(partition).filter(|f| *f != known) else { continue };
+            let text = format!("source {} partition {partition} was {known} when the log was written, and is {found} now", self.name);
+            if names.len() == logged.len() {
+                self.out.findings.push(Finding::new("partition-name", text));
+            } else {
+                self.out.unprovable.push(format!("{text}: files came or went before it in the order of names"));
             }
+            self.other.insert(*partition);
         }
     }
 

@@ -18,7 +18,7 @@ sources:
   events:
     file: "{dir}/data/*.ndjson"
     format: json
-    columns: {{id: int64, user_id: string, event_time: timestamp, amount: "decimal(12,2)", weight: float64}}
+    columns: {{id: int64, user_id: string not null, event_time: timestamp, amount: "decimal(12,2)", weight: float64}}
     watermark: {{column: event_time, delay: 1m, idle_after: never}}
 tables:
   spend:
