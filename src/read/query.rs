@@ -2,6 +2,7 @@
 
 use super::adapt::{is_uuid, uuid_to_text};
 use crate::pipeline::TYPE_KEY;
+use crate::pipeline::sql::bounded;
 use arrow::array::{Array, ArrayAccessor, AsArray, Float64Array, Int64Array, ListArray, MapArray, RecordBatch};
 use arrow::compute::cast;
 use arrow::datatypes::{DataType, Field, FieldRef, Float64Type, Int64Type, Schema, SchemaRef};
@@ -39,6 +40,7 @@ pub enum QueryError {
 pub async fn run(tables: Vec<(String, Arc<dyn TableProvider>)>, sql: &str) -> Result<(SchemaRef, SendableRecordBatchStream), QueryError> {
     let refused = |e: DataFusionError| QueryError::Refused(e.strip_backtrace());
     let context = SessionContext::new_with_config(SessionConfig::new().with_information_schema(true));
+    bounded(&context).into_iter().for_each(|function| context.register_udf(function.as_ref().clone()));
     for (name, table) in tables {
         let reference = match name.split_once('.') {
             None => TableReference::bare(name),

@@ -37,6 +37,7 @@ mod schema;
 mod select;
 mod shown;
 mod source_rows;
+mod strict;
 mod structure;
 mod widen;
 mod window;

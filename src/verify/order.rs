@@ -7,7 +7,7 @@
 //! Source: N. Higham, *Accuracy and Stability of Numerical Algorithms*, 2nd edition, sections 4.2 (sums) and 1.9 (variances,
 //! with the bound of Chan and Lewis).
 
-use super::select::{WITHIN, Strict};
+use super::strict::Strict;
 use arrow::array::{Array, ArrayRef, AsArray, BooleanArray, Float64Array, StringArray};
 use arrow::compute::cast;
 use arrow::compute::kernels::cmp::not_distinct;
@@ -17,6 +17,9 @@ use arrow::util::display::{ArrayFormatter, FormatOptions};
 use datafusion::error::Result;
 use datafusion::logical_expr::{ColumnarValue, Expr, ScalarUDF, Volatility, create_udf};
 use std::sync::Arc;
+
+/// Begins the names of columns that tell how far sums of floats may be off.
+pub(super) const WITHIN: &str = "may be off ";
 
 /// The column of computed rows that a table may hold or not. No column of a table can have its name.
 pub const MAYBE: &str = "\0maybe";

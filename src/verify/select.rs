@@ -5,13 +5,14 @@
 //! of wrapping, and sums are kept wide and are null when their type cannot hold them.
 
 use super::order::{Leeway, MAYBE, within_column};
-use super::widen::{group_key, wide};
+use super::strict::{Physical, Strict, strict};
+use super::widen::{AT, UNFIT, group_key, wide};
 use super::window::Windows;
 use crate::pipeline::Column;
 use crate::pipeline::sql::{Tumble, bounded, reason, values, write_uuids_out};
 use arrow::array::{Array, ArrayRef, AsArray, BooleanArray, UInt32Array, UInt64Array, new_null_array};
-use arrow::compute::{CastOptions, cast_with_options, concat, filter_record_batch, take_record_batch};
-use arrow::datatypes::{DataType, Decimal128Type, Field, Schema, SchemaRef, TimestampMicrosecondType, UInt64Type};
+use arrow::compute::{concat, filter_record_batch, take_record_batch};
+use arrow::datatypes::{DataType, Field, Schema, SchemaRef, TimestampMicrosecondType, UInt64Type};
 use arrow::record_batch::{RecordBatch, RecordBatchOptions};
 use datafusion::common::tree_node::{Transformed, TreeNode};
 use datafusion::common::{DFSchema, DFSchemaRef, ScalarValue, TableReference};
@@ -19,27 +20,12 @@ use datafusion::datasource::MemTable;
 use datafusion::datasource::empty::EmptyTable;
 use datafusion::error::{DataFusionError, Result};
 use datafusion::logical_expr::{Aggregate, BinaryExpr as LogicalBinary, Cast, Expr, ExprSchemable, LogicalPlan, LogicalPlanBuilder, Operator};
-use datafusion::logical_expr::simplify::SimplifyContext;
-use datafusion::optimizer::simplify_expressions::ExprSimplifier;
-use datafusion::physical_expr::expressions::BinaryExpr;
-use datafusion::physical_expr::{PhysicalExpr, create_physical_expr};
 use datafusion::prelude::{SessionConfig, SessionContext};
 use datafusion::sql::sqlparser::ast::{Expr as Ast, Function, FunctionArguments, Ident, ObjectName, ObjectNamePart, SetExpr, Statement, TableFactor, Value, VisitMut, VisitorMut};
 use datafusion::sql::sqlparser::{dialect::GenericDialect, parser::Parser};
 use std::collections::BTreeSet;
 use std::ops::ControlFlow;
 use std::sync::Arc;
-
-type Physical = Arc<dyn PhysicalExpr>;
-
-/// The column that tells states of the same rows apart; no source can have it, because it is no word.
-pub(super) const AT: &str = "at entry";
-
-/// Begins the names of columns that tell which values did not fit.
-pub(super) const UNFIT: &str = "does not fit ";
-
-/// Begins the names of columns that tell how far sums of floats may be off.
-pub(super) const WITHIN: &str = "may be off ";
 
 /// The query of one table under one plan.
 pub struct Select {
@@ -57,14 +43,6 @@ pub struct Select {
     output: SchemaRef,
     /// Positions in `output` of values that depend on the order in which floats come.
     pub inexact: BTreeSet<usize>,
-}
-
-/// An expression that fails where it would otherwise wrap or lose digits.
-pub(super) struct Strict {
-    expr: Physical,
-    /// Digits that a computed decimal may have.
-    digits: Option<u8>,
-    to: Option<DataType>,
 }
 
 /// Rows that came through, by their place in what was given, and those that could not.
@@ -430,39 +408,6 @@ impl Select {
     }
 }
 
-impl Strict {
-    fn of(&self, batch: &RecordBatch) -> Result<ArrayRef> {
-        let mut column = values(&self.expr, batch)?;
-        if let Some(digits) = self.digits {
-            let decimals = column.as_primitive_opt::<Decimal128Type>();
-            decimals.map(|d| d.validate_decimal_precision(digits)).transpose()?;
-        }
-        if let Some(to) = self.to.as_ref().filter(|to| *to != column.data_type()) {
-            column = cast_with_options(&column, to, &CastOptions { safe: false, ..CastOptions::default() })?;
-        }
-        Ok(column)
-    }
-
-    /// As [`Strict::of`], null in the rows that fail. `first`: the place of the first row.
-    pub(super) fn each(&self, batch: &RecordBatch, first: usize, failed: &mut Vec<usize>) -> Result<ArrayRef> {
-        let n = batch.num_rows();
-        match self.of(batch) {
-            Ok(column) => Ok(column),
-            Err(e) if n == 0 => Err(e),
-            Err(_) if n == 1 => {
-                failed.push(first);
-                let ty = self.to.clone().map_or_else(|| self.expr.data_type(batch.schema_ref()), Ok)?;
-                Ok(new_null_array(&ty, 1))
-            }
-            Err(_) => {
-                let low = self.each(&batch.slice(0, n / 2), first, failed)?;
-                let high = self.each(&batch.slice(n / 2, n - n / 2), first + n / 2, failed)?;
-                Ok(concat(&[low.as_ref(), high.as_ref()])?)
-            }
-        }
-    }
-}
-
 /// Adds the windows' bounds to the columns that a query reads.
 pub fn with_windows(input: &SchemaRef, mut columns: Vec<ArrayRef>, time: &ArrayRef, windows: &mut Windows) -> Result<(RecordBatch, Vec<(i64, i64)>)> {
     let times = time.as_primitive_opt::<TimestampMicrosecondType>().ok_or_else(|| DataFusionError::Plan("the event time is no timestamp".into()))?;
@@ -641,31 +586,6 @@ fn promised_expr(mut e: Expr, schema: &DFSchema) -> Result<Transformed<Expr>> {
         }
     }
     Ok(if changed { Transformed::yes(e) } else { Transformed::no(e) })
-}
-
-/// An expression that can be evaluated. Some functions are only ever run in the form that simplifying gives them.
-fn strict(context: &SessionContext, e: &Expr, schema: &DFSchemaRef) -> Result<Physical> {
-    let state = context.state();
-    let simplify = SimplifyContext::default().with_schema(schema.clone()).with_config_options(state.config_options().clone());
-    // Literals may change the digits of a decimal, for which what is around it was planned.
-    let typed = |e: Expr| match (matches!(e, Expr::ScalarFunction(_)), e.get_type(schema.as_ref())?) {
-        (true, ty @ DataType::Decimal128(..)) => Ok(Transformed::yes(Expr::Cast(Cast::new(Box::new(e), ty)))),
-        _ => Ok(Transformed::no(e)),
-    };
-    let simple = ExprSimplifier::new(simplify).simplify(e.clone().transform_up(typed)?.data)?;
-    checked(create_physical_expr(&simple, schema, state.execution_props())?)
-}
-
-/// Integer `+`, `-` and `*` that fail instead of wrapping.
-fn checked(e: Physical) -> Result<Physical> {
-    let strict = |e: Physical| match e.as_any().downcast_ref::<BinaryExpr>() {
-        Some(b) if matches!(b.op(), Operator::Plus | Operator::Minus | Operator::Multiply) => {
-            let strict = BinaryExpr::new(b.left().clone(), *b.op(), b.right().clone()).with_fail_on_overflow(true);
-            Ok(Transformed::yes(Arc::new(strict) as Physical))
-        }
-        _ => Ok(Transformed::no(e)),
-    };
-    Ok(e.transform_up(strict)?.data)
 }
 
 /// Whether the result depends on the order in which floats come.

@@ -1,8 +1,7 @@
 //! Aggregates over types in which no sum of rows ends, narrowed again to the declared ones: what does not fit there is told
 //! from what is null.
 
-use super::order::Kind;
-use super::select::{AT, UNFIT, WITHIN};
+use super::order::{Kind, WITHIN};
 use arrow::array::{Array, ArrayRef, AsArray, Decimal128Array, Float64Array};
 use arrow::datatypes::{DataType, Decimal128Type, Decimal256Type, Float64Type, Int64Type, i256};
 use datafusion::common::DFSchema;
@@ -11,6 +10,12 @@ use datafusion::error::{DataFusionError, Result};
 use datafusion::logical_expr::expr::{AggregateFunction, AggregateFunctionParams};
 use datafusion::logical_expr::{Aggregate, Cast, ColumnarValue, Expr, ExprSchemable, LogicalPlan, LogicalPlanBuilder, TryCast, Volatility, create_udf};
 use std::sync::Arc;
+
+/// The column that tells states of the same rows apart; no source can have it, because it is no word.
+pub(super) const AT: &str = "at entry";
+
+/// Begins the names of columns that tell which values did not fit.
+pub(super) const UNFIT: &str = "does not fit ";
 
 /// The aggregate with sums that hold any number of rows, narrowed again to the declared types: what
 /// does not fit is null. Behind its columns stand [`AT`] where states are told apart, what did not fit ([`UNFIT`]), and how

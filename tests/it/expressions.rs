@@ -126,6 +126,21 @@ fn what_cannot_be_computed_for_any_row_is_refused_by_validate() {
     }
 }
 
+/// `date_trunc` counts in nanoseconds, which wrap in the year 2262: dates that stand for "never" lie beyond.
+#[test]
+fn a_time_that_nanoseconds_do_not_hold_is_truncated_to_no_other() {
+    let pond = pond("  days: {sql: \"select id, date_trunc('day', at) as day from events\"}\n");
+    let far = |id: i64, at: &str| format!(r#"{{"id":{id},"u":"a","at":"{at}","user-id":"x"}}"#) + "\n";
+    fs::write(pond.path().join("events.ndjson"), far(1, "2261-12-31T10:00:00Z") + &far(2, "9999-12-31T00:00:00Z") + &far(3, "0001-01-01T00:00:00Z")).unwrap();
+    pond.until_end();
+    assert_eq!(pond.query("select id, day from days"), [json!({"id": 1, "day": "2261-12-31T00:00:00Z"})]);
+    let dead = pond.query("select _offset, _reason from events__dead order by _offset");
+    assert!(dead.len() == 2 && dead[0]["_reason"].as_str().unwrap().contains("found 9999-12-31"), "{dead:?}");
+    pond.assert_proven();
+    let asked = pond.millpond(&["query", "pipeline.yaml", "select date_trunc('day', timestamp '9999-12-31')"]);
+    assert!(asked.code != 0 && !asked.stdout.contains("1816"), "{asked:?}");
+}
+
 /// To Delta an empty partition value is null: in a column that cannot be null it stays what it was, and one row, after its index was
 /// lost, too.
 #[test]

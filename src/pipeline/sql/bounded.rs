@@ -1,10 +1,11 @@
 //! Functions that make much of little: `repeat('x', 1e15)` would end the process where memory cannot be had, which no row
-//! may do. What one evaluation makes is bounded; rows that ask for more fail.
+//! may do. What one evaluation makes is bounded; rows that ask for more fail. So do times that a function would turn into
+//! others, because it counts in 64 bits of nanoseconds.
 
 use arrow::array::{Array, ArrayRef, AsArray, Int64Array};
 use arrow::compute::kernels::length::length;
 use arrow::compute::{cast, cast_with_options, CastOptions};
-use arrow::datatypes::{DataType, FieldRef, Int64Type, IntervalMonthDayNanoType, TimeUnit};
+use arrow::datatypes::{DataType, FieldRef, Int64Type, IntervalMonthDayNanoType, TimeUnit, TimestampMicrosecondType};
 use datafusion::common::config::ConfigOptions;
 use datafusion::error::{DataFusionError, Result};
 use datafusion::execution::FunctionRegistry;
@@ -30,9 +31,11 @@ enum Makes {
     Elements,
     Range,
     Distance,
+    /// A time that 64 bits of nanoseconds since 1970 hold.
+    Nanoseconds,
 }
 
-const BOUNDED: [(&str, Makes); 10] = [
+const BOUNDED: [(&str, Makes); 11] = [
     ("repeat", Makes::Repeat),
     ("lpad", Makes::Pad),
     ("rpad", Makes::Pad),
@@ -43,6 +46,7 @@ const BOUNDED: [(&str, Makes); 10] = [
     ("range", Makes::Range),
     ("generate_series", Makes::Range),
     ("levenshtein", Makes::Distance),
+    ("date_trunc", Makes::Nanoseconds),
 ];
 
 /// The registry's functions of this kind, bounded: to be registered in their places.
@@ -122,6 +126,13 @@ impl ScalarUDFImpl for Bounded {
             Makes::Repeat | Makes::Pad | Makes::Replace | Makes::RegexpReplace => (self.made(&arrays)?, MOST_BYTES, "bytes"),
             Makes::Elements | Makes::Range => (self.made(&arrays)?, MOST_ELEMENTS, "elements"),
             Makes::Distance => (self.made(&arrays)?, MOST_STEPS, "comparisons"),
+            Makes::Nanoseconds => {
+                if let Some(us) = arrays.iter().find_map(beyond_nanoseconds) {
+                    let shown = chrono::DateTime::from_timestamp_micros(us).map_or_else(|| format!("{us} us"), |t| t.to_rfc3339());
+                    return Err(DataFusionError::Execution(format!("{} takes times from 1677-09-22 to 2262-04-11, found {shown}", self.name())));
+                }
+                return self.inner.inner().invoke_with_args(args);
+            }
         };
         if made > most {
             return Err(DataFusionError::Execution(format!("{} would make more than {most} {what}", self.name())));
@@ -173,6 +184,7 @@ impl Bounded {
                     }
                 })
             }
+            Makes::Nanoseconds => 0,
             Makes::Distance => {
                 let Some(second) = args.get(1) else { return Ok(0) };
                 let (one, other) = (lengths(first)?, lengths(second)?);
@@ -180,6 +192,12 @@ impl Bounded {
             }
         })
     }
+}
+
+/// A time of these that cannot be counted in 64 bits of nanoseconds.
+fn beyond_nanoseconds(times: &ArrayRef) -> Option<i64> {
+    let times = times.as_primitive_opt::<TimestampMicrosecondType>()?;
+    times.iter().flatten().find(|us| us.checked_mul(1000).is_none())
 }
 
 fn at(numbers: &Int64Array, row: usize) -> u64 {
