@@ -21,25 +21,40 @@ pub struct Decided {
     pub times: BTreeMap<String, Times>,
     /// Its runs, when this worker made them: they need not be read back.
     pub runs: Option<HandedRuns>,
+    /// Its staged files, until the table half has taken it.
+    pub staged: Weight,
+}
+
+/// Bytes that count in a sum for as long as this is there.
+#[derive(Debug, Default)]
+pub struct Weight {
+    bytes: u64,
+    sum: Arc<AtomicU64>,
+}
+
+impl Weight {
+    fn new(bytes: u64, sum: &Arc<AtomicU64>) -> Self {
+        sum.fetch_add(bytes, Ordering::Relaxed);
+        Self { bytes, sum: sum.clone() }
+    }
+}
+
+impl Drop for Weight {
+    fn drop(&mut self) {
+        self.sum.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
 }
 
 /// Runs on their way from half to half in memory.
 pub struct HandedRuns {
     runs: Vec<Run>,
-    bytes: u64,
-    waiting: Arc<AtomicU64>,
+    _weight: Weight,
 }
 
 impl HandedRuns {
     /// The runs; they wait no more.
     pub fn take(mut self) -> Vec<Run> {
         std::mem::take(&mut self.runs)
-    }
-}
-
-impl Drop for HandedRuns {
-    fn drop(&mut self) {
-        self.waiting.fetch_sub(self.bytes, Ordering::Relaxed);
     }
 }
 
@@ -72,6 +87,8 @@ pub struct Head {
     /// Bytes of the runs that wait for the table half, and what they may be.
     waiting: Arc<AtomicU64>,
     most_waiting: u64,
+    /// Bytes of staged files of the entries that the table half has not taken yet.
+    staged: Arc<AtomicU64>,
 }
 
 struct State {
@@ -87,7 +104,7 @@ impl Head {
     pub fn new(log: Log, writer: String, ledger: Ledger, out: mpsc::UnboundedSender<Decided>, metrics: Arc<Metrics>, keep_runs: bool) -> Self {
         let plan = ledger.plan_entry;
         let state = Mutex::new(State { ledger, out: Some(out), plan });
-        Self { log, writer, state, metrics, keep_runs, waiting: Arc::default(), most_waiting: u64::MAX }
+        Self { log, writer, state, metrics, keep_runs, waiting: Arc::default(), most_waiting: u64::MAX, staged: Arc::default() }
     }
 
     /// Bounds the memory of runs that wait for the table half: those beyond it are read back when their turn comes.
@@ -103,8 +120,13 @@ impl Head {
         if !self.keep_runs || (before > 0 && before + bytes > self.most_waiting) {
             return None;
         }
-        self.waiting.fetch_add(bytes, Ordering::Relaxed);
-        Some(HandedRuns { runs, bytes, waiting: self.waiting.clone() })
+        Some(HandedRuns { runs, _weight: Weight::new(bytes, &self.waiting) })
+    }
+
+    /// Bytes of staged files of entries that are decided and that the table half, which may be held up by a commit, has not
+    /// seen yet.
+    pub fn unseen_bytes(&self) -> u64 {
+        self.staged.load(Ordering::Relaxed)
     }
 
     /// The log as this worker knows it.
@@ -146,7 +168,11 @@ impl Head {
         let times = state.ledger.apply(&entry).map_err(LogError::from)?;
         // The table half is gone only when the worker stops: then nobody needs the entry here.
         if let Some(out) = &state.out {
-            let _ = out.send(Decided { seq, entry: Arc::new(entry), times, runs });
+            let staged = match &entry.body {
+                Body::Data(data) => data.files.iter().map(|f| f.file.bytes).sum(),
+                _ => 0,
+            };
+            let _ = out.send(Decided { seq, entry: Arc::new(entry), times, runs, staged: Weight::new(staged, &self.staged) });
         }
         Ok(())
     }

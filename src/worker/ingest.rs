@@ -135,7 +135,7 @@ impl Ingest {
                 held >= epoch_bytes / 2 || work.raw_bytes / 2 >= epoch_bytes
             };
             // An epoch that is full and may not be decided takes nothing more: the sources wait.
-            let blocked = full(work, &self.held) && self.pressure.behind.load(Ordering::Relaxed);
+            let blocked = full(work, &self.held) && self.tables_are_behind();
             let left = every.saturating_sub(since.elapsed());
             let got = if blocked {
                 tokio::time::sleep(LOOK_UP).await;
@@ -163,7 +163,7 @@ impl Ingest {
                 }
                 continue;
             }
-            if self.pressure.behind.load(Ordering::Relaxed) && work.moved {
+            if self.tables_are_behind() && work.moved {
                 self.metrics.waiting("tables", "they are too far behind the log: no epoch is decided until they catch up (backlog, memory)");
                 if lag_told.elapsed() > LAG_EVERY {
                     self.refresh_lag().await?;
@@ -179,6 +179,11 @@ impl Ingest {
                 self.restart(&mut readings).await?;
             }
         }
+    }
+
+    /// So far that nothing more is to be decided meanwhile, as the table half told last, or by what it has not seen since.
+    fn tables_are_behind(&self) -> bool {
+        self.pressure.behind.load(Ordering::Relaxed) || self.head.unseen_bytes() > self.pipeline.backlog.bytes
     }
 
     async fn begin(&mut self, readings: &mut [Reading]) -> Result<Open, WorkerError> {

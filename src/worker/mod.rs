@@ -305,7 +305,7 @@ async fn once(pipeline: &Arc<Pipeline>, plans: &[Arc<TablePlan>], options: RunOp
     let mut at = reading.start.clone();
     for (seq, entry) in reading.tail {
         let times = at.apply(&entry).map_err(LogError::from)?;
-        let _ = sender.send(head::Decided { seq, entry: Arc::new(entry), times, runs: None });
+        let _ = sender.send(head::Decided { seq, entry: Arc::new(entry), times, runs: None, staged: head::Weight::default() });
     }
     let pressure = Arc::new(Pressure::default());
     let head = Head::new(place.log.clone(), writer.clone(), reading.head, sender, metrics.clone(), !options.reread_runs);

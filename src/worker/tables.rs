@@ -403,7 +403,7 @@ impl Tables {
 
     async fn fold(&mut self, decided: Decided) -> Result<(), WorkerError> {
         failpoint::hit("fold-before-entry");
-        let Decided { seq, entry, times, runs } = decided;
+        let Decided { seq, entry, times, runs, staged: _staged } = decided;
         if matches!(entry.body, Body::Plan(_)) {
             // No commit spans an entry that changes its table.
             self.commit_until_clear().await?;

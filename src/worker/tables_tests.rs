@@ -143,7 +143,7 @@ impl World {
         let mut at = reading.start.clone();
         for (seq, entry) in reading.tail {
             let times = at.apply(&entry).unwrap();
-            assert!(sender.send(Decided { seq, entry: Arc::new(entry), times, runs: None }).is_ok());
+            assert!(sender.send(Decided { seq, entry: Arc::new(entry), times, runs: None, staged: Default::default() }).is_ok());
         }
         // So little that runs are read back too when several entries wait.
         let head = Arc::new(Head::new(log, name.into(), reading.head, sender, metrics.clone(), keep_runs).with_run_memory(4096));
