@@ -1,6 +1,6 @@
 //! A pipeline file and the plans of its tables: everything that can be wrong with them without a connection, at once.
 
-use super::formats;
+use super::{formats, has_run};
 use super::properties::{self, Told};
 use crate::pipeline::sql::{self, Declared, Place, SqlError, TablePlan};
 use crate::pipeline::{self, Level, Parts, Pipeline, Problem, SourcePart, SourceText, TableDecl, TablePart, keys};
@@ -39,7 +39,9 @@ pub fn load(file: &Path) -> Result<Loaded, Vec<Problem>> {
         let plain = match sql::check(&table.decl, &declared, parts.unsure) {
             Ok(plan) => {
                 found.extend(partition_problems(&text, table, &plan));
-                found.extend(format_problems(&text, table, &plan, |column| sql::column_place(&table.decl, &declared, parts.unsure, column)));
+                // Tables that are there are judged as they are, by the log and by themselves.
+                let begun = pipeline.as_ref().is_ok_and(has_run);
+                found.extend((!begun).then(|| format_problems(&text, table, &plan, |column| sql::column_place(&table.decl, &declared, parts.unsure, column))).into_iter().flatten());
                 let plain = plan.window.is_none();
                 plans.push(Arc::new(plan));
                 plain

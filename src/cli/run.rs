@@ -72,7 +72,7 @@ pub async fn main(a: Arguments) -> i32 {
     shown.abort();
     if let Err(e) = done {
         let Failure(code, why) = e.into();
-        return fail(Failure(code, variables.hide_difference(&why)), a.json);
+        return fail(Failure(code, variables.hide_values(&why)), a.json);
     }
     let mut summary = progress::summary(&metrics);
     let seconds = start.elapsed().as_secs_f64();

@@ -169,7 +169,7 @@ async fn connected(loaded: &Loaded) -> Result<Vec<String>, Vec<Trouble>> {
     match Place::open(pipeline, &clock).await {
         Err(error) => failures.push(Trouble { error, at: At::Lake }),
         Ok(place) => {
-            failures.extend(check_declared(&place, pipeline, plans).err().map(|error| Trouble { error, at: At::Pipeline }));
+            failures.extend(check_declared(&place, pipeline, plans, &Default::default()).err().map(|error| Trouble { error, at: At::Pipeline }));
             let folder = Path::from(format!("{}/probe", place.state_folder));
             if let Err(e) = probe::create_if_absent(&place.store, &folder, Uuid::new_v4()).await {
                 failures.push(Trouble { error: e.into(), at: At::Lake });

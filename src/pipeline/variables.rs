@@ -26,6 +26,9 @@ fn is_word(c: char) -> bool {
     c.is_alphanumeric() || c == '_'
 }
 
+/// Begins a line of the log that is set against one of the file.
+const LOGGED: &str = "the log has:";
+
 impl Variables {
     /// `file`: the lines of the pipeline file as they stand there.
     pub(super) fn new<'f>(mut values: Vec<(String, String)>, file: impl Iterator<Item = &'f str>) -> Self {
@@ -47,6 +50,15 @@ impl Variables {
         self.written.extend(other.written.iter().cloned());
     }
 
+    /// The text with references in the place of values; words that only look like a part of one are left, for the text is
+    /// not about a declaration alone. A difference from the log is told as by [`Variables::hide_difference`].
+    pub fn hide_values(&self, text: &str) -> String {
+        if text.contains(LOGGED) {
+            return self.hide_difference(text);
+        }
+        self.values.iter().fold(text.to_string(), |shown, (reference, value)| replaced(&shown, value.trim(), reference))
+    }
+
     /// The text with references in the place of values. Where a part of a value is left, the text says no more than that
     /// the value does not fit.
     pub fn hide(&self, text: &str) -> String {
@@ -61,7 +73,6 @@ impl Variables {
     /// The same of a text that sets a line of the log against one of the file: a value that a variable had before stands in
     /// the former, and nothing tells it there.
     pub fn hide_difference(&self, text: &str) -> String {
-        const LOGGED: &str = "the log has:";
         let shown = self.hide(text);
         if !self.values.iter().any(|(reference, _)| shown.contains(reference.as_str())) {
             return shown;

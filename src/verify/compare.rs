@@ -159,7 +159,11 @@ impl Matcher {
         let mut extra = vec![];
         for (row, (bytes, loose)) in self.encoder.encode(batch)?.into_iter().enumerate() {
             let met = self.expected.get_mut(&bytes).and_then(|waiting| {
-                let at = waiting.iter().position(|(_, l)| close(l, &loose))?;
+                // A row that may be far off takes no value that another one is exactly.
+                let same = |l: &[Loose]| l.iter().zip(&loose).all(|(e, f)| e.value == f.value);
+                let width = |l: &[Loose]| l.iter().map(|e| e.within).fold(0.0, f64::max);
+                let close = (0..waiting.len()).filter(|i| close(&waiting[*i].1, &loose));
+                let at = close.min_by(|a, b| (!same(&waiting[*a].1), width(&waiting[*a].1)).partial_cmp(&(!same(&waiting[*b].1), width(&waiting[*b].1))).unwrap_or(std::cmp::Ordering::Equal))?;
                 Some(waiting.swap_remove(at))
             });
             match met {

@@ -103,7 +103,7 @@ impl Reading {
             TableFormatKind::Delta => Arc::new(delta_schema(&spec.schema)),
         };
         let plain = (0..schema.fields().len()).filter(|c| !schema.field(*c).data_type().is_nested()).collect();
-        let once = Once::of(spec, role, shown, &schema);
+        let once = Once::of(spec, format, role, shown, &schema);
         let open = shown.and_then(|s| Open::of(facts, spec, s));
         Self { schema, plain, once, open, open_windows: BTreeSet::new(), wrong: BTreeMap::new() }
     }

@@ -5,7 +5,7 @@ use super::compare::{At, Encoder, Matcher, show};
 use super::dead_letters::{Letters, Lost, lost_of};
 use super::facts::Facts;
 use super::select::Shown;
-use super::source_rows::{Held, Lineage, Part, Reader, SourceRows, TableRows, widest};
+use super::source_rows::{DeadRow, Held, Lineage, Part, Reader, SourceRows, TableRows, widest};
 use super::structure::{Checked, Role, SHOWN, TableState};
 use super::{Finding, Lake, OpenSource, Options, Progress, Report, RowFinding, VerifyError, instant};
 use crate::pipeline::{Pipeline, TableFormatKind};
@@ -246,10 +246,10 @@ async fn expect(facts: &Facts, rows: &SourceRows, table: &Checked, options: &Opt
                 return Ok(None);
             }
             let topic = facts.plan().sources.get(source).map(|s| s.topic.clone()).unwrap_or_default();
-            let (batch, origin) = dead_batch(rows, &topic, (since, as_of))?;
+            let (batches, origin) = dead_batches(rows, &topic, (since, as_of))?;
             let key = ["_partition", "_offset", "_table"].into_iter().filter_map(column).collect();
             let keep = Keep { held: Some(rows.held.clone()), ..Keep::default() };
-            Some(Expected { batches: vec![batch], origin: Origin::Rows(vec![origin]), compared: all, inexact: BTreeSet::new(), key, paired: true, window: None, keep, only_missing: false, lost: vec![] })
+            Some(Expected { batches, origin: Origin::Rows(origin), compared: all, inexact: BTreeSet::new(), key, paired: true, window: None, keep, only_missing: false, lost: vec![] })
         }
     })
 }
@@ -395,12 +395,30 @@ fn without_later_columns(
     RecordBatch::try_new(rows.schema(), columns).map_err(failed)
 }
 
-fn dead_batch(rows: &SourceRows, topic: &str, (since, as_of): (u64, u64)) -> Result<(RecordBatch, Vec<Lineage>), VerifyError> {
-    let dead: Vec<_> = rows.dead.iter().filter(|d| d.lineage.entry > since && d.lineage.entry <= as_of).collect();
+/// Bytes of dead letters in one batch, but for the last of them: an array holds less than 2 GiB.
+const DEAD_BATCH_BYTES: usize = 64 << 20;
+
+fn dead_batches(rows: &SourceRows, topic: &str, (since, as_of): (u64, u64)) -> Result<(Vec<RecordBatch>, Vec<Vec<Lineage>>), VerifyError> {
+    let dead: Vec<&DeadRow> = rows.dead.iter().filter(|d| d.lineage.entry > since && d.lineage.entry <= as_of).collect();
+    let (mut batches, mut origins) = (vec![], vec![]);
+    let mut from = 0;
+    while from < dead.len() || batches.is_empty() {
+        let mut bytes = 0;
+        let size = |d: &DeadRow| d.key.as_ref().map_or(0, Vec::len) + d.value.as_ref().map_or(0, Vec::len) + d.headers.iter().map(|(n, v)| n.len() + v.as_ref().map_or(0, Vec::len)).sum::<usize>();
+        let fit = dead[from..].iter().take_while(|d| { let before = bytes; bytes += size(d); before < DEAD_BATCH_BYTES }).count();
+        let (batch, origin) = dead_batch(&dead[from..from + fit], topic)?;
+        batches.push(batch);
+        origins.push(origin);
+        from += fit;
+    }
+    Ok((batches, origins))
+}
+
+fn dead_batch(dead: &[&DeadRow], topic: &str) -> Result<(RecordBatch, Vec<Lineage>), VerifyError> {
     let (mut keys, mut values) = (BinaryBuilder::new(), BinaryBuilder::new());
     let names = MapFieldNames { entry: "entries".into(), key: "key".into(), value: "value".into() };
     let mut headers = MapBuilder::new(Some(names), StringBuilder::new(), BinaryBuilder::new());
-    for d in &dead {
+    for d in dead {
         keys.append_option(d.key.as_ref());
         values.append_option(d.value.as_ref());
         for (name, value) in &d.headers {

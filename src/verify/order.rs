@@ -2,7 +2,8 @@
 //!
 //! Each addition of a float rounds, so that a sum of `n` values is known to `n` ulps of the sum of their magnitudes, which
 //! may be far more than ulps of the sum itself: values that cancel leave little else. What stands above the sums is
-//! computed once more with each of them that much higher and lower, and how far the result moves is how far it may be off.
+//! computed once more with each of them that much higher and lower, and as the roundest number between, and how far the
+//! result moves is how far it may be off.
 //!
 //! Source: N. Higham, *Accuracy and Stability of Numerical Algorithms*, 2nd edition, sections 4.2 (sums) and 1.9 (variances,
 //! with the bound of Chan and Lewis).
@@ -28,6 +29,9 @@ pub const MAYBE: &str = "\0maybe";
 pub fn within_column(place: usize) -> String {
     format!("\0within {place}")
 }
+
+/// Sums that are moved together in every way.
+const TOGETHER: usize = 3;
 
 /// What is added up.
 #[derive(Clone, Copy)]
@@ -102,25 +106,89 @@ impl Kind {
     }
 }
 
-/// `summed` with each of its sums in turn as high and as low as it may be. `first`: the place of the first aggregate.
-fn moved(summed: &RecordBatch, first: usize) -> Result<Vec<(usize, RecordBatch)>> {
+/// A sum of floats that may be off.
+struct Doubtful {
+    place: usize,
+    values: Float64Array,
+    slack: Float64Array,
+}
+
+/// As what a sum is tried.
+#[derive(Clone, Copy)]
+enum Step {
+    AsItIs,
+    Higher,
+    Lower,
+    /// The roundest number that it may be: what conditions compare with.
+    Round,
+}
+
+impl Doubtful {
+    fn at(&self, row: usize, step: Step) -> Option<f64> {
+        let (value, slack) = (self.values.is_valid(row).then(|| self.values.value(row))?, self.slack.value(row));
+        Some(match step {
+            Step::AsItIs => value,
+            Step::Higher => value + slack,
+            Step::Lower => value - slack,
+            Step::Round if slack > 0.0 => round(value, slack),
+            Step::Round => value,
+        })
+    }
+}
+
+/// The number of the fewest decimals that is as near as this; 0 before all others.
+fn round(value: f64, slack: f64) -> f64 {
+    if value.abs() <= slack {
+        return 0.0;
+    }
+    let decimals = (0..17).filter_map(|digits| format!("{value:.digits$}").parse::<f64>().ok());
+    decimals.into_iter().find(|near| (near - value).abs() <= slack).unwrap_or(value)
+}
+
+/// The sums that may be off. `first`: the place of the first aggregate.
+fn doubtful(summed: &RecordBatch, first: usize) -> Result<Vec<Doubtful>> {
     let mut all = vec![];
     for (field, slack) in summed.schema_ref().fields().iter().zip(summed.columns()) {
         let Some(nth) = field.name().strip_prefix(WITHIN).and_then(|n| n.parse::<usize>().ok()) else { continue };
-        let slack = slack.as_primitive::<Float64Type>();
+        let slack = slack.as_primitive::<Float64Type>().clone();
         if slack.values().iter().all(|s| *s == 0.0) {
             continue;
         }
         let place = first + nth;
-        let ty = summed.column(place).data_type().clone();
-        let value = cast(summed.column(place), &DataType::Float64)?;
-        let value = value.as_primitive::<Float64Type>();
-        for sign in [1.0, -1.0] {
-            let each = (0..value.len()).map(|i| value.is_valid(i).then(|| value.value(i) + sign * slack.value(i)));
-            let mut columns = summed.columns().to_vec();
-            columns[place] = cast(&(Arc::new(each.collect::<Float64Array>()) as ArrayRef), &ty)?;
-            all.push((place, RecordBatch::try_new(summed.schema(), columns)?));
+        let values = cast(summed.column(place), &DataType::Float64)?.as_primitive::<Float64Type>().clone();
+        all.push(Doubtful { place, values, slack });
+    }
+    Ok(all)
+}
+
+/// `summed` with each of its sums in turn as high, as low and as round as it may be, and with up to [`TOGETHER`] of them in all
+/// ways, of more all of them alike. With each: the places of the sums that were moved.
+fn moved(summed: &RecordBatch, first: usize) -> Result<Vec<(Vec<usize>, RecordBatch)>> {
+    const STEPS: [Step; 3] = [Step::Higher, Step::Lower, Step::Round];
+    let sums = doubtful(summed, first)?;
+    let mut ways: Vec<Vec<Step>> = vec![];
+    for nth in 0..sums.len() {
+        ways.extend(STEPS.map(|step| (0..sums.len()).map(|i| if i == nth { step } else { Step::AsItIs }).collect()));
+    }
+    if (2..=TOGETHER).contains(&sums.len()) {
+        for way in 0..4usize.pow(sums.len() as u32) {
+            let steps: Vec<Step> = (0..sums.len()).map(|i| [Step::AsItIs, Step::Higher, Step::Lower, Step::Round][way / 4usize.pow(i as u32) % 4]).collect();
+            if steps.iter().filter(|s| !matches!(s, Step::AsItIs)).count() > 1 {
+                ways.push(steps);
+            }
         }
+    } else if sums.len() > TOGETHER {
+        ways.extend(STEPS.map(|step| vec![step; sums.len()]));
+    }
+    let mut all = vec![];
+    for steps in ways {
+        let (mut columns, mut places) = (summed.columns().to_vec(), vec![]);
+        for (sum, step) in sums.iter().zip(steps).filter(|(_, step)| !matches!(step, Step::AsItIs)) {
+            let each: Float64Array = (0..sum.values.len()).map(|row| sum.at(row, step)).collect();
+            columns[sum.place] = cast(&(Arc::new(each) as ArrayRef), summed.column(sum.place).data_type())?;
+            places.push(sum.place);
+        }
+        all.push((places, RecordBatch::try_new(summed.schema(), columns)?));
     }
     Ok(all)
 }
@@ -142,8 +210,8 @@ fn differ(a: &ArrayRef, b: &ArrayRef) -> Result<BooleanArray> {
 
 /// What the rows of an aggregate may be, given how far its sums may be off.
 pub(super) struct Leeway {
-    /// By the place of a sum.
-    moved: Vec<(usize, RecordBatch)>,
+    /// With the places of the sums that are others.
+    moved: Vec<(Vec<usize>, RecordBatch)>,
 }
 
 impl Leeway {
@@ -151,9 +219,11 @@ impl Leeway {
         Ok(Self { moved: moved(summed, first)? })
     }
 
+    /// Only where all that was moved is read: of the others there is one that moves less.
     fn each<'a>(&'a self, summed: &'a RecordBatch, of: &'a Strict, reads: &'a dyn Fn(&str) -> bool) -> impl Iterator<Item = Result<ArrayRef>> + 'a {
         let read = move |place: &usize| reads(summed.schema_ref().field(*place).name());
-        self.moved.iter().filter(move |(place, _)| read(place)).map(|(_, batch)| of.each(batch, 0, &mut vec![]))
+        let taken = move |places: &[usize]| if places.len() > TOGETHER { places.iter().any(read) } else { places.iter().all(read) };
+        self.moved.iter().filter(move |(places, _)| taken(places)).map(|(_, batch)| of.each(batch, 0, &mut vec![]))
     }
 
     /// How far each row of `column` may be off. `of`: its expression, `reads`: whether it reads a column of `summed`.
@@ -181,7 +251,7 @@ impl Leeway {
                 };
             }
         }
-        // Up and down are two steps of each sum: their sum is twice the larger one at most. What is above the sums rounds, too.
+        // All steps count together. What is above the sums rounds, too.
         let relative = if column.data_type() == &DataType::Float32 { f64::from(f32::EPSILON) } else { 4.0 * f64::EPSILON };
         let rounded = |(i, w): (usize, f64)| if w == 0.0 || !value.is_valid(i) || !value.value(i).is_finite() { w } else { 2.0 * w + relative * value.value(i).abs() };
         Ok(within.into_iter().enumerate().map(rounded).collect::<Vec<f64>>().into())

@@ -114,6 +114,8 @@ struct Era {
     time: Option<usize>,
     tables: Vec<EraTable>,
     limits: Limits,
+    /// Bytes up to which a record that is over the limits was kept.
+    kept_bytes: u64,
 }
 
 struct EraTable {
@@ -164,7 +166,7 @@ impl<'a> Reader<'a> {
         let mut eras = vec![];
         for era in &facts.eras {
             eras.push(match era.plan.sources.get(name) {
-                Some(source) => Some(plan_era((era.entry, &era.plan), newest, name, source, spec, tables, &mut out)?),
+                Some(source) => Some(plan_era(facts, (era.entry, &era.plan), name, source, spec, tables, &mut out)?),
                 None => None,
             });
         }
@@ -328,7 +330,7 @@ impl<'a> Reader<'a> {
     }
 
     fn decode_in(&mut self, raw: &RawBatch, entries: &[Option<u64>], nth: usize, era: &mut Era) -> Result<(), VerifyError> {
-        let raw = &limited(raw, era.limits.max_record_bytes);
+        let raw = &limited(raw, era.limits.max_record_bytes, era.kept_bytes);
         let decoded = era.decoder.decode(raw);
         let in_era = |record: u32| entries[record as usize].filter(|e| self.facts.era_of(*e) == nth);
         let dead: Vec<(u32, u64, String)> = decoded.dead.iter().filter_map(|(r, why)| Some((*r, in_era(*r)?, why.to_string()))).collect();
@@ -484,7 +486,8 @@ fn internal(e: datafusion::error::DataFusionError) -> VerifyError {
     VerifyError::Refused(format!("the rows cannot be computed: {e}"))
 }
 
-fn plan_era((entry, plan): (u64, &Plan), newest: &Plan, name: &str, source: &SourcePlan, spec: &SourceSpec, tables: &BTreeSet<String>, out: &mut SourceRows) -> Result<Era, VerifyError> {
+fn plan_era(facts: &Facts, (entry, plan): (u64, &Plan), name: &str, source: &SourcePlan, spec: &SourceSpec, tables: &BTreeSet<String>, out: &mut SourceRows) -> Result<Era, VerifyError> {
+    let newest = facts.plan();
     let place = |column: &str| source.columns.iter().position(|c| c.name == column);
     let time_column = source.time_column.as_deref().and_then(place);
     let mut used: Vec<usize> = time_column.into_iter().collect();
@@ -537,13 +540,16 @@ fn plan_era((entry, plan): (u64, &Plan), newest: &Plan, name: &str, source: &Sou
         }
     }
     let decoded = |column: usize| columns_used.iter().position(|u| *u == column).unwrap_or_default();
-    let limits = source.limits.unwrap_or_else(|| limits_of(spec));
+    // Logs did not always hold them: then they were what the next plan that has them says, and no bytes were kept.
+    let later = facts.eras.iter().filter(|e| e.entry > entry).find_map(|e| e.plan.sources.get(name)?.limits);
+    let limits = source.limits.or(later).unwrap_or_else(|| limits_of(spec));
+    let kept_bytes = if source.limits.is_some() { limits.max_record_bytes.max(KEPT_BYTES as u64) } else { limits.max_record_bytes };
     let decoder = JsonDecoder::new(&source.columns, &columns_used, time_column, limits.max_depth as usize).map_err(|e| VerifyError::Refused(e.to_string()))?;
     for table in &mut made {
         let late = table.late.iter_mut().flat_map(|l| l.columns.values_mut());
         table.projection.iter_mut().chain(late).for_each(|column| *column = decoded(*column));
     }
-    Ok(Era { tables: made, time: time_column.map(decoded), decoder, limits })
+    Ok(Era { tables: made, time: time_column.map(decoded), decoder, limits, kept_bytes })
 }
 
 fn limits_of(spec: &SourceSpec) -> Limits {
@@ -558,15 +564,15 @@ pub fn widest(facts: &Facts, spec: &SourceSpec) -> SourceSpec {
 }
 
 /// The records as a plan with this limit saw them.
-fn limited(raw: &RawBatch, max_record_bytes: u64) -> Cow<'_, RawBatch> {
+fn limited(raw: &RawBatch, max_record_bytes: u64, kept: u64) -> Cow<'_, RawBatch> {
     let length = |r: &Option<Range<u32>>| r.as_ref().map_or(0, |r| u64::from(r.end - r.start));
     let size = |r: &RawRecord| r.oversized.unwrap_or_else(|| length(&r.key) + length(&r.value) + r.headers.iter().map(|(n, v)| u64::from(n.end - n.start) + length(v)).sum::<u64>());
     let over = |r: &RawRecord| Some(size(r)).filter(|size| *size > max_record_bytes);
-    if raw.records.iter().all(|r| r.oversized == over(r)) {
+    let held = |r: &RawRecord| r.value.is_some() || r.key.is_some() || !r.headers.is_empty();
+    if raw.records.iter().all(|r| r.oversized == over(r) && !(held(r) && r.oversized.is_some_and(|size| size > kept))) {
         return Cow::Borrowed(raw);
     }
     let mut raw = raw.clone();
-    let kept = max_record_bytes.max(KEPT_BYTES as u64);
     for r in &mut raw.records {
         r.oversized = over(r);
         if r.oversized.is_some_and(|size| size > kept) {

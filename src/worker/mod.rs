@@ -468,8 +468,10 @@ fn flatten<T>(done: Result<Result<T, WorkerError>, tokio::task::JoinError>) -> R
 /// entry 0 runs under the winner's plan. Returns the very reading that was compared, and a plan to propose.
 #[allow(clippy::too_many_arguments)]
 async fn settle_plan(pipeline: &Pipeline, plans: &[Arc<TablePlan>], place: &Place, sources: &mut [Box<dyn Source>], facts: &BTreeMap<String, SourceFacts>, writer: &str, world: &Arc<dyn Surroundings>, accept: bool) -> Result<(Reading, Option<Box<Plan>>), WorkerError> {
-    check_declared(place, pipeline, plans)?;
     let mut existing = place.log.open().await?;
+    // Tables that are there are what they are.
+    let known: BTreeSet<String> = existing.iter().flat_map(|r| r.head.specs()).map(|(spec, _)| spec.name.clone()).collect();
+    check_declared(place, pipeline, plans, &known)?;
     let mut starts = BTreeMap::new();
     for (source, spec) in sources.iter_mut().zip(&pipeline.sources) {
         let known = existing.as_ref().is_some_and(|r| r.head.sources.contains_key(&spec.name));
@@ -525,8 +527,8 @@ async fn settle_plan(pipeline: &Pipeline, plans: &[Arc<TablePlan>], place: &Plac
 }
 
 /// Refuses tables that their formats cannot hold, before the log knows of them.
-pub fn check_declared(place: &Place, pipeline: &Pipeline, plans: &[Arc<TablePlan>]) -> Result<(), WorkerError> {
-    for record in plan::declared(pipeline, plans)? {
+pub fn check_declared(place: &Place, pipeline: &Pipeline, plans: &[Arc<TablePlan>], known: &BTreeSet<String>) -> Result<(), WorkerError> {
+    for record in plan::declared(pipeline, plans)?.into_iter().filter(|r| !known.contains(&r.name)) {
         let spec = record.spec().map_err(WorkerError::Internal)?;
         for format in &record.formats {
             place.formats[format].check(&spec).map_err(|e| WorkerError::Misdeclared(e.to_string()))?;

@@ -124,10 +124,11 @@ impl ScalarUDFImpl for Bounded {
         let arrays = ColumnarValue::values_to_arrays(&args.args)?;
         let (made, most, what) = match self.makes {
             Makes::Repeat | Makes::Pad | Makes::Replace | Makes::RegexpReplace => (self.made(&arrays)?, MOST_BYTES, "bytes"),
-            Makes::Elements | Makes::Range => (self.made(&arrays)?, MOST_ELEMENTS, "elements"),
+            Makes::Range => (self.made(&arrays)?, MOST_ELEMENTS, "elements"),
+            Makes::Elements => (self.made(&arrays)?, MOST_BYTES, "bytes"),
             Makes::Distance => (self.made(&arrays)?, MOST_STEPS, "comparisons"),
             Makes::Nanoseconds => {
-                if let Some(us) = arrays.iter().find_map(beyond_nanoseconds) {
+                if let Some(us) = arrays.get(1).filter(|times| coarse(&arrays[0], times)).and_then(beyond_nanoseconds) {
                     let shown = chrono::DateTime::from_timestamp_micros(us).map_or_else(|| format!("{us} us"), |t| t.to_rfc3339());
                     return Err(DataFusionError::Execution(format!("{} takes times from 1677-09-22 to 2262-04-11, found {shown}", self.name())));
                 }
@@ -151,9 +152,19 @@ impl Bounded {
                 let (text, times) = (lengths(first)?, numbers(args.get(1))?);
                 sum(&|row| at(&text, row).saturating_mul(at(&times, row)))
             }
-            Makes::Pad | Makes::Elements => {
+            Makes::Pad => {
                 let to = numbers(args.get(1))?;
                 sum(&|row| at(&to, row))
+            }
+            Makes::Elements => {
+                let to = numbers(args.get(1))?;
+                // What is repeated, or what an array is filled up with.
+                let each = if self.name() == "array_resize" { args.get(2) } else { Some(first) };
+                let sizes: Vec<u64> = match each {
+                    Some(each) => (0..rows).map(|row| if at(&to, row) > 0 { size(each, row) } else { Ok(0) }).collect::<Result<_>>()?,
+                    None => vec![16; rows],
+                };
+                sum(&|row| at(&to, row).saturating_mul(sizes[row].max(16)))
             }
             Makes::Replace | Makes::RegexpReplace => {
                 let (Some(from), Some(to)) = (args.get(1), args.get(2)) else { return Ok(0) };
@@ -194,10 +205,33 @@ impl Bounded {
     }
 }
 
+/// Whether DataFusion counts in nanoseconds to cut times to this unit.
+fn coarse(unit: &ArrayRef, times: &ArrayRef) -> bool {
+    let unit = cast(unit, &DataType::Utf8).ok().filter(|u| !u.is_empty() && u.is_valid(0)).map(|u| u.as_string::<i32>().value(0).to_lowercase());
+    let zoned = matches!(times.data_type(), DataType::Timestamp(_, Some(_)));
+    match unit.as_deref() {
+        Some("microsecond" | "millisecond" | "second" | "minute") => false,
+        Some("hour" | "day") => zoned,
+        _ => true,
+    }
+}
+
 /// A time of these that cannot be counted in 64 bits of nanoseconds.
 fn beyond_nanoseconds(times: &ArrayRef) -> Option<i64> {
     let times = times.as_primitive_opt::<TimestampMicrosecondType>()?;
     times.iter().flatten().find(|us| us.checked_mul(1000).is_none())
+}
+
+/// Bytes of a value.
+fn size(values: &ArrayRef, row: usize) -> Result<u64> {
+    if values.is_null(row) {
+        return Ok(0);
+    }
+    if let Some(width) = values.data_type().primitive_width() {
+        return Ok(width as u64);
+    }
+    let one = arrow::compute::take(values, &Int64Array::from(vec![row as i64]), None)?;
+    Ok(one.to_data().get_slice_memory_size()? as u64)
 }
 
 fn at(numbers: &Int64Array, row: usize) -> u64 {

@@ -26,6 +26,12 @@ tables:
     sql: select window_start, user_id, sum(f) as total from tumble(events, interval '1 hour') group by window_start, user_id having sum(f) > 0
     key: [window_start, user_id]
     allowed_lateness: 5h
+  balances:
+    sql: |
+      select window_start, user_id, sum(f) as total, count(*) / nullif(sum(f), 0) as share, sum(f) * avg(f) as square, case when sum(f) = 0 then 'even' else 'odd' end as word
+      from tumble(events, interval '1 hour') group by window_start, user_id having sum(f) <> 0 or avg(f) <> 0
+    key: [window_start, user_id]
+    allowed_lateness: 5h
   winners_log:
     sql: select window_start, user_id, sum(f) as total, count(*) as n from tumble(events, interval '1 hour') group by window_start, user_id having sum(f) > 0
     allowed_lateness: 5h
@@ -54,6 +60,9 @@ fn fill(pond: &Pond) {
         let mut lines = vec![];
         for (n, f) in part.iter().enumerate() {
             lines.push(line(n, "even", n % 60, *f));
+            // Cents that are nothing together, or next to nothing.
+            let cents = [[0.1, 0.2, -0.3], [-0.4, 0.1, 0.3], [0.7, -0.1, -0.6]][n % 3];
+            lines.push(line(n, &format!("cents{}", n / 3 % 40), n % 60, cents[run % 3]));
             lines.push(line(n, "plus", n % 60, f + 1e5));
             // The window is shown from the first run on, and corrected by every other.
             lines.push(line(n, "clock", 60 + run * 20 + n % 20, 1.0));
