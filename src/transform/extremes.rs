@@ -195,7 +195,7 @@ fn no_function_breaks_on_any_value() {
 /// Memory that cannot be had would end the process.
 #[test]
 fn what_one_row_makes_is_bounded() {
-    for call in ["repeat(s, i)", "lpad(s, i)", "rpad(s, i, 'x')", "array_repeat(s, i)", "array_resize(li, i)", "range(i)", "generate_series(0, i, 1)", "replace(s, '', repeat('x', 60000000))"] {
+    for call in ["repeat(s, i)", "lpad(s, i)", "rpad(s, i, 'x')", "array_repeat(s, i)", "array_repeat(repeat(s, 1000), i / 100000000000000)", "array_resize(li, i)", "range(i)", "generate_series(0, i, 1)", "replace(s, '', repeat('x', 60000000))"] {
         let plan = plan(&decl(&format!("select {call} as v from events where i = 9223372036854775807 or i = 2"), None), &[source()]).unwrap_or_else(|e| panic!("{call}: {e}"));
         let schema = plan.below_input();
         let column = |f: &FieldRef| -> ArrayRef {

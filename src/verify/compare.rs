@@ -159,11 +159,17 @@ impl Matcher {
         let mut extra = vec![];
         for (row, (bytes, loose)) in self.encoder.encode(batch)?.into_iter().enumerate() {
             let met = self.expected.get_mut(&bytes).and_then(|waiting| {
+                // Of rows that are equal to the last bit, which may be very many, any will do.
+                if loose.is_empty() {
+                    return (!waiting.is_empty()).then(|| waiting.swap_remove(0));
+                }
                 // A row that may be far off takes no value that another one is exactly.
-                let same = |l: &[Loose]| l.iter().zip(&loose).all(|(e, f)| e.value == f.value);
-                let width = |l: &[Loose]| l.iter().map(|e| e.within).fold(0.0, f64::max);
-                let close = (0..waiting.len()).filter(|i| close(&waiting[*i].1, &loose));
-                let at = close.min_by(|a, b| (!same(&waiting[*a].1), width(&waiting[*a].1)).partial_cmp(&(!same(&waiting[*b].1), width(&waiting[*b].1))).unwrap_or(std::cmp::Ordering::Equal))?;
+                let rank = |at: usize| {
+                    let other = waiting[at].1.iter().zip(&loose).any(|(e, f)| e.value != f.value);
+                    (other, waiting[at].1.iter().map(|e| e.within).fold(0.0, f64::max))
+                };
+                let close = (0..waiting.len()).filter(|at| close(&waiting[*at].1, &loose)).map(|at| (rank(at), at));
+                let (_, at) = close.min_by(|(a, _), (b, _)| a.0.cmp(&b.0).then(a.1.total_cmp(&b.1)))?;
                 Some(waiting.swap_remove(at))
             });
             match met {
@@ -223,6 +229,24 @@ mod tests {
         };
         assert_eq!(run(&[1].into()), (4, vec![(0, 2)], 1));
         assert_eq!(run(&BTreeSet::new()), (2, vec![(0, 1), (0, 2), (0, 4)], 3));
+    }
+
+    /// Of a hundred thousand rows that are the same none is looked for among the others.
+    #[test]
+    fn a_wide_row_takes_no_value_of_another_and_many_equal_ones_are_met_at_once() {
+        let types = [DataType::Int64, DataType::Float64];
+        let within: ArrayRef = Arc::new(Float64Array::from(vec![22.0, 0.0]));
+        let rows = batch(&[(1, 4.0), (1, 1.0)]);
+        let expected = RecordBatch::try_from_iter([("k".to_string(), rows.column(0).clone()), ("v".to_string(), rows.column(1).clone()), (within_column(1), within)]).unwrap();
+        for found in [[(1, 1.0), (1, 4.0)], [(1, 5.0), (1, 1.0)]] {
+            let mut m = Matcher::new(Encoder::new(&types, &[0, 1], &[1].into()).unwrap(), std::slice::from_ref(&expected)).unwrap();
+            m.found(&batch(&found)).unwrap();
+            assert_eq!((m.matched, m.extra.len()), (2, 0), "{found:?}");
+        }
+        let many = batch(&vec![(7, 0.5); 100_000]);
+        let mut m = Matcher::new(Encoder::new(&types, &[0, 1], &BTreeSet::new()).unwrap(), std::slice::from_ref(&many)).unwrap();
+        m.found(&many).unwrap();
+        assert_eq!((m.matched, m.missing().len()), (100_000, 0));
     }
 
     #[test]

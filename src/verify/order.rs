@@ -141,8 +141,8 @@ fn round(value: f64, slack: f64) -> f64 {
     if value.abs() <= slack {
         return 0.0;
     }
-    let decimals = (0..17).filter_map(|digits| format!("{value:.digits$}").parse::<f64>().ok());
-    decimals.into_iter().find(|near| (near - value).abs() <= slack).unwrap_or(value)
+    let mut decimals = (0..17).filter_map(|digits| format!("{value:.digits$}").parse::<f64>().ok());
+    decimals.find(|near| (near - value).abs() <= slack).unwrap_or(value)
 }
 
 /// The sums that may be off. `first`: the place of the first aggregate.

@@ -230,6 +230,9 @@ fn size(values: &ArrayRef, row: usize) -> Result<u64> {
     if let Some(width) = values.data_type().primitive_width() {
         return Ok(width as u64);
     }
+    if let Some(texts) = values.as_string_opt::<i32>() {
+        return Ok(texts.value_length(row) as u64);
+    }
     let one = arrow::compute::take(values, &Int64Array::from(vec![row as i64]), None)?;
     Ok(one.to_data().get_slice_memory_size()? as u64)
 }
