@@ -19,32 +19,78 @@ unsafe extern "C" {
 
 /// `mi_option_purge_delay`, in milliseconds.
 const PURGE_DELAY: c_int = 15;
+const PURGE_DELAY_VARIABLE: &str = "MIMALLOC_PURGE_DELAY";
 const KEPT_FOR_MS: c_long = 10_000;
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 
 /// Lets the allocator hold freed pages back for ten seconds. To be called before there is a second
 /// thread; `MIMALLOC_PURGE_DELAY` in the environment rules.
 pub fn reuse_pages() {
-    if std::env::var_os("MIMALLOC_PURGE_DELAY").is_none() {
+    if std::env::var_os(PURGE_DELAY_VARIABLE).is_none() {
         // SAFETY: sets a number.
         unsafe { mi_option_set(PURGE_DELAY, KEPT_FOR_MS) }
     }
 }
 
 /// From now on, whenever the process's own pages come near `memory_bytes`, those that are held back go to
-/// the system at once. Does nothing where the system does not tell how many they are.
+/// the system at once; while they are beyond it, none are held back. Does nothing where the system does not tell how many they are.
 pub(super) fn keep_within(memory_bytes: u64) {
     let watch = move || {
+        let mut watch = Watch::new(memory_bytes);
         while let Some(bytes) = own_bytes() {
-            if bytes > memory_bytes / 8 * 7 {
+            if watch.collects(bytes) {
                 // SAFETY: may be called by any thread; gives only free pages back.
                 unsafe { mi_collect(true) }
+                watch.collected(own_bytes().unwrap_or(bytes));
+            }
+            if let Some(delay) = watch.turned() && std::env::var_os(PURGE_DELAY_VARIABLE).is_none() {
+                // SAFETY: sets a number.
+                unsafe { mi_option_set(PURGE_DELAY, delay) }
             }
             std::thread::sleep(LOOK_EVERY);
         }
     };
     if let Err(e) = std::thread::Builder::new().name("footprint".into()).spawn(watch) {
         note(format_args!("more memory than `memory` may be held back for reuse: {e}"));
+    }
+}
+
+/// When to give pages back. What is in use cannot be, so that looking for free pages again is of use only after
+/// there are more: else the kernel clears the same pages over and over.
+struct Watch {
+    memory: u64,
+    /// Collected again beyond this.
+    next: u64,
+    tight: bool,
+    was_tight: bool,
+}
+
+impl Watch {
+    fn new(memory: u64) -> Self {
+        Self { memory, next: 0, tight: false, was_tight: false }
+    }
+
+    fn near(&self) -> u64 {
+        self.memory / 8 * 7
+    }
+
+    fn collects(&mut self, bytes: u64) -> bool {
+        if bytes <= self.near() {
+            (self.next, self.tight) = (0, false);
+        }
+        bytes > self.near().max(self.next)
+    }
+
+    fn collected(&mut self, left: u64) {
+        self.next = left + self.memory / 16;
+        self.tight |= left > self.memory;
+    }
+
+    /// The allocator's delay, where it is to be another.
+    fn turned(&mut self) -> Option<c_long> {
+        let turned = self.tight != self.was_tight;
+        self.was_tight = self.tight;
+        turned.then_some(if self.tight { 0 } else { KEPT_FOR_MS })
     }
 }
 
@@ -60,6 +106,29 @@ fn own_bytes() -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
+    use super::{KEPT_FOR_MS, Watch};
+
+    #[test]
+    fn pages_are_asked_for_again_only_when_there_are_more() {
+        let mut watch = Watch::new(800);
+        let mut looks = |bytes, left| {
+            let collects = watch.collects(bytes);
+            if collects {
+                watch.collected(left);
+            }
+            (collects, watch.turned())
+        };
+        assert_eq!(looks(700, 0), (false, None));
+        assert_eq!(looks(720, 690), (true, None));
+        assert_eq!(looks(720, 690), (false, None), "what is in use is not looked through each time");
+        assert_eq!(looks(760, 740), (true, None));
+        assert_eq!(looks(790, 780), (false, None));
+        assert_eq!(looks(820, 810), (true, Some(0)), "beyond memory nothing is held back");
+        assert_eq!(looks(810, 0), (false, None));
+        assert_eq!(looks(650, 0), (false, Some(KEPT_FOR_MS)), "and there is room again");
+        assert_eq!(looks(720, 690), (true, None));
+    }
+
     #[cfg(target_os = "linux")]
     #[test]
     fn own_pages_are_counted() {

@@ -42,6 +42,10 @@ const PARALLEL_PUTS: usize = 8;
 /// How long the flags that others set (stop, paused) may go unseen while no source has anything to say.
 const LOOK_UP: Duration = Duration::from_millis(20);
 
+/// While partitions wait for others, an epoch ends once the others have had nothing for so long: only the next one may let go
+/// of those that wait.
+const STARVED: Duration = Duration::from_millis(100);
+
 pub struct Ingest {
     pub pipeline: Arc<Pipeline>,
     pub store: Arc<dyn ObjectStore>,
@@ -108,6 +112,7 @@ impl Ingest {
         let epoch_bytes = (self.pipeline.memory_bytes / 4).max(8 << 20);
         let mut open: Option<Open> = None;
         let mut since = Instant::now();
+        let mut came = since;
         let mut lag_told = Instant::now();
         loop {
             let stopping = self.stop.load(Ordering::Relaxed);
@@ -127,6 +132,7 @@ impl Ingest {
             if open.is_none() {
                 open = Some(self.begin(&mut readings).await?);
                 since = Instant::now();
+                came = since;
             }
             let Some(work) = &mut open else { continue };
             let full = |work: &Open, held: &[Arc<AtomicU64>]| {
@@ -143,6 +149,9 @@ impl Ingest {
             } else {
                 self.gather(&mut readings, work, left.min(LOOK_UP)).await?
             };
+            if got == Gathered::Some {
+                came = Instant::now();
+            }
             if got == Gathered::Reassigned {
                 // What the open epoch had taken of other sources is read again.
                 let moved = work.moved;
@@ -154,7 +163,8 @@ impl Ingest {
             }
             let full = full(work, &self.held);
             let all_ends = self.until.as_ref().is_some_and(|ends| would_reach(&readings, &self.sources, ends));
-            let due = since.elapsed() >= every || full || (all_ends && work.moved);
+            let starved = came.elapsed() >= STARVED && readings.iter().any(|r| !r.paused.is_empty());
+            let due = since.elapsed() >= every || full || starved || (all_ends && work.moved);
             if !due {
                 if all_ends && !work.moved && since.elapsed() > Duration::from_millis(200) {
                     // Others read the rest: see how far they are.
@@ -181,9 +191,9 @@ impl Ingest {
         }
     }
 
-    /// So far that nothing more is to be decided meanwhile, as the table half told last, or by what it has not seen since.
+    /// So far that nothing more is to be decided meanwhile, by what the table half told last and what it has not seen since.
     fn tables_are_behind(&self) -> bool {
-        self.pressure.behind.load(Ordering::Relaxed) || self.head.unseen_bytes() > self.pipeline.backlog.bytes
+        self.pressure.holds_up(self.head.unseen_bytes(), &self.pipeline.backlog)
     }
 
     async fn begin(&mut self, readings: &mut [Reading]) -> Result<Open, WorkerError> {
