@@ -27,7 +27,7 @@ use crate::maintain::orphans::Cleaner;
 use crate::observe::Metrics;
 use crate::pipeline::sql::TablePlan;
 use crate::runtime::in_place;
-use crate::pipeline::{Input, Pipeline, SourceSpec, TableFormatKind};
+use crate::pipeline::{Backlog, Input, Pipeline, SourceSpec, TableFormatKind};
 use crate::source::file::FileSource;
 use crate::source::kafka::KafkaSource;
 use crate::source::{Source, SourceError, SourceFacts};
@@ -45,7 +45,7 @@ use scratch::Scratch;
 use sources::SourceThread;
 use surroundings::{Hosted, Surroundings, Task};
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 use tables::{Parts, Tables};
@@ -56,10 +56,25 @@ use uuid::Uuid;
 /// What the table half asks of the ingest half.
 #[derive(Debug, Default)]
 pub struct Pressure {
-    /// The tables are too far behind: nothing more is to be decided meanwhile.
+    /// Rows and entries that wait for the tables fill memory: nothing more is to be decided meanwhile.
     pub behind: AtomicBool,
+    /// Bytes of staged files that the table half has taken and not every format holds.
+    pub staged: AtomicU64,
+    /// Since when the oldest of what waits has waited.
+    pub oldest: Mutex<Option<Instant>>,
     /// Open windows take much memory: partitions that are ahead of others wait for them.
     pub memory: AtomicBool,
+}
+
+impl Pressure {
+    /// Nothing more is to be decided until a commit. `unseen`: bytes of staged files that are decided and that the table
+    /// half has not taken yet; it may be held up by a commit, and tells nothing meanwhile.
+    pub fn holds_up(&self, unseen: u64, limit: &Backlog) -> bool {
+        let oldest = *self.oldest.lock().unwrap_or_else(|e| e.into_inner());
+        self.behind.load(Ordering::Relaxed)
+            || self.staged.load(Ordering::Relaxed) + unseen > limit.bytes
+            || oldest.is_some_and(|since| since.elapsed() > Duration::from_secs(limit.hours * 3600))
+    }
 }
 
 /// The wall clock, injected.
@@ -616,4 +631,27 @@ fn spawn_lanes(pipeline: &Pipeline, layouts: &[Arc<SourceLayout>], metrics: &Arc
         hosted.push(started);
     }
     Ok((senders, held, hosted))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_waits_holds_up_the_reading() {
+        let limit = Backlog { bytes: 100, hours: 24 };
+        let pressure = Pressure::default();
+        assert!(!pressure.holds_up(100, &limit));
+        assert!(pressure.holds_up(101, &limit), "a commit that hangs tells nothing");
+        pressure.staged.store(60, Ordering::Relaxed);
+        assert!(!pressure.holds_up(40, &limit));
+        assert!(pressure.holds_up(41, &limit), "what is told and what is not seen are one backlog");
+        *pressure.oldest.lock().unwrap() = Some(Instant::now());
+        assert!(!pressure.holds_up(0, &limit));
+        std::thread::sleep(Duration::from_millis(2));
+        assert!(pressure.holds_up(0, &Backlog { bytes: 100, hours: 0 }), "it grows old without a word of the table half");
+        *pressure.oldest.lock().unwrap() = None;
+        pressure.behind.store(true, Ordering::Relaxed);
+        assert!(pressure.holds_up(0, &limit));
+    }
 }

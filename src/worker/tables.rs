@@ -370,18 +370,24 @@ impl Tables {
         self.pending().filter(|p| !p.rows.is_empty()).map(|p| p.bytes).sum()
     }
 
-    /// So much waits in memory that it is committed before its time.
+    /// Bytes of the staged files that wait.
+    fn staged_bytes(&self) -> u64 {
+        self.pending().flat_map(|p| &p.files).map(|(_, f)| f.bytes).sum()
+    }
+
+    /// So much waits, in memory or of the backlog, that it is committed before its time.
     fn crowded(&self) -> bool {
-        self.emitted_bytes() > self.parts.pipeline.memory_bytes / 8 && self.last_commit.elapsed() > Duration::from_millis(200)
+        let much = self.emitted_bytes() > self.parts.pipeline.memory_bytes / 8 || self.staged_bytes() > self.parts.pipeline.backlog.bytes / 2;
+        much && self.last_commit.elapsed() > Duration::from_millis(200)
     }
 
     fn tell_pressure(&mut self) {
-        let staged: u64 = self.pending().flat_map(|p| &p.files).map(|(_, f)| f.bytes).sum();
         self.parts.metrics.backlog_bytes.store(self.pending().map(|p| p.bytes).sum(), Ordering::Relaxed);
-        let oldest = self.lake.values().filter_map(|t| t.pending.front()).map(|p| p.since.elapsed()).max().unwrap_or_default();
-        let limit = self.parts.pipeline.backlog;
-        let behind = staged > limit.bytes || oldest > Duration::from_secs(limit.hours * 3600) || self.emitted_bytes() > self.parts.pipeline.memory_bytes / 4 || self.parts.entries.len() > 8;
-        self.parts.pressure.behind.store(behind, Ordering::Relaxed);
+        let behind = self.emitted_bytes() > self.parts.pipeline.memory_bytes / 4 || self.parts.entries.len() > 8;
+        let pressure = &self.parts.pressure;
+        pressure.behind.store(behind, Ordering::Relaxed);
+        pressure.staged.store(self.staged_bytes(), Ordering::Relaxed);
+        *pressure.oldest.lock().unwrap_or_else(|e| e.into_inner()) = self.lake.values().filter_map(|t| t.pending.front()).map(|p| p.since).min();
         let crowded = self.folds.values_mut().any(|f| f.get_mut().unwrap_or_else(|e| e.into_inner()).crowded());
         self.parts.pressure.memory.store(crowded, Ordering::Relaxed);
     }
@@ -403,7 +409,7 @@ impl Tables {
 
     async fn fold(&mut self, decided: Decided) -> Result<(), WorkerError> {
         failpoint::hit("fold-before-entry");
-        let Decided { seq, entry, times, runs, staged: _staged } = decided;
+        let Decided { seq, entry, times, runs, staged } = decided;
         if matches!(entry.body, Body::Plan(_)) {
             // No commit spans an entry that changes its table.
             self.commit_until_clear().await?;
@@ -438,6 +444,9 @@ impl Tables {
             }
         }
         self.recent.push_back((seq, entry));
+        // Counted here before it counts as unseen no more.
+        self.tell_pressure();
+        drop(staged);
         failpoint::hit("fold-after-entry");
         Ok(())
     }

@@ -221,6 +221,38 @@ commit: {every: 200ms}
     assert_eq!((found[0]["n"].as_u64(), found[0]["k"].as_u64()), (Some(ROWS + 1), Some(ROWS)));
 }
 
+/// What waits for the tables is at most the backlog, whatever the cadence of commits: a full one is committed at once.
+#[test]
+fn a_full_backlog_is_committed_before_its_time() {
+    const ROWS: u64 = 400_000;
+    let dir = tempfile::Builder::new().prefix("millpond-early-").tempdir().unwrap();
+    let mut file = std::io::BufWriter::new(File::create(dir.path().join("rows.ndjson")).unwrap());
+    for n in 0..ROWS {
+        writeln!(file, "{{\"k\":{n},\"text\":\"{:016x}\"}}", n.wrapping_mul(0x9E37_79B9_7F4A_7C15)).unwrap();
+    }
+    file.into_inner().unwrap().sync_all().unwrap();
+    let yaml = r#"
+pipeline: early
+sources:
+  rows: {file: rows.ndjson, format: json, columns: {k: int64, text: string}}
+tables:
+  plain: {sql: "select k, text from rows"}
+lake: {root: ./lake}
+memory: 32MiB
+backlog: {bytes: 128KiB}
+epoch: {every: 20ms}
+commit: {every: 1h}
+"#;
+    let lake = Pipeline::new(dir.path().to_path_buf(), yaml);
+    lake.complete(&["--until-end"]);
+    for format in ["iceberg", "delta"] {
+        let found = lake.query(format, "select count(*) as n, count(distinct k) as k from plain").unwrap();
+        assert_eq!((found[0]["n"].as_u64(), found[0]["k"].as_u64()), (Some(ROWS), Some(ROWS)), "{format}");
+        let commits = format!("select count(*) as n from millpond.commits where table_name = 'plain' and format = '{format}'");
+        assert!(lake.query(format, &commits).unwrap()[0]["n"].as_u64() > Some(2), "nothing was committed before its time");
+    }
+}
+
 /// Two sources in one file: each has its own offsets, dead letters and tables; they share the log, the lake and the proof.
 #[test]
 fn two_sources_in_one_file() {
