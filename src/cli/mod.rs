@@ -1,5 +1,6 @@
 //! The command line: one file per verb; human and `--json` output come from one value.
 
+mod descriptors;
 pub mod footprint;
 mod formats;
 mod load;
@@ -75,6 +76,10 @@ pub fn main() -> i32 {
         Ok(arguments) => arguments.verb,
         Err(e) => return explain(&e),
     };
+    if let Err(why) = descriptors::raise() {
+        note(format_args!("error: cannot start: {why}"));
+        return FAILED;
+    }
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(e) => {
