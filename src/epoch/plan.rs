@@ -3,7 +3,7 @@
 use super::entry::{Limits, Plan, SourcePlan, SpecRecord, WindowedOrPlain};
 use super::ledger::Ledger;
 use crate::pipeline::sql::{self, Step, TablePlan};
-use crate::pipeline::{Emit, FileInput, Format, Input, Pipeline, SourceSpec, TableDecl, TableFormatKind, Watermark};
+use crate::pipeline::{Emit, FileInput, Input, Pipeline, SourceSpec, TableDecl, TableFormatKind, Watermark};
 use crate::source::SourceFacts;
 use crate::stage::dead::dead_schema;
 use crate::stage::TableSpec;
@@ -58,6 +58,7 @@ fn source_plan(pipeline: &Pipeline, spec: &SourceSpec, facts: &SourceFacts, star
         topic: facts.topic.clone(),
         starts,
         names: facts.names.clone(),
+        format: spec.format,
         columns: spec.columns.clone(),
         delay_us: spec.watermark.as_ref().map_or(0, |w| w.delay_us),
         time_column: spec.watermark.as_ref().map(|w| w.column.clone()),
@@ -255,6 +256,9 @@ fn source_change(name: &str, before: &SourcePlan, after: &SourcePlan, changes: &
             "source {name}: its watermark column changes from {} to {}, which would judge the same rows differently; give the source and its tables other names, or undo the change",
             word(&before.time_column), word(&after.time_column)
         )));
+    }
+    if before.format != after.format {
+        changes.push(format!("source {name}: its format changes from {} to {}; records from here on are decoded by it", before.format, after.format));
     }
     if before.columns != after.columns {
         let names = |s: &SourcePlan| s.columns.iter().map(|c| c.name.clone()).collect::<BTreeSet<_>>();
@@ -461,7 +465,7 @@ pub fn compile(plan: &Plan) -> Result<BTreeMap<String, Arc<TablePlan>>, PlanErro
         name: name.clone(),
         // Planning looks at the columns and the watermark column only.
         input: Input::File(FileInput { path: String::new() }),
-        format: Format::Json,
+        format: s.format,
         columns: s.columns.clone(),
         watermark: s.time_column.clone().map(|column| Watermark { column, delay_us: s.delay_us, idle_after_us: None, max_ahead_us: 0 }),
         max_record_bytes: 0,

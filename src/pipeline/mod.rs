@@ -134,6 +134,18 @@ pub enum Input {
     File(FileInput),
 }
 
+impl Input {
+    /// A consumer group is told how far the tables are.
+    pub fn has_group(&self) -> bool {
+        matches!(self, Self::Kafka(_))
+    }
+
+    /// Records carry times of their own, which cap how far ahead an event may be.
+    pub fn has_record_times(&self) -> bool {
+        matches!(self, Self::Kafka(_))
+    }
+}
+
 #[derive(Clone)]
 pub struct KafkaInput {
     pub brokers: String,
@@ -167,9 +179,32 @@ pub struct FileInput {
     pub path: String,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// The format of a source's payloads: what [`crate::decode::open`] makes decoders by.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Format {
+    #[default]
     Json,
+}
+
+impl Format {
+    /// By its word in the pipeline file.
+    pub fn named(word: &str) -> Option<Self> {
+        [Self::Json].into_iter().find(|f| f.to_string() == word)
+    }
+
+    /// What logs that name no format mean.
+    pub fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+impl std::fmt::Display for Format {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Json => "json",
+        })
+    }
 }
 
 /// A declared column of a source.

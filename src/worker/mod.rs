@@ -27,9 +27,7 @@ use crate::maintain::orphans::Cleaner;
 use crate::observe::Metrics;
 use crate::pipeline::sql::TablePlan;
 use crate::runtime::in_place;
-use crate::pipeline::{Input, Pipeline, SourceSpec, TableFormatKind};
-use crate::source::file::FileSource;
-use crate::source::kafka::KafkaSource;
+use crate::pipeline::{Pipeline, TableFormatKind};
 use crate::source::{Source, SourceError, SourceFacts};
 use crate::stage::names;
 use crate::store::local::DurableLocal;
@@ -189,14 +187,6 @@ impl Place {
         formats.insert(TableFormatKind::Delta, Arc::new(delta));
         Ok(Self { store, log, state_folder, formats, local: None })
     }
-}
-
-/// Opens a source as the pipeline file names it.
-pub fn open_source(spec: &SourceSpec, pipeline: &str, worker: &str) -> Result<Box<dyn Source>, SourceError> {
-    Ok(match &spec.input {
-        Input::Kafka(_) => Box::new(KafkaSource::new(spec, pipeline, worker)?),
-        Input::File(_) => Box::new(FileSource::new(spec)?),
-    })
 }
 
 /// Asks until the answer is not "away", for `patience`.

@@ -13,7 +13,7 @@ use iceberg::spec::{FormatVersion, ManifestContentType, ManifestFile, ManifestLi
 use millpond::pipeline::{Pipeline, SourceSpec, TableFormatKind};
 use millpond::store::local::DurableLocal;
 use millpond::verify::{Lake, Options, Report, verify};
-use millpond::worker::open_source;
+use millpond::source;
 use parquet::arrow::ArrowWriter;
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use serde_json::{Value, json};
@@ -121,7 +121,7 @@ async fn judged(pipeline: &Pipeline, options: Options) -> Result<Report, millpon
     let local = DurableLocal::open(&pipeline.lake.root).unwrap();
     let root = local.root().to_path_buf();
     let lake = Lake { store: Arc::new(local), root, state_folder: format!("_millpond/{}", pipeline.name) };
-    let open = |spec: &SourceSpec| open_source(spec, "judge", "judge");
+    let open = |spec: &SourceSpec| source::open(spec, "judge", "judge");
     verify(pipeline, &lake, &options, &open, &|_, _| {}).await
 }
 

@@ -87,7 +87,7 @@ impl Build<'_> {
                 None
             }
         };
-        let format = self.word(fields, "format").map(|_| Format::Json);
+        let format = self.word(fields, "format").and_then(Format::named);
         let columns = fields.get("columns").map(|node| self.columns(node, fields.span("columns")));
         let columns = columns.unwrap_or_else(|| Columns { open: true, ..Columns::default() });
         let watermark = match fields.get("watermark") {
