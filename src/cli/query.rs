@@ -10,6 +10,8 @@ use crate::read::query::{Ndjson, QueryError, human_table, named_twice, run};
 use crate::read::LakeTableProvider;
 use crate::worker::{Clock, Place, WorkerError};
 use arrow::array::{ArrayRef, Int64Array, RecordBatch, StringArray, TimestampMillisecondArray, UInt64Array};
+use clap::ValueEnum;
+use clap::builder::PossibleValue;
 use datafusion::catalog::TableProvider;
 use datafusion::datasource::MemTable;
 use futures::TryStreamExt;
@@ -34,16 +36,20 @@ pub struct Arguments {
     sql: String,
     /// Which of a table's formats to read (else the first that it is in)
     #[arg(long)]
-    format: Option<Shown>,
+    format: Option<TableFormatKind>,
     /// Rows as NDJSON
     #[arg(long)]
     json: bool,
 }
 
-#[derive(Clone, Copy, clap::ValueEnum)]
-enum Shown {
-    Iceberg,
-    Delta,
+impl ValueEnum for TableFormatKind {
+    fn value_variants<'a>() -> &'a [Self] {
+        &Self::ALL
+    }
+
+    fn to_possible_value(&self) -> Option<PossibleValue> {
+        Some(PossibleValue::new(self.word()))
+    }
 }
 
 pub async fn main(a: Arguments) -> i32 {
@@ -59,10 +65,6 @@ pub async fn main(a: Arguments) -> i32 {
 
 async fn query(pipeline: &Arc<Pipeline>, a: &Arguments) -> Result<(), Failure> {
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
-    let wanted = a.format.map(|f| match f {
-        Shown::Iceberg => TableFormatKind::Iceberg,
-        Shown::Delta => TableFormatKind::Delta,
-    });
     let not_yet = || Failure(FAILED, format!("pipeline {} has not run yet: there is nothing to query", pipeline.name));
     if !has_run(pipeline) {
         return Err(not_yet());
@@ -79,7 +81,7 @@ async fn query(pipeline: &Arc<Pipeline>, a: &Arguments) -> Result<(), Failure> {
             let Some(mut table) = place.formats[format].open(spec.clone()).await.map_err(refused)? else { continue };
             table.load().await.map_err(refused)?;
             commits.add(&record.name, *format, table.as_mut()).await.map_err(refused)?;
-            if shown || wanted.is_some_and(|w| w != *format) {
+            if shown || a.format.is_some_and(|w| w != *format) {
                 continue;
             }
             let files = table.live_files().await.map_err(refused)?;

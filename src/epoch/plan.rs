@@ -46,7 +46,7 @@ fn record(spec: TableSpec) -> Result<SpecRecord, PlanError> {
 fn formats_of(pipeline: &Pipeline, source: &str, plans: &[Arc<TablePlan>]) -> Vec<TableFormatKind> {
     let of = pipeline.tables.iter().zip(plans).filter(|(_, p)| p.source == source).flat_map(|(t, _)| t.formats.clone());
     let all: BTreeSet<TableFormatKind> = of.collect();
-    if all.is_empty() { vec![TableFormatKind::Iceberg, TableFormatKind::Delta] } else { all.into_iter().collect() }
+    if all.is_empty() { TableFormatKind::ALL.to_vec() } else { all.into_iter().collect() }
 }
 
 fn source_plan(pipeline: &Pipeline, spec: &SourceSpec, facts: &SourceFacts, starts: BTreeMap<i32, i64>, plans: &[Arc<TablePlan>], old: Option<&SourcePlan>) -> Result<SourcePlan, PlanError> {

@@ -188,9 +188,18 @@ pub enum Format {
 }
 
 impl Format {
-    /// By its word in the pipeline file.
+    pub const ALL: [Self; 1] = [Self::Json];
+
+    /// Its word in the pipeline file.
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Json => "json",
+        }
+    }
+
+    /// By its word.
     pub fn named(word: &str) -> Option<Self> {
-        [Self::Json].into_iter().find(|f| f.to_string() == word)
+        Self::ALL.into_iter().find(|f| f.word() == word)
     }
 
     /// What logs that name no format mean.
@@ -201,9 +210,7 @@ impl Format {
 
 impl std::fmt::Display for Format {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
-            Self::Json => "json",
-        })
+        f.write_str(self.word())
     }
 }
 
@@ -355,12 +362,27 @@ pub enum TableFormatKind {
     Delta,
 }
 
-impl std::fmt::Display for TableFormatKind {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
+impl TableFormatKind {
+    /// What a table has that names none.
+    pub const ALL: [Self; 2] = [Self::Iceberg, Self::Delta];
+
+    /// Its word in the pipeline file and in every message.
+    pub const fn word(self) -> &'static str {
+        match self {
             Self::Iceberg => "iceberg",
             Self::Delta => "delta",
-        })
+        }
+    }
+
+    /// By its word.
+    pub fn named(word: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|f| f.word() == word)
+    }
+}
+
+impl std::fmt::Display for TableFormatKind {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.word())
     }
 }
 

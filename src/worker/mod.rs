@@ -16,9 +16,8 @@ pub mod sources;
 pub mod surroundings;
 pub mod tables;
 
-use crate::commit::{CommitError, TableFormat};
-use crate::commit::delta::DeltaFormat;
-use crate::commit::iceberg::{Ambient, IcebergFormat, SqliteCatalog};
+use crate::commit::{self, CommitError, Formats};
+use crate::commit::iceberg::{Ambient, SqliteCatalog};
 use crate::console::note;
 use crate::epoch::entry::{Body, ByPartition, Entry, Plan, SpecRecord, VERSION};
 use crate::epoch::log::{Log, LogError, Reading};
@@ -150,7 +149,7 @@ pub struct Place {
     pub log: Log,
     /// `_millpond/<pipeline>`, relative to the lake's root.
     pub state_folder: String,
-    pub formats: BTreeMap<TableFormatKind, Arc<dyn TableFormat>>,
+    pub formats: Formats,
     /// The store, where it is a local disk.
     pub local: Option<Arc<DurableLocal>>,
 }
@@ -179,12 +178,7 @@ impl Place {
             move || clock.now_ms()
         });
         let ids: Arc<dyn Fn() -> Uuid + Send + Sync> = Arc::new(Uuid::new_v4);
-        let ambient = Ambient { now_ms: now.clone(), new_id: ids.clone() };
-        let iceberg = IcebergFormat::new(store.clone(), &url, catalog, &pipeline.name, &pipeline.lake.namespace, ambient);
-        let delta = DeltaFormat::new(store.clone(), url, &pipeline.name, now, ids);
-        let mut formats: BTreeMap<TableFormatKind, Arc<dyn TableFormat>> = BTreeMap::new();
-        formats.insert(TableFormatKind::Iceberg, Arc::new(iceberg));
-        formats.insert(TableFormatKind::Delta, Arc::new(delta));
+        let formats = commit::formats(&store, &url, catalog, &pipeline.name, &pipeline.lake.namespace, Ambient { now_ms: now, new_id: ids });
         Ok(Self { store, log, state_folder, formats, local: None })
     }
 }

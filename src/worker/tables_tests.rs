@@ -3,8 +3,7 @@
 //! whether runs were handed over in memory or read back.
 
 use super::*;
-use crate::commit::delta::DeltaFormat;
-use crate::commit::iceberg::{Ambient, IcebergFormat, SqliteCatalog};
+use crate::commit::iceberg::{Ambient, SqliteCatalog};
 use crate::epoch::entry::{ByPartition, Data, Interval, Note, RunEntry, RunObject, StagedFile};
 use crate::epoch::log::Log;
 use crate::epoch::protocol_tests::Rng;
@@ -111,10 +110,7 @@ impl World {
         let (now, next) = (Arc::new(|| 1_767_225_600_000_i64) as Arc<dyn Fn() -> i64 + Send + Sync>, ids.clone());
         let new_id: Arc<dyn Fn() -> Uuid + Send + Sync> = Arc::new(move || Uuid::from_u64_pair(next.fetch_add(1, Ordering::Relaxed).wrapping_mul(0x9E37_79B9_7F4A_7C15), 7));
         let root = url::Url::parse("file:///lake/").unwrap();
-        let ambient = Ambient { now_ms: now.clone(), new_id: new_id.clone() };
-        let mut formats: BTreeMap<TableFormatKind, Arc<dyn TableFormat>> = BTreeMap::new();
-        formats.insert(TableFormatKind::Iceberg, Arc::new(IcebergFormat::new(store.clone(), &root, catalog, "p", "p", ambient)));
-        formats.insert(TableFormatKind::Delta, Arc::new(DeltaFormat::new(store.clone(), root, "p", now, new_id)));
+        let formats = crate::commit::formats(&store, &root, catalog, "p", "p", Ambient { now_ms: now, new_id: new_id });
         let birth = birth_of(FILE, PARTITIONS);
         assert!(Log::new(store.clone(), Path::from("log")).give_birth(&birth).await.unwrap());
         let Body::Plan(plan) = birth.body else { panic!() };
