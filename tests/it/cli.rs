@@ -614,6 +614,20 @@ fn odd_floats_and_equal_names_have_an_answer_in_json() {
     assert_eq!(pond.millpond(&["query", "pipeline.yaml", twice]).code, 0);
 }
 
+/// Also what no checkpoint has freed yet, its first entry included.
+#[test]
+fn the_log_is_a_table_from_its_first_entry() {
+    let pond = Pond::new(&pipeline("x:1", "t").replace("kafka: {brokers: 'x:1', topic: t, start: earliest}", "file: e.ndjson"));
+    std::fs::write(pond.path().join("e.ndjson"), event(1) + "\n" + &event(2) + "\n").unwrap();
+    pond.until_end();
+    let of = |columns: &str| pond.query(&format!("select {columns} from millpond.epochs order by entry"));
+    assert_eq!(of("entry, kind, to_offset")[..2], [json!({"entry": 0, "kind": "plan", "to_offset": null}), json!({"entry": 1, "kind": "data", "to_offset": 2})]);
+    let (whole, folder) = (of("*"), pond.path().join("lake/_millpond"));
+    let log = std::fs::read_dir(&folder).unwrap().map(|f| f.unwrap().path().join("log")).find(|l| l.is_dir()).unwrap();
+    let entries = std::fs::read_dir(log).unwrap().count();
+    assert_eq!(whole.len(), entries, "{whole:?}");
+}
+
 /// FAULTS 7.
 #[test]
 fn an_interrupt_drains_and_loses_nothing() {
