@@ -168,6 +168,19 @@ fn no_error_hides_another_and_each_is_underlined() {
     assert!(wrong.is_empty(), "these are told otherwise:\n{}", wrong.join("\n"));
 }
 
+/// What is missing for librdkafka because it could not be read is not told a second time.
+#[test]
+fn an_option_that_cannot_be_read_is_one_error() {
+    let file = |mechanism: &str, user: &str| {
+        let login = format!("options: {{security.protocol: sasl_plaintext, sasl.mechanism: {mechanism}, sasl.username: {user}, sasl.password: p}}");
+        pipeline("x:1", "t").replace("start: earliest", &login)
+    };
+    for (mechanism, user, marked, message) in [("PLAIN", "\"${NOT_SET_ANYWHERE}\"", "${NOT_SET_ANYWHERE}", "is not set"), ("PLAN", "u", "PLAN", "is no `sasl.mechanism`"), ("PLAIN", "[u]", "[u]", "text")] {
+        let told = told(&file(mechanism, user));
+        assert!(told.len() == 1 && told[0].0 == marked && told[0].1.contains(message), "{user}: {told:#?}");
+    }
+}
+
 /// Said in the file and without effect, or with one that is hardly meant.
 #[test]
 fn what_is_said_in_vain_is_told() {
