@@ -140,9 +140,18 @@ impl Plan {
     /// What of the plan the pipeline file says, and not the log, as 32 hexadecimal digits. Two files of one
     /// fingerprint are the same file for all purposes. Never to change: ledgers hold it.
     pub fn fingerprint(&self) -> String {
+        self.print(true)
+    }
+
+    /// The fingerprint that versions gave it which kept no limits.
+    pub fn fingerprint_without_limits(&self) -> String {
+        self.print(false)
+    }
+
+    fn print(&self, limits: bool) -> String {
         let source = |s: &SourcePlan| {
             let mut said = vec![serde_json::json!(s.topic), serde_json::json!(s.columns), serde_json::json!(s.delay_us), serde_json::json!(s.time_column)];
-            said.extend(s.limits.map(|l| serde_json::json!(l)));
+            said.extend(s.limits.filter(|_| limits).map(|l| serde_json::json!(l)));
             said.extend((!s.format.is_default()).then(|| serde_json::json!(s.format)));
             said
         };

@@ -164,8 +164,12 @@ pub fn birth(Given { pipeline, plans, facts, starts }: Given<'_>) -> Result<Plan
 /// [`PlanError::Refused`] names the difference and the ways out.
 pub fn fit(ledger: &Ledger, given: Given<'_>, accept: bool) -> Result<Fit, PlanError> {
     // As if there were no log: what the file says, and nothing else.
-    let fingerprint = birth(Given { starts: &BTreeMap::new(), ..given })?.fingerprint();
-    let older = ledger.past_plans.iter().rev().find(|p| p.fingerprint == fingerprint).filter(|_| fingerprint != ledger.plan.fingerprint());
+    let file = birth(Given { starts: &BTreeMap::new(), ..given })?;
+    let (fingerprint, bare) = (file.fingerprint(), file.fingerprint_without_limits());
+    // A plan of a version that kept no limits is the file's whatever these are, unless they are all that changes now.
+    let differs = bare != ledger.plan.fingerprint_without_limits();
+    let is_file = |print: &str| print == fingerprint || differs && print == bare;
+    let older = ledger.past_plans.iter().rev().find(|p| is_file(&p.fingerprint)).filter(|_| fingerprint != ledger.plan.fingerprint());
     let changed = change(ledger, given, accept);
     let Some(older) = older else { return changed };
     let which = format!("this is the pipeline file of plan {}, which plan {} has replaced", older.entry, ledger.plan_entry);
