@@ -500,3 +500,39 @@ async fn a_checkpoint_that_lost_names_no_runs_that_the_winner_removed() {
         second.fold(100).await.unwrap();
     }
 }
+
+async fn decide(world: &World, worker: &Worker, rng: &mut Rng) {
+    loop {
+        let work = world.work(worker, rng).await.unwrap();
+        if !work.data.intervals["events"].is_empty() && world.append(worker, work).await.unwrap() {
+            return;
+        }
+    }
+}
+
+/// The lowest id commits. After a restart it may be that of a worker that has ended, for which nobody waits.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_ended_before_a_start_is_not_waited_for() {
+    let mut rng = Rng(7);
+    let world = World::new(&mut rng).await;
+    let lower = world.start("w1", true).await;
+    let mut running = world.start("w2", true).await;
+    decide(&world, &lower, &mut rng).await;
+    running.fold(100).await.unwrap();
+    assert!(!running.tables.is_lowest(), "it wrote since this one began");
+    let mut started = world.start("w3", true).await;
+    started.fold(100).await.unwrap();
+    assert!(started.tables.at.writers.contains_key("w1"), "it has written, and lately");
+    assert!(started.tables.is_lowest(), "before this one began");
+    decide(&world, &lower, &mut rng).await;
+    started.fold(100).await.unwrap();
+    assert!(!started.tables.is_lowest(), "it had not ended");
+    // Once it is silent for long it is not waited for either.
+    for _ in 0..RECENT_ENTRIES {
+        decide(&world, &started, &mut rng).await;
+    }
+    started.fold(100).await.unwrap();
+    assert!(started.tables.is_lowest());
+    running.fold(100).await.unwrap();
+    assert!(running.tables.is_lowest(), "of the two that there are");
+}

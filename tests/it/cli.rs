@@ -257,6 +257,47 @@ fn values_of_variables_are_not_shown_where_the_log_differs() {
     }
 }
 
+/// A variable that holds SQL has words of every message in it.
+#[test]
+fn an_error_of_a_run_is_told_though_a_variable_holds_sql() {
+    let file = |path: &str| pipeline("x:1", "t").replace("kafka: {brokers: 'x:1', topic: t, start: earliest}", &format!("file: {path}")).replace("select id from events", "select id from events where ${FILTER}");
+    let pond = Pond::new(&file("e.ndjson"));
+    std::fs::write(pond.path().join("e.ndjson"), event(1) + "\n").unwrap();
+    std::fs::write(pond.path().join("f.ndjson"), event(1) + "\n").unwrap();
+    let run = || pond.start_with(&["run", "pipeline.yaml", "--until-end"], &[("FILTER", "id is not null and 'the log was written from' <> 'hunter2'")]).wait();
+    assert_eq!(run().code, 0);
+    pond.rewrite(&file("f.ndjson"));
+    let ended = run();
+    let told = ["source events reads", "and the log was written from", "offsets of one mean nothing in the other"];
+    assert!(ended.code == 75 && told.iter().all(|part| ended.stderr.contains(part)) && !ended.stderr.contains("does not fit here") && !ended.stderr.contains("hunter2"), "{ended:?}");
+}
+
+/// Where a log is there, a file is read without asking the formats of its tables, which may be from another version; a table
+/// that comes new and cannot be made is refused before anything is decided.
+#[test]
+fn a_table_that_cannot_be_made_is_refused_where_a_log_is_there() {
+    let file = |more: &str| pipeline("x:1", "t").replace("kafka: {brokers: 'x:1', topic: t, start: earliest}", "file: e.ndjson").replace("lake:", &format!("{more}lake:"));
+    let spaced = "  spaced: {sql: 'select id as \"the id\" from events'}\n";
+    let pond = Pond::new(&file(spaced));
+    std::fs::write(pond.path().join("e.ndjson"), event(1) + "\n").unwrap();
+    let ended = pond.millpond(&["run", "pipeline.yaml", "--until-end"]);
+    assert!(ended.code == 78 && ended.stderr.contains("delta allows none of space") && ended.stderr.contains("pipeline.yaml:"), "{ended:?}");
+    pond.rewrite(&file(""));
+    pond.until_end();
+    let entries = || pond.number("select count(distinct entry) from millpond.epochs");
+    let before = entries();
+    pond.rewrite(&file(spaced));
+    for args in [&["run", "pipeline.yaml", "--until-end"][..], &["validate", "pipeline.yaml"]] {
+        let ended = pond.millpond(args);
+        assert!(ended.code != 0 && ended.stderr.contains("spaced") && ended.stderr.contains("delta allows none of space"), "{args:?}: {ended:?}");
+    }
+    // What only reads does not ask.
+    assert_eq!((entries(), pond.millpond(&["status", "pipeline.yaml"]).code), (before, 0));
+    pond.rewrite(&file(&spaced.replace("}", ", formats: [iceberg]}")));
+    pond.until_end();
+    assert_eq!(pond.number("select count(\"the id\") from spaced"), 0, "it begins here");
+}
+
 #[test]
 fn a_wrong_question_is_told_from_trouble() {
     let good = pipeline("localhost:1", "t").replace("kafka: {brokers: 'localhost:1', topic: t, start: earliest}", "file: e.ndjson");
