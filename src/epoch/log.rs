@@ -187,9 +187,12 @@ impl Log {
     pub async fn remains(&self, next: u64) -> Result<Vec<(u64, Entry)>, LogError> {
         let mut remains = vec![];
         for seq in self.list(0).await?.into_iter().take_while(|s| *s < next) {
-            // Taken meanwhile.
-            let Some(entry) = self.read(seq).await? else { continue };
-            remains.push((seq, entry));
+            match self.read(seq).await {
+                Ok(Some(entry)) => remains.push((seq, entry)),
+                // Taken meanwhile, or not worth a refusal.
+                Ok(None) | Err(LogError::Damaged(_)) => {}
+                Err(e) => return Err(e),
+            }
         }
         Ok(remains)
     }
