@@ -1,15 +1,15 @@
 //! What the table formats say of a table that is declared, without a lake and without a connection.
 
-use crate::commit::TableFormat;
-use crate::commit::delta::DeltaFormat;
+use crate::commit;
 use crate::commit::iceberg::catalog::CatalogError;
-use crate::commit::iceberg::{Ambient, Catalog, IcebergFormat};
+use crate::commit::iceberg::{Ambient, Catalog};
 use crate::epoch::plan;
 use crate::pipeline::sql::TablePlan;
-use crate::pipeline::{TableDecl, TableFormatKind};
+use crate::pipeline::TableDecl;
 use crate::stage::TableSpec;
 use arrow::datatypes::Schema;
 use async_trait::async_trait;
+use object_store::ObjectStore;
 use object_store::memory::InMemory;
 use std::sync::Arc;
 use url::Url;
@@ -62,10 +62,9 @@ pub(super) fn refusals(decl: &TableDecl, plan: &TablePlan) -> Vec<String> {
         Err(e) => return vec![e.to_string()],
     };
     let Ok(root) = Url::parse("file:///") else { return vec![] };
-    let store = Arc::new(InMemory::new());
+    let store: Arc<dyn ObjectStore> = Arc::new(InMemory::new());
     let ambient = Ambient { now_ms: Arc::new(|| 0), new_id: Arc::new(Uuid::nil) };
-    let iceberg = IcebergFormat::new(store.clone(), &root, NoCatalog, "pipeline", "pipeline", ambient);
-    let delta = DeltaFormat::new(store, root, "pipeline", Arc::new(|| 0), Arc::new(Uuid::nil));
+    let formats = commit::formats(&store, &root, NoCatalog, "pipeline", "pipeline", ambient);
     let mut said: Vec<String> = vec![];
     for record in records {
         let spec = match record.spec() {
@@ -76,10 +75,7 @@ pub(super) fn refusals(decl: &TableDecl, plan: &TablePlan) -> Vec<String> {
             }
         };
         for format in &record.formats {
-            let refusal = |spec: &TableSpec| match format {
-                TableFormatKind::Iceberg => iceberg.check(spec),
-                TableFormatKind::Delta => delta.check(spec),
-            };
+            let refusal = |spec: &TableSpec| formats[format].check(spec);
             // A format stops at the first column that it cannot hold.
             let mut found: Vec<String> = columns(&spec).filter_map(|alone| refusal(&alone).err()).map(|e| e.to_string()).collect();
             if found.is_empty() {

@@ -130,7 +130,7 @@ fn option_problems(text: &SourceText, source: &SourcePart) -> Vec<Problem> {
         problem.expected = refusal.expected;
         Some(problem)
     };
-    options::refusals(&given).into_iter().filter_map(each).collect()
+    options::refusals(&given, !source.options_open).into_iter().filter_map(each).collect()
 }
 
 /// What a table that can be planned cannot be partitioned by.

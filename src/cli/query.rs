@@ -10,6 +10,8 @@ use crate::read::query::{Ndjson, QueryError, human_table, named_twice, run};
 use crate::read::LakeTableProvider;
 use crate::worker::{Clock, Place, WorkerError};
 use arrow::array::{ArrayRef, Int64Array, RecordBatch, StringArray, TimestampMillisecondArray, UInt64Array};
+use clap::ValueEnum;
+use clap::builder::PossibleValue;
 use datafusion::catalog::TableProvider;
 use datafusion::datasource::MemTable;
 use futures::TryStreamExt;
@@ -34,16 +36,20 @@ pub struct Arguments {
     sql: String,
     /// Which of a table's formats to read (else the first that it is in)
     #[arg(long)]
-    format: Option<Shown>,
+    format: Option<TableFormatKind>,
     /// Rows as NDJSON
     #[arg(long)]
     json: bool,
 }
 
-#[derive(Clone, Copy, clap::ValueEnum)]
-enum Shown {
-    Iceberg,
-    Delta,
+impl ValueEnum for TableFormatKind {
+    fn value_variants<'a>() -> &'a [Self] {
+        &Self::ALL
+    }
+
+    fn to_possible_value(&self) -> Option<PossibleValue> {
+        Some(PossibleValue::new(self.word()))
+    }
 }
 
 pub async fn main(a: Arguments) -> i32 {
@@ -59,10 +65,6 @@ pub async fn main(a: Arguments) -> i32 {
 
 async fn query(pipeline: &Arc<Pipeline>, a: &Arguments) -> Result<(), Failure> {
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
-    let wanted = a.format.map(|f| match f {
-        Shown::Iceberg => TableFormatKind::Iceberg,
-        Shown::Delta => TableFormatKind::Delta,
-    });
     let not_yet = || Failure(FAILED, format!("pipeline {} has not run yet: there is nothing to query", pipeline.name));
     if !has_run(pipeline) {
         return Err(not_yet());
@@ -79,7 +81,7 @@ async fn query(pipeline: &Arc<Pipeline>, a: &Arguments) -> Result<(), Failure> {
             let Some(mut table) = place.formats[format].open(spec.clone()).await.map_err(refused)? else { continue };
             table.load().await.map_err(refused)?;
             commits.add(&record.name, *format, table.as_mut()).await.map_err(refused)?;
-            if shown || wanted.is_some_and(|w| w != *format) {
+            if shown || a.format.is_some_and(|w| w != *format) {
                 continue;
             }
             let files = table.live_files().await.map_err(refused)?;
@@ -89,13 +91,19 @@ async fn query(pipeline: &Arc<Pipeline>, a: &Arguments) -> Result<(), Failure> {
     }
     let internal = |e: datafusion::error::DataFusionError| WorkerError::Internal(e.to_string());
     let memory = |batch: RecordBatch| Ok::<Arc<dyn TableProvider>, WorkerError>(Arc::new(MemTable::try_new(batch.schema(), vec![vec![batch]]).map_err(internal)?));
+    // Read before the history: what is freed meanwhile is in it by then.
+    let begins = reading.start.next;
+    let mut read = place.log.remains(begins).await.map_err(WorkerError::from)?;
+    read.extend(reading.tail);
     // What truncation took from the log.
     let kept = History::new(place.store.clone(), &place.state_folder).read().await.map(|(_, entries)| entries);
     let kept = kept.unwrap_or_else(|e| {
         note(format_args!("note: millpond.epochs begins where the log does: {e}"));
+        // What is below may be strays, which only the history tells apart.
+        read.retain(|(seq, _)| *seq >= begins);
         BTreeMap::new()
     });
-    providers.push(("millpond.epochs".into(), memory(epochs(kept, &reading.tail)?)?));
+    providers.push(("millpond.epochs".into(), memory(epochs(kept, &read)?)?));
     providers.push(("millpond.commits".into(), memory(commits.batch()?)?));
 
     let names: Vec<String> = providers.iter().map(|(name, _)| name.clone()).collect();
@@ -139,9 +147,9 @@ fn asked_wrongly(why: &str, names: &[String]) -> String {
     format!("cannot run the query: {text}")
 }
 
-/// The entries of the log and of its history, one row a source partition of a data entry, one row
+/// The entries that were read from the log, and those of its history, one row a source partition of a data entry, one row
 /// for each other entry. The history knows of no runs.
-fn epochs(kept: BTreeMap<u64, Recorded>, tail: &[(u64, Entry)]) -> Result<RecordBatch, WorkerError> {
+fn epochs(kept: BTreeMap<u64, Recorded>, read: &[(u64, Entry)]) -> Result<RecordBatch, WorkerError> {
     #[derive(Default)]
     struct Rows {
         entry: Vec<u64>,
@@ -156,9 +164,10 @@ fn epochs(kept: BTreeMap<u64, Recorded>, tail: &[(u64, Entry)]) -> Result<Record
         runs: Vec<u64>,
     }
     let mut rows = Rows::default();
-    let mut entries = kept;
-    entries.extend(tail.iter().map(|(seq, entry)| (*seq, history::record(*seq, entry))));
-    let runs_of: BTreeMap<u64, u64> = tail.iter().filter_map(|(seq, e)| Some((*seq, if let Body::Data(d) = &e.body { d.runs.as_ref()?.runs.len() as u64 } else { return None }))).collect();
+    let runs = |e: &Entry| Some(if let Body::Data(d) = &e.body { d.runs.as_ref()?.runs.len() as u64 } else { return None });
+    let runs_of: BTreeMap<_, u64> = read.iter().filter_map(|(seq, e)| Some(((*seq, e.attempt), runs(e)?))).collect();
+    let mut entries: BTreeMap<u64, Recorded> = read.iter().map(|(seq, entry)| (*seq, history::record(*seq, entry))).collect();
+    entries.extend(kept);
     for (seq, entry) in &entries {
         let kind = match &entry.body {
             RecordedBody::Data(_) => "data",
@@ -182,7 +191,7 @@ fn epochs(kept: BTreeMap<u64, Recorded>, tail: &[(u64, Entry)]) -> Result<Record
             RecordedBody::Data(data) if !data.intervals.is_empty() => {
                 for (source, intervals) in &data.intervals {
                     for (partition, i) in intervals {
-                        push(Some(source), Some(*partition), Some((i.from, i.to)), data.files.len() as u64, runs_of.get(seq).copied().unwrap_or(0));
+                        push(Some(source), Some(*partition), Some((i.from, i.to)), data.files.len() as u64, runs_of.get(&(*seq, entry.attempt)).copied().unwrap_or(0));
                     }
                 }
             }

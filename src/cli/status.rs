@@ -2,10 +2,10 @@
 
 use super::{OK, SystemClock, answer, fail, has_run, load, report};
 use crate::epoch::ledger::PartitionState;
-use crate::pipeline::{Input, Pipeline, SourceSpec};
-use crate::source::kafka;
+use crate::pipeline::{Pipeline, SourceSpec};
+use crate::source::{self, kafka};
 use crate::worker::progress::instant;
-use crate::worker::{Clock, Place, WorkerError, open_source};
+use crate::worker::{Clock, Place, WorkerError};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -49,7 +49,7 @@ async fn status(pipeline: &Arc<Pipeline>) -> Result<Value, WorkerError> {
     let head = &reading.head;
     let ends = ends(pipeline);
     let time = |t: Option<i64>| t.map(instant);
-    let grouped = |name: &String| pipeline.sources.iter().any(|s| s.name == *name && matches!(s.input, Input::Kafka(_)));
+    let grouped = |name: &String| pipeline.sources.iter().any(|s| s.name == *name && s.input.has_group());
     let sources: serde_json::Map<String, Value> = head
         .sources
         .iter()
@@ -116,7 +116,7 @@ fn ends(pipeline: &Pipeline) -> BTreeMap<String, Result<BTreeMap<i32, i64>, Stri
         let (sender, answer) = std_mpsc::channel();
         let (name, spec, pipeline) = (spec.name.clone(), spec.clone(), pipeline.name.clone());
         std::thread::spawn(move || {
-            let found = open_source(&spec, &pipeline, "status").and_then(|mut source| source.facts());
+            let found = source::open(&spec, &pipeline, "status").and_then(|mut source| source.facts());
             let _ = sender.send(found.map(|f| f.partitions.into_iter().map(|(p, (_, end))| (p, end)).collect()).map_err(|e| e.to_string()));
         });
         (name, answer)

@@ -7,7 +7,7 @@ use crate::epoch::plan::{self, Fit, Given};
 use crate::pipeline::sql::{Place as SqlPlace, SqlError};
 use crate::pipeline::{PartitionTransform, Pipeline, Problem, Span, TableFormatKind, TablePart, sql_problem};
 use crate::store::probe;
-use crate::worker::{Clock, Place, WorkerError, check_declared, check_free, open_source};
+use crate::worker::{Clock, Place, WorkerError, check_declared, check_free};
 use object_store::path::Path;
 use serde_json::json;
 use std::collections::BTreeMap;
@@ -127,7 +127,7 @@ async fn connected(loaded: &Loaded) -> Result<Vec<String>, Vec<Trouble>> {
     let (mut facts, mut starts) = (BTreeMap::new(), BTreeMap::new());
     for spec in &pipeline.sources {
         let asked = tokio::task::block_in_place(|| {
-            let mut source = open_source(spec, &pipeline.name, "validate")?;
+            let mut source = crate::source::open(spec, &pipeline.name, "validate")?;
             let found = source.facts()?;
             let partitions: Vec<i32> = found.partitions.keys().copied().collect();
             let from = source.start_offsets(&partitions)?;

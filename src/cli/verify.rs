@@ -5,7 +5,6 @@ use crate::pipeline::{Pipeline, SourceSpec};
 use crate::stage::names;
 use crate::store::local::DurableLocal;
 use crate::verify::{Finding, Lake, Options, Report, VerifyError, verify};
-use crate::worker::open_source;
 use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -94,7 +93,7 @@ async fn run(pipeline: &Arc<Pipeline>, a: &Arguments) -> Result<Report, Failure>
     }
     // A consumer group of its own: the workers keep their partitions.
     let reader = format!("{}-verify-{}", pipeline.name, Uuid::now_v7().simple());
-    let open = |spec: &SourceSpec| open_source(spec, &reader, "verify");
+    let open = |spec: &SourceSpec| crate::source::open(spec, &reader, "verify");
     let shown = !a.json && std::io::stderr().is_terminal();
     let progress = |read: u64, total: u64| {
         if shown {

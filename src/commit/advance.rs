@@ -12,6 +12,7 @@ use crate::pipeline::TableFormatKind;
 use crate::pipeline::sql::Tumble;
 use crate::read::ReadError;
 use crate::runtime::in_place;
+use crate::stage::file_layout::file_layout;
 use crate::stage::parquet::ParquetStager;
 use crate::stage::rows::RowBatches;
 use crate::stage::{DataFile, TableSpec, names};
@@ -103,10 +104,7 @@ impl Side {
         let files = self.table.files();
         metrics.set_files(name, &self.kind.to_string(), files);
         let Some(files) = files.filter(FileCounts::are_many_and_small) else { return metrics.alert_over(&about) };
-        let remedy = match self.kind {
-            TableFormatKind::Iceberg => "Spark's `rewrite_data_files`, say",
-            TableFormatKind::Delta => "`optimize.compact()` of deltalake, say",
-        };
+        let remedy = self.table.compaction();
         // Said once: the numbers change with every commit.
         if !metrics.alerts().contains_key(&about) {
             let of = files.bytes as f64 / (files.data + files.deletes) as f64 / 1024.0;
@@ -268,10 +266,7 @@ async fn sync_index(side: &mut Side, what: &Advance<'_>) -> Result<(), CommitErr
     let left_behind = mutant::on(Mutant::IndexNotSynced) || mutant::on(Mutant::DeletesLostUnderCompaction);
     if index.version() != Some(side.base.version.as_str()) && !(left_behind && index.version().is_some()) {
         let live = side.table.live_files().await?;
-        let schema = match side.kind {
-            TableFormatKind::Iceberg => what.spec.schema.clone(),
-            TableFormatKind::Delta => Arc::new(crate::read::delta_schema(&what.spec.schema)),
-        };
+        let schema = file_layout(side.kind).schema(&what.spec.schema);
         let window = window_bound(what).zip(side.horizon).map(|(bound, horizon_us)| WindowBound { horizon_us, ..bound });
         index.sync(what.store.clone(), &live, &schema, &side.base.version, window.as_ref()).await.map_err(index_error)?;
     }

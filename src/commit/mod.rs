@@ -16,10 +16,13 @@ use crate::observe::FileCounts;
 use crate::pipeline::TableFormatKind;
 use crate::stage::{DataFile, TableSpec};
 use async_trait::async_trait;
+use self::iceberg::{Ambient, Catalog, IcebergFormat};
+use object_store::ObjectStore;
 use roaring::RoaringTreemap;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use url::Url;
 use uuid::Uuid;
 
 /// Which prefix of which log a table holds.
@@ -129,6 +132,9 @@ pub trait LakeTable: Send + Sync {
     /// Iceberg's totals may be missing after another engine's commit.
     fn files(&self) -> Option<FileCounts>;
 
+    /// By what another engine compacts it, for people.
+    fn compaction(&self) -> &'static str;
+
     /// Takes out of `names` every file that this table needs or may come to need, and returns what may go, with
     /// the newest base, by which this was judged. `names` are names of files in the table's folder (without
     /// folders: those and schemes are spelled in many ways), listed before the call.
@@ -171,4 +177,15 @@ pub trait TableFormat: Send + Sync {
 
     /// Where a table is looked for, for people.
     fn place(&self, table: &str) -> String;
+}
+
+/// Every format of a lake.
+pub type Formats = BTreeMap<TableFormatKind, Arc<dyn TableFormat>>;
+
+/// The formats of a pipeline's tables: the line where each is named. `store` is rooted at the lake's root, which is
+/// `root` for people, messages and metadata.
+pub fn formats(store: &Arc<dyn ObjectStore>, root: &Url, catalog: impl Catalog + 'static, pipeline: &str, namespace: &str, ambient: Ambient) -> Formats {
+    let delta = delta::DeltaFormat::new(store.clone(), root.clone(), pipeline, ambient.now_ms.clone(), ambient.new_id.clone());
+    let iceberg = IcebergFormat::new(store.clone(), root, catalog, pipeline, namespace, ambient);
+    BTreeMap::from([(TableFormatKind::Iceberg, Arc::new(iceberg) as Arc<dyn TableFormat>), (TableFormatKind::Delta, Arc::new(delta))])
 }

@@ -1,6 +1,6 @@
 //! What an entry of the log holds. JSON, so that a person can read a log with a pager.
 
-use crate::pipeline::{PartitionField, TableFormatKind};
+use crate::pipeline::{Format, PartitionField, TableFormatKind};
 use crate::stage::runs::RunRef;
 use crate::stage::{DataFile, TableSpec};
 use base64::Engine;
@@ -140,9 +140,19 @@ impl Plan {
     /// What of the plan the pipeline file says, and not the log, as 32 hexadecimal digits. Two files of one
     /// fingerprint are the same file for all purposes. Never to change: ledgers hold it.
     pub fn fingerprint(&self) -> String {
+        self.print(true)
+    }
+
+    /// The fingerprint that versions gave it which kept no limits.
+    pub fn fingerprint_without_limits(&self) -> String {
+        self.print(false)
+    }
+
+    fn print(&self, limits: bool) -> String {
         let source = |s: &SourcePlan| {
             let mut said = vec![serde_json::json!(s.topic), serde_json::json!(s.columns), serde_json::json!(s.delay_us), serde_json::json!(s.time_column)];
-            said.extend(s.limits.map(|l| serde_json::json!(l)));
+            said.extend(s.limits.filter(|_| limits).map(|l| serde_json::json!(l)));
+            said.extend((!s.format.is_default()).then(|| serde_json::json!(s.format)));
             said
         };
         let sources: BTreeMap<_, _> = self.sources.iter().map(|(n, s)| (n, source(s))).collect();
@@ -167,6 +177,9 @@ pub struct SourcePlan {
     pub starts: BTreeMap<i32, i64>,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub names: BTreeMap<i32, String>,
+    /// Of the payloads. Logs name it where it is not JSON; the first such format takes a new [`VERSION`].
+    #[serde(default, skip_serializing_if = "Format::is_default")]
+    pub format: Format,
     /// All of them are judged, whatever the tables read.
     pub columns: Vec<crate::pipeline::Column>,
     pub delay_us: i64,

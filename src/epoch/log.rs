@@ -182,6 +182,21 @@ impl Log {
         Ok(tail)
     }
 
+    /// Entries below `next` that lie there still: nothing needs them any more, and truncation takes them in time.
+    /// Where the history has one of them, that one counts: what lies on a name that was freed may be a stray.
+    pub async fn remains(&self, next: u64) -> Result<Vec<(u64, Entry)>, LogError> {
+        let mut remains = vec![];
+        for seq in self.list(0).await?.into_iter().take_while(|s| *s < next) {
+            match self.read(seq).await {
+                Ok(Some(entry)) => remains.push((seq, entry)),
+                // Taken meanwhile, or not worth a refusal.
+                Ok(None) | Err(LogError::Damaged(_)) => {}
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(remains)
+    }
+
     /// Creates entry 0. `Ok(false)`: another did, adopt theirs by [`Log::open`].
     pub async fn give_birth(&self, birth: &Entry) -> Result<bool, LogError> {
         let bytes = encode(birth)?;

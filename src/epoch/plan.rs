@@ -3,7 +3,7 @@
 use super::entry::{Limits, Plan, SourcePlan, SpecRecord, WindowedOrPlain};
 use super::ledger::Ledger;
 use crate::pipeline::sql::{self, Step, TablePlan};
-use crate::pipeline::{Emit, FileInput, Format, Input, Pipeline, SourceSpec, TableDecl, TableFormatKind, Watermark};
+use crate::pipeline::{Emit, FileInput, Input, Pipeline, SourceSpec, TableDecl, TableFormatKind, Watermark};
 use crate::source::SourceFacts;
 use crate::stage::dead::dead_schema;
 use crate::stage::TableSpec;
@@ -46,7 +46,7 @@ fn record(spec: TableSpec) -> Result<SpecRecord, PlanError> {
 fn formats_of(pipeline: &Pipeline, source: &str, plans: &[Arc<TablePlan>]) -> Vec<TableFormatKind> {
     let of = pipeline.tables.iter().zip(plans).filter(|(_, p)| p.source == source).flat_map(|(t, _)| t.formats.clone());
     let all: BTreeSet<TableFormatKind> = of.collect();
-    if all.is_empty() { vec![TableFormatKind::Iceberg, TableFormatKind::Delta] } else { all.into_iter().collect() }
+    if all.is_empty() { TableFormatKind::ALL.to_vec() } else { all.into_iter().collect() }
 }
 
 fn source_plan(pipeline: &Pipeline, spec: &SourceSpec, facts: &SourceFacts, starts: BTreeMap<i32, i64>, plans: &[Arc<TablePlan>], old: Option<&SourcePlan>) -> Result<SourcePlan, PlanError> {
@@ -58,6 +58,7 @@ fn source_plan(pipeline: &Pipeline, spec: &SourceSpec, facts: &SourceFacts, star
         topic: facts.topic.clone(),
         starts,
         names: facts.names.clone(),
+        format: spec.format,
         columns: spec.columns.clone(),
         delay_us: spec.watermark.as_ref().map_or(0, |w| w.delay_us),
         time_column: spec.watermark.as_ref().map(|w| w.column.clone()),
@@ -163,8 +164,12 @@ pub fn birth(Given { pipeline, plans, facts, starts }: Given<'_>) -> Result<Plan
 /// [`PlanError::Refused`] names the difference and the ways out.
 pub fn fit(ledger: &Ledger, given: Given<'_>, accept: bool) -> Result<Fit, PlanError> {
     // As if there were no log: what the file says, and nothing else.
-    let fingerprint = birth(Given { starts: &BTreeMap::new(), ..given })?.fingerprint();
-    let older = ledger.past_plans.iter().rev().find(|p| p.fingerprint == fingerprint).filter(|_| fingerprint != ledger.plan.fingerprint());
+    let file = birth(Given { starts: &BTreeMap::new(), ..given })?;
+    let (fingerprint, bare) = (file.fingerprint(), file.fingerprint_without_limits());
+    // A plan of a version that kept no limits is the file's whatever these are, unless they are all that changes now.
+    let differs = bare != ledger.plan.fingerprint_without_limits();
+    let is_file = |print: &str| print == fingerprint || differs && print == bare;
+    let older = ledger.past_plans.iter().rev().find(|p| is_file(&p.fingerprint)).filter(|_| fingerprint != ledger.plan.fingerprint());
     let changed = change(ledger, given, accept);
     let Some(older) = older else { return changed };
     let which = format!("this is the pipeline file of plan {}, which plan {} has replaced", older.entry, ledger.plan_entry);
@@ -255,6 +260,9 @@ fn source_change(name: &str, before: &SourcePlan, after: &SourcePlan, changes: &
             "source {name}: its watermark column changes from {} to {}, which would judge the same rows differently; give the source and its tables other names, or undo the change",
             word(&before.time_column), word(&after.time_column)
         )));
+    }
+    if before.format != after.format {
+        changes.push(format!("source {name}: its format changes from {} to {}; records from here on are decoded by it", before.format, after.format));
     }
     if before.columns != after.columns {
         let names = |s: &SourcePlan| s.columns.iter().map(|c| c.name.clone()).collect::<BTreeSet<_>>();
@@ -461,7 +469,7 @@ pub fn compile(plan: &Plan) -> Result<BTreeMap<String, Arc<TablePlan>>, PlanErro
         name: name.clone(),
         // Planning looks at the columns and the watermark column only.
         input: Input::File(FileInput { path: String::new() }),
-        format: Format::Json,
+        format: s.format,
         columns: s.columns.clone(),
         watermark: s.time_column.clone().map(|column| Watermark { column, delay_us: s.delay_us, idle_after_us: None, max_ahead_us: 0 }),
         max_record_bytes: 0,

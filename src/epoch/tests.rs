@@ -499,6 +499,26 @@ fn an_older_file_is_refused_until_going_back_is_meant() {
     }
 }
 
+/// Logs did not always hold the limits of records: a file from then is known again, and limits may change.
+#[test]
+fn an_older_file_of_a_log_without_limits_is_known_again() {
+    let mut l = Ledger::born(&as_of(2, birth_of(FILE, 2))).unwrap();
+    let deeper = |text: &str| text.replace("    watermark:", "    max_depth: 9\n    watermark:");
+    let later = FILE.replace("allowed_lateness: 10m", "allowed_lateness: 1h");
+    // The newest plan is no older one, with limits or without.
+    let mut same = l.clone();
+    assert_eq!(adopt(&mut same, FILE, false).unwrap(), "source events: the limits of its records are kept in the log from here on");
+    assert!(adopt(&mut same, &deeper(FILE), false).unwrap().contains("max_depth changes from 512 to 9"));
+    assert!(adopt(&mut same, FILE, false).unwrap_err().contains("the pipeline file of plan 1"), "and that is gone back on");
+    // Limits and another change came at once.
+    adopt(&mut l, &later, false).unwrap();
+    let said = adopt(&mut l, FILE, false).unwrap_err();
+    assert!(said.contains("the pipeline file of plan 0") && said.contains("--accept"), "{said}");
+    assert!(adopt(&mut l, &deeper(&later), false).unwrap().contains("max_depth"));
+    assert!(adopt(&mut l, FILE, true).unwrap().contains("from 1h to 10m"));
+    assert_eq!(adopt(&mut l, FILE, false).unwrap(), "same");
+}
+
 #[test]
 fn a_windowed_table_keeps_its_meaning_and_a_plain_one_may_change_it() {
     let filtered = FILE.replace("interval '5 minutes')\n", "interval '5 minutes') where v > 0\n");

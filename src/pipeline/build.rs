@@ -84,6 +84,8 @@ pub struct SourcePart {
     pub timeless: bool,
     /// What its file passes on to librdkafka.
     pub options: Vec<OptionPart>,
+    /// Some of them cannot be read, so that nothing can be said of all together.
+    pub options_open: bool,
 }
 
 /// A property of a table, or one for librdkafka. Its value may be a secret.

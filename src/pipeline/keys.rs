@@ -1,6 +1,8 @@
 //! Every key of the pipeline file, once: what it is called, what it takes, its default and its
 //! meaning. The strict build refuses what is not here, and the JSON Schema is printed from it.
 
+use super::{Format, TableFormatKind};
+
 /// What a key takes.
 #[derive(Debug)]
 pub enum Kind {
@@ -125,7 +127,7 @@ pub static SOURCE: Section = Section {
     ],
 };
 
-pub static FORMATS: Words = Words { now: &["json"], later: &["avro", "protobuf", "debezium-json", "debezium-avro"] };
+pub static FORMATS: Words = Words { now: &[Format::Json.word()], later: &["avro", "protobuf", "debezium-json", "debezium-avro"] };
 
 pub static KAFKA: Section = Section {
     title: "`kafka`",
@@ -199,7 +201,7 @@ pub static TABLE: Section = Section {
 
 pub static EMITS: Words = Words { now: &["on_close", "on_update"], later: &[] };
 
-pub static TABLE_FORMATS: Words = Words { now: &["iceberg", "delta"], later: &[] };
+pub static TABLE_FORMATS: Words = Words { now: &[TableFormatKind::Iceberg.word(), TableFormatKind::Delta.word()], later: &[] };
 
 pub static LAKE: Section = Section {
     title: "`lake`",

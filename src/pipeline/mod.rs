@@ -134,6 +134,18 @@ pub enum Input {
     File(FileInput),
 }
 
+impl Input {
+    /// A consumer group is told how far the tables are.
+    pub fn has_group(&self) -> bool {
+        matches!(self, Self::Kafka(_))
+    }
+
+    /// Records carry times of their own, which cap how far ahead an event may be.
+    pub fn has_record_times(&self) -> bool {
+        matches!(self, Self::Kafka(_))
+    }
+}
+
 #[derive(Clone)]
 pub struct KafkaInput {
     pub brokers: String,
@@ -167,9 +179,39 @@ pub struct FileInput {
     pub path: String,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// The format of a source's payloads: what [`crate::decode::open`] makes decoders by.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Format {
+    #[default]
     Json,
+}
+
+impl Format {
+    pub const ALL: [Self; 1] = [Self::Json];
+
+    /// Its word in the pipeline file.
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Json => "json",
+        }
+    }
+
+    /// By its word.
+    pub fn named(word: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|f| f.word() == word)
+    }
+
+    /// What logs that name no format mean.
+    pub fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+impl std::fmt::Display for Format {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.word())
+    }
 }
 
 /// A declared column of a source.
@@ -320,12 +362,27 @@ pub enum TableFormatKind {
     Delta,
 }
 
-impl std::fmt::Display for TableFormatKind {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
+impl TableFormatKind {
+    /// What a table has that names none.
+    pub const ALL: [Self; 2] = [Self::Iceberg, Self::Delta];
+
+    /// Its word in the pipeline file and in every message.
+    pub const fn word(self) -> &'static str {
+        match self {
             Self::Iceberg => "iceberg",
             Self::Delta => "delta",
-        })
+        }
+    }
+
+    /// By its word.
+    pub fn named(word: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|f| f.word() == word)
+    }
+}
+
+impl std::fmt::Display for TableFormatKind {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.word())
     }
 }
 

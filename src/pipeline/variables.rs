@@ -130,6 +130,17 @@ mod tests {
         Variables::new(vec![("${X}".into(), value.into())], "sql: select a, ${X} from events".split('\n')).hide(text)
     }
 
+    /// A message of a run is not about the declaration alone: words that a variable holds, too, say nothing of it.
+    #[test]
+    fn a_message_is_shown_whatever_words_a_variable_holds() {
+        let variables = Variables::new(vec![("${X}".into(), "id > 0 and pw <> 'hunter2'".into())], "sql: select a from events where ${X}".split('\n'));
+        let told = "source events reads b and the log was written from a: an id of one means nothing in the other";
+        assert_eq!(variables.hide_values(told), told);
+        assert_eq!(variables.hide_values("cannot plan id > 0 AND pw <> 'hunter2' here"), "cannot plan ${X} here");
+        let differs = variables.hide_values("no:\n  the log has:  pw <> 'hunter1'\n  the file has: id > 0 and pw <> 'hunter2'\nso");
+        assert_eq!(differs, "what ${X} stands for does not fit here", "a difference is about the declaration");
+    }
+
     #[test]
     fn values_and_parts_of_them_are_not_shown() {
         assert_eq!(hidden("hunter2", "no column is named hunter2"), "no column is named ${X}");

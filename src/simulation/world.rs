@@ -7,9 +7,7 @@ use super::reckoning::{Reckoning, Rows, sorted};
 use super::references::References;
 use super::store::{Fate, WorkerCatalog, WorkerStore};
 use super::trace::Trace;
-use crate::commit::TableFormat;
-use crate::commit::delta::DeltaFormat;
-use crate::commit::iceberg::{Ambient, IcebergFormat};
+use crate::commit::iceberg::Ambient;
 use crate::epoch::checkpoint::Cadence;
 use crate::epoch::entry::{Entry, Plan, parse};
 use crate::epoch::log::Log;
@@ -586,10 +584,7 @@ impl Surroundings for Life {
         let now: Arc<dyn Fn() -> i64 + Send + Sync> = Arc::new(move || clock.now_ms());
         let ids = self.ids();
         let catalog = WorkerCatalog { world: self.world.clone(), who: self.who.clone() };
-        let ambient = Ambient { now_ms: now.clone(), new_id: ids.clone() };
-        let mut formats: BTreeMap<TableFormatKind, Arc<dyn TableFormat>> = BTreeMap::new();
-        formats.insert(TableFormatKind::Iceberg, Arc::new(IcebergFormat::new(store.clone(), &url, catalog, PIPELINE, PIPELINE, ambient)));
-        formats.insert(TableFormatKind::Delta, Arc::new(DeltaFormat::new(store.clone(), url, PIPELINE, now, ids)));
+        let formats = crate::commit::formats(&store, &url, catalog, PIPELINE, PIPELINE, Ambient { now_ms: now, new_id: ids });
         Ok(Place { store, log, state_folder, formats, local: None })
     }
 

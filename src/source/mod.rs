@@ -11,6 +11,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::time::Duration;
 
+use crate::pipeline::{Input, SourceSpec};
 use uuid::Uuid;
 
 /// Raw records of one partition, in offset order, covering the half-open interval `from..to` of
@@ -98,6 +99,17 @@ pub enum SourceError {
     /// Will pass; the caller retries and says so.
     #[error("{0}")]
     Unavailable(String),
+}
+
+/// The source as the pipeline file names it, for this worker.
+///
+/// # Errors
+/// Refused: what the file says of it cannot be.
+pub fn open(spec: &SourceSpec, pipeline: &str, worker: &str) -> Result<Box<dyn Source>, SourceError> {
+    Ok(match &spec.input {
+        Input::Kafka(_) => Box::new(kafka::KafkaSource::new(spec, pipeline, worker)?),
+        Input::File(_) => Box::new(file::FileSource::new(spec)?),
+    })
 }
 
 /// One source as one worker sees it. Driven by one thread of its own; every call may block for

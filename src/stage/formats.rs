@@ -1,7 +1,8 @@
 //! The files of one table in all its formats. Rows are encoded once for formats whose files would be
 //! the same, and the bytes put where each of them looks for its own.
 
-use super::parquet::{ParquetStager, StageError, physical_schema};
+use super::file_layout::file_layout;
+use super::parquet::{ParquetStager, StageError};
 use super::{DataFile, TableSpec, data_folder};
 use crate::pipeline::TableFormatKind;
 use arrow::array::RecordBatch;
@@ -77,7 +78,7 @@ impl TableStager {
 /// has fewer types and leaves partition columns out; the field ids that Iceberg asks for are nothing to it.
 fn same_files(spec: &TableSpec, one: TableFormatKind, other: TableFormatKind) -> bool {
     let unpartitioned = |format| spec.partition_fields(format).is_empty();
-    unpartitioned(one) && unpartitioned(other) && physical_schema(&spec.schema, one) == physical_schema(&spec.schema, other)
+    unpartitioned(one) && unpartitioned(other) && file_layout(one).schema(&spec.schema) == file_layout(other).schema(&spec.schema)
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@
 pub mod dead;
 pub mod bounds;
 mod claims;
+pub mod file_layout;
 pub mod formats;
 pub mod layout;
 pub mod names;
@@ -16,6 +17,7 @@ pub mod runs;
 
 use crate::pipeline::{PartitionField, TableFormatKind};
 use arrow::datatypes::SchemaRef;
+use file_layout::file_layout;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -35,19 +37,15 @@ pub struct TableSpec {
 }
 
 impl TableSpec {
-    /// The partition fields that this format supports: Delta knows identity columns only.
+    /// The partition fields that this format supports.
     pub fn partition_fields(&self, format: TableFormatKind) -> &[PartitionField] {
-        let identity = self.partition_by.iter().all(|p| p.transform == crate::pipeline::PartitionTransform::Identity);
-        if format == TableFormatKind::Delta && !identity { &[] } else { &self.partition_by }
+        file_layout(format).partition_fields(&self.partition_by)
     }
 }
 
 /// Path of a table's data folder, relative to the lake's root.
 pub fn data_folder(pipeline: &str, format: TableFormatKind, table: &str) -> String {
-    match format {
-        TableFormatKind::Iceberg => format!("iceberg/{pipeline}/{table}/data"),
-        TableFormatKind::Delta => format!("delta/{pipeline}/{table}"),
-    }
+    file_layout(format).folder(pipeline, table)
 }
 
 /// Arrow field metadata key of the field id, as parquet's Arrow writer expects it.

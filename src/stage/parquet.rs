@@ -4,10 +4,11 @@
 //! further partitions wait as they are, and are encoded partition by partition at the end, or when they are many.
 
 use super::bounds::StatsBuilder;
+use super::file_layout::file_layout;
 use super::layout::{children, field_id, is_uuid, type_name};
 use super::partition::{PartitionError, PartitionSplitter, partition_path, time_text};
 use super::{DataFile, Scalar, TableSpec};
-use crate::pipeline::{TYPE_KEY, TableFormatKind};
+use crate::pipeline::TableFormatKind;
 use arrow::array::{Array, ArrayRef, AsArray, ListArray, MapArray, RecordBatch, RecordBatchOptions, StringArray, StructArray};
 use arrow::datatypes::*;
 use bytes::Bytes;
@@ -50,32 +51,6 @@ pub enum StageError {
     Partition { table: String, source: PartitionError },
     #[error("table `{table}`: {source}")]
     Parquet { table: String, source: ParquetError },
-}
-
-/// The schema of a table's files in a format: what the rows look like on disk.
-///
-/// Iceberg holds all our types. Delta has neither uuid nor time: both become text there, at every
-/// depth. Partition columns are still among the fields; Delta's files leave them out.
-pub fn physical_schema(schema: &Schema, format: TableFormatKind) -> SchemaRef {
-    match format {
-        TableFormatKind::Iceberg => Arc::new(schema.clone()),
-        TableFormatKind::Delta => Arc::new(Schema::new(schema.fields().iter().map(|f| delta_field(f)).collect::<Vec<_>>())),
-    }
-}
-
-fn delta_field(field: &Field) -> Field {
-    let ty = match field.data_type() {
-        DataType::FixedSizeBinary(_) | DataType::Time64(_) => {
-            let mut metadata = field.metadata().clone();
-            metadata.remove(TYPE_KEY);
-            return field.clone().with_data_type(DataType::Utf8).with_metadata(metadata);
-        }
-        DataType::List(e) => DataType::List(Arc::new(delta_field(e))),
-        DataType::Struct(fields) => DataType::Struct(fields.iter().map(|f| delta_field(f)).collect()),
-        DataType::Map(e, sorted) => DataType::Map(Arc::new(delta_field(e)), *sorted),
-        other => other.clone(),
-    };
-    field.clone().with_data_type(ty)
 }
 
 /// Encodes the rows of one table in one format, in memory.
@@ -156,9 +131,10 @@ impl ParquetStager {
         let partition_by = spec.partition_fields(format);
         let splitter =
             PartitionSplitter::new(&spec.schema, partition_by).map_err(|source| StageError::Partition { table: spec.name.clone(), source })?;
-        let left_out = |name: &str| format == TableFormatKind::Delta && partition_by.iter().any(|p| p.column == name);
+        let layout = file_layout(format);
+        let left_out = |name: &str| !layout.holds_partition_columns() && partition_by.iter().any(|p| p.column == name);
         let kept: Vec<usize> = (0..spec.schema.fields().len()).filter(|i| !left_out(spec.schema.field(*i).name())).collect();
-        let whole = physical_schema(&spec.schema, format);
+        let whole = layout.schema(&spec.schema);
         let schema = Arc::new(Schema::new(kept.iter().map(|i| whole.fields()[*i].clone()).collect::<Vec<_>>()));
         let parquet = parquet_schema(&schema).map_err(|source| StageError::Parquet { table: spec.name.clone(), source })?;
         let properties = writer_properties(&spec.name, &spec.properties, &parquet)?;

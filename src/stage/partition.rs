@@ -1,5 +1,6 @@
 //! Which partition of its table a row belongs to.
 
+use super::file_layout::file_layout;
 use super::{Scalar, TableSpec};
 use crate::pipeline::{PartitionField, PartitionTransform, TableFormatKind};
 use arrow::array::{Array, ArrayRef, AsArray, Int64Array, RecordBatch, UInt32Array};
@@ -134,10 +135,7 @@ fn avro_name(name: &str) -> String {
 /// location as a URI: what is not a letter, digit, `_`, `-` or `.` is written as `%XX`, and a long
 /// value is cut and ends in a hash of the whole.
 pub fn partition_path(spec: &TableSpec, format: TableFormatKind, values: &[Option<Scalar>]) -> String {
-    let null = match format {
-        TableFormatKind::Iceberg => "null",
-        TableFormatKind::Delta => "__HIVE_DEFAULT_PARTITION__",
-    };
+    let layout = file_layout(format);
     let mut path = String::new();
     for (field, value) in spec.partition_fields(format).iter().zip(values) {
         if !path.is_empty() {
@@ -145,15 +143,11 @@ pub fn partition_path(spec: &TableSpec, format: TableFormatKind, values: &[Optio
         }
         let ty = spec.schema.field_with_name(&field.column).map(|f| f.data_type().clone()).unwrap_or(DataType::Null);
         let text = match value {
-            None => null.to_string(),
+            None => layout.null().to_string(),
             Some(v) => encode(&value_text(v, &ty, field.transform)),
         };
         // Infallible: writing to a string.
-        let name = match format {
-            TableFormatKind::Iceberg => partition_name(field),
-            TableFormatKind::Delta => field.column.clone(),
-        };
-        let _ = write!(path, "{}={text}", encode(&name));
+        let _ = write!(path, "{}={text}", encode(&layout.partition_name(field)));
     }
     path
 }

@@ -246,7 +246,7 @@ async fn expect(facts: &Facts, rows: &SourceRows, table: &Checked, options: &Opt
                 return Ok(None);
             }
             let topic = facts.plan().sources.get(source).map(|s| s.topic.clone()).unwrap_or_default();
-            let (batches, origin) = dead_batches(rows, &topic, (since, as_of))?;
+            let (batches, origin) = dead_batches(rows, &topic, (since, as_of), DEAD_BATCH_BYTES)?;
             let key = ["_partition", "_offset", "_table"].into_iter().filter_map(column).collect();
             let keep = Keep { held: Some(rows.held.clone()), ..Keep::default() };
             Some(Expected { batches, origin: Origin::Rows(origin), compared: all, inexact: BTreeSet::new(), key, paired: true, window: None, keep, only_missing: false, lost: vec![] })
@@ -398,14 +398,14 @@ fn without_later_columns(
 /// Bytes of dead letters in one batch, but for the last of them: an array holds less than 2 GiB.
 const DEAD_BATCH_BYTES: usize = 64 << 20;
 
-fn dead_batches(rows: &SourceRows, topic: &str, (since, as_of): (u64, u64)) -> Result<(Vec<RecordBatch>, Vec<Vec<Lineage>>), VerifyError> {
+fn dead_batches(rows: &SourceRows, topic: &str, (since, as_of): (u64, u64), most_bytes: usize) -> Result<(Vec<RecordBatch>, Vec<Vec<Lineage>>), VerifyError> {
     let dead: Vec<&DeadRow> = rows.dead.iter().filter(|d| d.lineage.entry > since && d.lineage.entry <= as_of).collect();
     let (mut batches, mut origins) = (vec![], vec![]);
     let mut from = 0;
     while from < dead.len() || batches.is_empty() {
         let mut bytes = 0;
         let size = |d: &DeadRow| d.key.as_ref().map_or(0, Vec::len) + d.value.as_ref().map_or(0, Vec::len) + d.headers.iter().map(|(n, v)| n.len() + v.as_ref().map_or(0, Vec::len)).sum::<usize>();
-        let fit = dead[from..].iter().take_while(|d| { let before = bytes; bytes += size(d); before < DEAD_BATCH_BYTES }).count();
+        let fit = dead[from..].iter().take_while(|d| { let before = bytes; bytes += size(d); before < most_bytes }).count();
         let (batch, origin) = dead_batch(&dead[from..from + fit], topic)?;
         batches.push(batch);
         origins.push(origin);
@@ -671,5 +671,38 @@ fn origin(expected: &Expected, rows: &SourceRows, spec: &TableSpec, at: At) -> R
             }
             Ok((offsets, records))
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use arrow::array::AsArray;
+    use arrow::datatypes::Int64Type;
+
+    #[test]
+    fn dead_letters_are_met_in_batches_that_an_array_can_hold() {
+        let row = |offset: i64, bytes: usize| DeadRow {
+            lineage: Lineage { entry: offset as u64 / 10, partition: 0, offset },
+            timestamp_us: None,
+            key: None,
+            value: Some(vec![b'x'; bytes]),
+            headers: vec![("h".into(), Some(vec![0; 4]))],
+            table: None,
+            reasons: vec!["no JSON".into()],
+        };
+        let rows = |sizes: &[usize]| SourceRows { dead: sizes.iter().enumerate().map(|(n, s)| row(10 + n as i64, *s)).collect(), ..SourceRows::default() };
+        let offsets = |rows: &SourceRows, most_bytes: usize| {
+            let (batches, origins) = dead_batches(rows, "t", (0, 1), most_bytes).unwrap();
+            let of = |b: &RecordBatch| b.column_by_name("_offset").unwrap().as_primitive::<Int64Type>().values().to_vec();
+            assert!(batches.iter().zip(&origins).all(|(b, o)| o.iter().map(|l| l.offset).eq(of(b))), "each row has its own lineage");
+            batches.iter().map(of).collect::<Vec<_>>()
+        };
+        // Five bytes more of each are its header.
+        assert_eq!(offsets(&rows(&[10, 10, 10, 10, 10]), 20), [vec![10, 11], vec![12, 13], vec![14]]);
+        assert_eq!(offsets(&rows(&[0, 500, 0, 0]), 20), [vec![10, 11], vec![12, 13]], "one that is larger is met, too");
+        assert_eq!(offsets(&rows(&[500, 500]), 1), [[10], [11]]);
+        assert_eq!(offsets(&rows(&[1; 12]), 1 << 20), [(10..20).collect::<Vec<_>>()], "of the entries that are asked for");
+        assert_eq!(offsets(&rows(&[]), 20), [Vec::<i64>::new()], "nothing is expected: what is there is too much");
     }
 }

@@ -5,8 +5,7 @@ use super::facts::{Facts, Span};
 use super::select::{Select, at, with_windows};
 use super::window::Windows;
 use super::{Finding, Options, Progress, VerifyError, instant};
-use crate::decode::Decoder;
-use crate::decode::json::JsonDecoder;
+use crate::decode::{self, Decoder};
 use crate::epoch::entry::{Limits, Plan, SourcePlan};
 use crate::pipeline::SourceSpec;
 use crate::source::{KEPT_BYTES, Position, RawBatch, RawRecord, Source, SourceEvent};
@@ -109,7 +108,7 @@ pub struct SourceRows {
 
 /// What becomes of the rows of one source under one plan.
 struct Era {
-    decoder: JsonDecoder,
+    decoder: Box<dyn Decoder>,
     /// Place of the event time among the decoded columns.
     time: Option<usize>,
     tables: Vec<EraTable>,
@@ -198,7 +197,7 @@ impl<'a> Reader<'a> {
         if self.facts.first > 0 {
             self.out.partly_lost = true;
             // Rows beyond `max_ahead` left no trace in what a checkpoint holds.
-            let capped = matches!(self.spec.input, crate::pipeline::Input::Kafka(_));
+            let capped = self.spec.input.has_record_times();
             let before = if capped { Some(i64::MAX) } else { self.facts.lost_event_us.get(self.name).copied().flatten() };
             self.out.lost_until_us = self.out.lost_until_us.max(before);
         }
@@ -448,7 +447,7 @@ impl<'a> Reader<'a> {
         let whole = |p: i32, s: &Span| self.out.held.get(&p).is_some_and(|h| h.has(s.from, s.to));
         let mut findings = vec![];
         let timed = self.facts.plan().sources.get(self.name).is_some_and(|s| s.time_column.is_some());
-        let caps = matches!(self.spec.input, crate::pipeline::Input::Kafka(_));
+        let caps = self.spec.input.has_record_times();
         for (&partition, spans) in &self.spans {
             for span in spans.iter().filter(|s| timed && s.from < s.to && whole(partition, s)) {
                 let found = self.highest.get(&(partition, span.entry)).copied();
@@ -544,7 +543,7 @@ fn plan_era(facts: &Facts, (entry, plan): (u64, &Plan), name: &str, source: &Sou
     let later = facts.eras.iter().filter(|e| e.entry > entry).find_map(|e| e.plan.sources.get(name)?.limits);
     let limits = source.limits.or(later).unwrap_or_else(|| limits_of(spec));
     let kept_bytes = if source.limits.is_some() { limits.max_record_bytes.max(KEPT_BYTES as u64) } else { limits.max_record_bytes };
-    let decoder = JsonDecoder::new(&source.columns, &columns_used, time_column, limits.max_depth as usize).map_err(|e| VerifyError::Refused(e.to_string()))?;
+    let decoder = decode::open(source.format, &source.columns, &columns_used, time_column, limits.max_depth as usize).map_err(|e| VerifyError::Refused(e.to_string()))?;
     for table in &mut made {
         let late = table.late.iter_mut().flat_map(|l| l.columns.values_mut());
         table.projection.iter_mut().chain(late).for_each(|column| *column = decoded(*column));

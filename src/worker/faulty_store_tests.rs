@@ -4,6 +4,7 @@
 use super::surroundings::{Hosting, Ids, Surroundings};
 use super::*;
 use crate::cli::SystemClock;
+use crate::pipeline::SourceSpec;
 use crate::epoch::tests::loaded;
 use crate::read::LakeTableProvider;
 use crate::store::double::{Delegating, Double, lost, taken};
@@ -151,7 +152,7 @@ impl Surroundings for Around {
         Place::over(self.store.clone(), &self.root, pipeline, &self.clock()).await
     }
     fn open_source(&self, spec: &SourceSpec, pipeline: &str, worker: &str) -> std::result::Result<Box<dyn Source>, SourceError> {
-        open_source(spec, pipeline, worker)
+        crate::source::open(spec, pipeline, worker)
     }
     fn hosting(&self) -> Hosting {
         Hosting::Threads

@@ -1,8 +1,7 @@
 //! A lane: one thread (or task) that takes raw batches through decode, transform and partial to what an
 //! epoch stages. A partition always goes through the same lane, so that its rows stay in order.
 
-use crate::decode::Decoder;
-use crate::decode::json::JsonDecoder;
+use crate::decode::{self, Decoder};
 use crate::epoch::entry::Counts;
 use crate::observe::{Metrics, cpu};
 use crate::partial::Partials;
@@ -76,7 +75,7 @@ pub fn lane_error(table: &str, why: impl ToString) -> LaneError {
 
 struct SourceLane {
     layout: Arc<SourceLayout>,
-    decoder: JsonDecoder,
+    decoder: Box<dyn Decoder>,
     time: Option<usize>,
     /// For each table: which of the decoder's columns it reads.
     projections: Vec<Vec<usize>>,
@@ -278,7 +277,7 @@ impl SourceLane {
         }
         let place = |declared: usize| used.iter().position(|u| *u == declared).unwrap_or_default();
         let projections = layout.tables.iter().map(|t| t.plan.scan.iter().filter_map(|n| column(n)).map(place).collect()).collect();
-        let decoder = JsonDecoder::new(&spec.columns, &used, time_column, spec.max_depth).map_err(|e| lane_error(&spec.name, e))?;
+        let decoder = decode::open(spec.format, &spec.columns, &used, time_column, spec.max_depth).map_err(|e| lane_error(&spec.name, e))?;
         let tables = layout.tables.iter().map(|t| match t.plan.window {
             Some(_) => TableLane::Windowed(None),
             None => TableLane::Plain { transform: Transform::new(t.plan.clone()), stager: None },

@@ -16,9 +16,8 @@ pub mod sources;
 pub mod surroundings;
 pub mod tables;
 
-use crate::commit::{CommitError, TableFormat};
-use crate::commit::delta::DeltaFormat;
-use crate::commit::iceberg::{Ambient, IcebergFormat, SqliteCatalog};
+use crate::commit::{self, CommitError, Formats};
+use crate::commit::iceberg::{Ambient, SqliteCatalog};
 use crate::console::note;
 use crate::epoch::entry::{Body, ByPartition, Entry, Plan, SpecRecord, VERSION};
 use crate::epoch::log::{Log, LogError, Reading};
@@ -27,9 +26,7 @@ use crate::maintain::orphans::Cleaner;
 use crate::observe::Metrics;
 use crate::pipeline::sql::TablePlan;
 use crate::runtime::in_place;
-use crate::pipeline::{Backlog, Input, Pipeline, SourceSpec, TableFormatKind};
-use crate::source::file::FileSource;
-use crate::source::kafka::KafkaSource;
+use crate::pipeline::{Backlog, Pipeline, TableFormatKind};
 use crate::source::{Source, SourceError, SourceFacts};
 use crate::stage::names;
 use crate::store::local::DurableLocal;
@@ -167,7 +164,7 @@ pub struct Place {
     pub log: Log,
     /// `_millpond/<pipeline>`, relative to the lake's root.
     pub state_folder: String,
-    pub formats: BTreeMap<TableFormatKind, Arc<dyn TableFormat>>,
+    pub formats: Formats,
     /// The store, where it is a local disk.
     pub local: Option<Arc<DurableLocal>>,
 }
@@ -196,22 +193,9 @@ impl Place {
             move || clock.now_ms()
         });
         let ids: Arc<dyn Fn() -> Uuid + Send + Sync> = Arc::new(Uuid::new_v4);
-        let ambient = Ambient { now_ms: now.clone(), new_id: ids.clone() };
-        let iceberg = IcebergFormat::new(store.clone(), &url, catalog, &pipeline.name, &pipeline.lake.namespace, ambient);
-        let delta = DeltaFormat::new(store.clone(), url, &pipeline.name, now, ids);
-        let mut formats: BTreeMap<TableFormatKind, Arc<dyn TableFormat>> = BTreeMap::new();
-        formats.insert(TableFormatKind::Iceberg, Arc::new(iceberg));
-        formats.insert(TableFormatKind::Delta, Arc::new(delta));
+        let formats = commit::formats(&store, &url, catalog, &pipeline.name, &pipeline.lake.namespace, Ambient { now_ms: now, new_id: ids });
         Ok(Self { store, log, state_folder, formats, local: None })
     }
-}
-
-/// Opens a source as the pipeline file names it.
-pub fn open_source(spec: &SourceSpec, pipeline: &str, worker: &str) -> Result<Box<dyn Source>, SourceError> {
-    Ok(match &spec.input {
-        Input::Kafka(_) => Box::new(KafkaSource::new(spec, pipeline, worker)?),
-        Input::File(_) => Box::new(FileSource::new(spec)?),
-    })
 }
 
 /// Asks until the answer is not "away", for `patience`.

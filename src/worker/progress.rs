@@ -29,6 +29,11 @@ pub async fn show(metrics: Arc<Metrics>, json: bool) {
     }
 }
 
+/// Rows of the dead-letter tables: records and rows that could not be used, and values that did not fit when emitted.
+fn dead_letters(m: &Metrics) -> u64 {
+    m.dead.load(Ordering::Relaxed) + m.overflow.load(Ordering::Relaxed)
+}
+
 fn line(m: &Metrics, rate: f64) -> String {
     let get = |a: &std::sync::atomic::AtomicU64| a.load(Ordering::Relaxed);
     let marks: Vec<String> = m
@@ -47,7 +52,7 @@ fn line(m: &Metrics, rate: f64) -> String {
         get(&m.records),
         get(&m.open_windows),
         get(&m.late),
-        get(&m.dead),
+        dead_letters(m),
         get(&m.epochs),
         get(&m.commits),
         marks.iter().map(|m| format!("; {m}")).collect::<String>()
@@ -67,7 +72,7 @@ pub fn summary(m: &Metrics) -> serde_json::Value {
     let marks: serde_json::Map<String, serde_json::Value> = m.watermarks().into_iter().map(|(s, (at, _))| (s, at.map(instant).into())).collect();
     let held: BTreeMap<String, String> = m.watermarks().into_iter().map(|(s, (_, held))| (s, held)).collect();
     serde_json::json!({
-        "records": get(&m.records), "bytes": get(&m.bytes), "dead": get(&m.dead), "late": get(&m.late), "ahead": get(&m.ahead),
+        "records": get(&m.records), "bytes": get(&m.bytes), "dead": dead_letters(m), "late": get(&m.late), "ahead": get(&m.ahead),
         "epochs": get(&m.epochs), "stale_epochs": get(&m.stale), "commits": get(&m.commits), "commit_bytes": get(&m.commit_bytes),
         "commit_files_read": get(&m.commit_files_read), "runs_read": get(&m.runs_read),
         "overflow": get(&m.overflow), "pauses": get(&m.pauses), "open_windows": get(&m.open_windows), "watermarks": marks, "held_by": held, "lag": m.lags(), "alerts": m.alerts(), "cpu_seconds": stages,

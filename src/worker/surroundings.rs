@@ -2,11 +2,11 @@
 //!
 //! All of it is injected, so that several workers can live in one process under a seed.
 
-use super::{Clock, Place, WorkerError, open_source};
+use super::{Clock, Place, WorkerError};
 use crate::epoch::checkpoint::Cadence;
 use crate::epoch::plan::{self, Compile};
 use crate::pipeline::{Pipeline, SourceSpec};
-use crate::source::{Source, SourceError};
+use crate::source::{self, Source, SourceError};
 use async_trait::async_trait;
 use futures::future::BoxFuture;
 use std::io::ErrorKind;
@@ -72,7 +72,7 @@ impl Surroundings for System {
     }
 
     fn open_source(&self, spec: &SourceSpec, pipeline: &str, worker: &str) -> Result<Box<dyn Source>, SourceError> {
-        open_source(spec, pipeline, worker)
+        source::open(spec, pipeline, worker)
     }
 
     fn hosting(&self) -> Hosting {

@@ -3,8 +3,7 @@
 //! whether runs were handed over in memory or read back.
 
 use super::*;
-use crate::commit::delta::DeltaFormat;
-use crate::commit::iceberg::{Ambient, IcebergFormat, SqliteCatalog};
+use crate::commit::iceberg::{Ambient, SqliteCatalog};
 use crate::epoch::entry::{ByPartition, Data, Interval, Note, RunEntry, RunObject, StagedFile};
 use crate::epoch::log::Log;
 use crate::epoch::protocol_tests::Rng;
@@ -111,10 +110,7 @@ impl World {
         let (now, next) = (Arc::new(|| 1_767_225_600_000_i64) as Arc<dyn Fn() -> i64 + Send + Sync>, ids.clone());
         let new_id: Arc<dyn Fn() -> Uuid + Send + Sync> = Arc::new(move || Uuid::from_u64_pair(next.fetch_add(1, Ordering::Relaxed).wrapping_mul(0x9E37_79B9_7F4A_7C15), 7));
         let root = url::Url::parse("file:///lake/").unwrap();
-        let ambient = Ambient { now_ms: now.clone(), new_id: new_id.clone() };
-        let mut formats: BTreeMap<TableFormatKind, Arc<dyn TableFormat>> = BTreeMap::new();
-        formats.insert(TableFormatKind::Iceberg, Arc::new(IcebergFormat::new(store.clone(), &root, catalog, "p", "p", ambient)));
-        formats.insert(TableFormatKind::Delta, Arc::new(DeltaFormat::new(store.clone(), root, "p", now, new_id)));
+        let formats = crate::commit::formats(&store, &root, catalog, "p", "p", Ambient { now_ms: now, new_id: new_id });
         let birth = birth_of(FILE, PARTITIONS);
         assert!(Log::new(store.clone(), Path::from("log")).give_birth(&birth).await.unwrap());
         let Body::Plan(plan) = birth.body else { panic!() };
@@ -503,4 +499,40 @@ async fn a_checkpoint_that_lost_names_no_runs_that_the_winner_removed() {
         first.fold(100).await.unwrap();
         second.fold(100).await.unwrap();
     }
+}
+
+async fn decide(world: &World, worker: &Worker, rng: &mut Rng) {
+    loop {
+        let work = world.work(worker, rng).await.unwrap();
+        if !work.data.intervals["events"].is_empty() && world.append(worker, work).await.unwrap() {
+            return;
+        }
+    }
+}
+
+/// The lowest id commits. After a restart it may be that of a worker that has ended, for which nobody waits.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_ended_before_a_start_is_not_waited_for() {
+    let mut rng = Rng(7);
+    let world = World::new(&mut rng).await;
+    let lower = world.start("w1", true).await;
+    let mut running = world.start("w2", true).await;
+    decide(&world, &lower, &mut rng).await;
+    running.fold(100).await.unwrap();
+    assert!(!running.tables.is_lowest(), "it wrote since this one began");
+    let mut started = world.start("w3", true).await;
+    started.fold(100).await.unwrap();
+    assert!(started.tables.at.writers.contains_key("w1"), "it has written, and lately");
+    assert!(started.tables.is_lowest(), "before this one began");
+    decide(&world, &lower, &mut rng).await;
+    started.fold(100).await.unwrap();
+    assert!(!started.tables.is_lowest(), "it had not ended");
+    // Once it is silent for long it is not waited for either.
+    for _ in 0..RECENT_ENTRIES {
+        decide(&world, &started, &mut rng).await;
+    }
+    started.fold(100).await.unwrap();
+    assert!(started.tables.is_lowest());
+    running.fold(100).await.unwrap();
+    assert!(running.tables.is_lowest(), "of the two that there are");
 }

@@ -168,6 +168,19 @@ fn no_error_hides_another_and_each_is_underlined() {
     assert!(wrong.is_empty(), "these are told otherwise:\n{}", wrong.join("\n"));
 }
 
+/// What is missing for librdkafka because it could not be read is not told a second time.
+#[test]
+fn an_option_that_cannot_be_read_is_one_error() {
+    let file = |mechanism: &str, user: &str| {
+        let login = format!("options: {{security.protocol: sasl_plaintext, sasl.mechanism: {mechanism}, sasl.username: {user}, sasl.password: p}}");
+        pipeline("x:1", "t").replace("start: earliest", &login)
+    };
+    for (mechanism, user, marked, message) in [("PLAIN", "\"${NOT_SET_ANYWHERE}\"", "${NOT_SET_ANYWHERE}", "is not set"), ("PLAN", "u", "PLAN", "is no `sasl.mechanism`"), ("PLAIN", "[u]", "[u]", "text")] {
+        let told = told(&file(mechanism, user));
+        assert!(told.len() == 1 && told[0].0 == marked && told[0].1.contains(message), "{user}: {told:#?}");
+    }
+}
+
 /// Said in the file and without effect, or with one that is hardly meant.
 #[test]
 fn what_is_said_in_vain_is_told() {
@@ -242,6 +255,47 @@ fn values_of_variables_are_not_shown_where_the_log_differs() {
         let all = format!("{}{}", ended.stdout, ended.stderr);
         assert!(ended.code == code && all.contains("its SQL counts other rows") && all.contains("${SECRET}") && !all.contains("hunter"), "{args:?}: {ended:?}");
     }
+}
+
+/// A variable that holds SQL has words of every message in it.
+#[test]
+fn an_error_of_a_run_is_told_though_a_variable_holds_sql() {
+    let file = |path: &str| pipeline("x:1", "t").replace("kafka: {brokers: 'x:1', topic: t, start: earliest}", &format!("file: {path}")).replace("select id from events", "select id from events where ${FILTER}");
+    let pond = Pond::new(&file("e.ndjson"));
+    std::fs::write(pond.path().join("e.ndjson"), event(1) + "\n").unwrap();
+    std::fs::write(pond.path().join("f.ndjson"), event(1) + "\n").unwrap();
+    let run = || pond.start_with(&["run", "pipeline.yaml", "--until-end"], &[("FILTER", "id is not null and 'the log was written from' <> 'hunter2'")]).wait();
+    assert_eq!(run().code, 0);
+    pond.rewrite(&file("f.ndjson"));
+    let ended = run();
+    let told = ["source events reads", "and the log was written from", "offsets of one mean nothing in the other"];
+    assert!(ended.code == 75 && told.iter().all(|part| ended.stderr.contains(part)) && !ended.stderr.contains("does not fit here") && !ended.stderr.contains("hunter2"), "{ended:?}");
+}
+
+/// Where a log is there, a file is read without asking the formats of its tables, which may be from another version; a table
+/// that comes new and cannot be made is refused before anything is decided.
+#[test]
+fn a_table_that_cannot_be_made_is_refused_where_a_log_is_there() {
+    let file = |more: &str| pipeline("x:1", "t").replace("kafka: {brokers: 'x:1', topic: t, start: earliest}", "file: e.ndjson").replace("lake:", &format!("{more}lake:"));
+    let spaced = "  spaced: {sql: 'select id as \"the id\" from events'}\n";
+    let pond = Pond::new(&file(spaced));
+    std::fs::write(pond.path().join("e.ndjson"), event(1) + "\n").unwrap();
+    let ended = pond.millpond(&["run", "pipeline.yaml", "--until-end"]);
+    assert!(ended.code == 78 && ended.stderr.contains("delta allows none of space") && ended.stderr.contains("pipeline.yaml:"), "{ended:?}");
+    pond.rewrite(&file(""));
+    pond.until_end();
+    let entries = || pond.number("select count(distinct entry) from millpond.epochs");
+    let before = entries();
+    pond.rewrite(&file(spaced));
+    for args in [&["run", "pipeline.yaml", "--until-end"][..], &["validate", "pipeline.yaml"]] {
+        let ended = pond.millpond(args);
+        assert!(ended.code != 0 && ended.stderr.contains("spaced") && ended.stderr.contains("delta allows none of space"), "{args:?}: {ended:?}");
+    }
+    // What only reads does not ask.
+    assert_eq!((entries(), pond.millpond(&["status", "pipeline.yaml"]).code), (before, 0));
+    pond.rewrite(&file(&spaced.replace("}", ", formats: [iceberg]}")));
+    pond.until_end();
+    assert_eq!(pond.number("select count(\"the id\") from spaced"), 0, "it begins here");
 }
 
 #[test]
@@ -612,6 +666,20 @@ fn odd_floats_and_equal_names_have_an_answer_in_json() {
     let ended = pond.millpond(&["query", "pipeline.yaml", twice, "--json"]);
     assert!(ended.code == 2 && ended.stdout.contains("two columns of the answer are named id") && ended.stdout.contains("`as`"), "{ended:?}");
     assert_eq!(pond.millpond(&["query", "pipeline.yaml", twice]).code, 0);
+}
+
+/// Also what no checkpoint has freed yet, its first entry included.
+#[test]
+fn the_log_is_a_table_from_its_first_entry() {
+    let pond = Pond::new(&pipeline("x:1", "t").replace("kafka: {brokers: 'x:1', topic: t, start: earliest}", "file: e.ndjson"));
+    std::fs::write(pond.path().join("e.ndjson"), event(1) + "\n" + &event(2) + "\n").unwrap();
+    pond.until_end();
+    let of = |columns: &str| pond.query(&format!("select {columns} from millpond.epochs order by entry"));
+    assert_eq!(of("entry, kind, to_offset")[..2], [json!({"entry": 0, "kind": "plan", "to_offset": null}), json!({"entry": 1, "kind": "data", "to_offset": 2})]);
+    let (whole, folder) = (of("*"), pond.path().join("lake/_millpond"));
+    let log = std::fs::read_dir(&folder).unwrap().map(|f| f.unwrap().path().join("log")).find(|l| l.is_dir()).unwrap();
+    let entries = std::fs::read_dir(log).unwrap().count();
+    assert_eq!(whole.len(), entries, "{whole:?}");
 }
 
 /// FAULTS 7.

@@ -46,6 +46,32 @@ fn send(broker: &Broker, value: Option<&[u8]>) {
     producer.flush(Duration::from_secs(30)).unwrap();
 }
 
+/// Also what only failed to fit when its window was emitted, of which no record is to blame.
+#[test]
+fn the_summary_counts_every_dead_letter() {
+    let pond = Pond::new(
+        "pipeline: sums
+sources:
+  readings: {file: \"*.ndjson\", columns: {k: string, at: timestamp, n: int64}, watermark: {column: at}}
+tables:
+  summed:
+    sql: \"select window_start, k, sum(n) as total, count(*) as n from tumble(readings, interval '1 minute') group by window_start, k\"
+    key: [window_start, k]
+lake: {root: ./lake}
+",
+    );
+    let row = |k: &str, n: i64| format!("{{\"k\":\"{k}\",\"at\":\"2026-01-31T10:00:00Z\",\"n\":{n}}}\n");
+    let rows = [row("a", i64::MAX), row("a", 1), row("b", 2), "{\"k\":\n".into(), row("c", i64::MIN), row("c", -1)].concat();
+    std::fs::write(pond.path().join("r.ndjson"), rows).unwrap();
+    let summary = pond.run(&["--final"]);
+    assert_eq!((&summary["dead"], &summary["overflow"]), (&json!(3), &json!(2)), "{summary}");
+    assert_eq!(pond.number("select count(*) from readings__dead"), 3);
+    assert_eq!(pond.number("select count(*) from summed where total is null"), 2);
+    pond.assert_proven();
+    let ended = pond.millpond(&["run", "pipeline.yaml", "--until-end"]);
+    assert!(ended.code == 0 && ended.stdout.contains("0 dead") && !ended.stdout.contains("why dead"), "{ended:?}");
+}
+
 #[test]
 fn every_record_that_cannot_be_used_is_kept_as_it_came() {
     let broker = Broker::start();

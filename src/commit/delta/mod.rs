@@ -24,7 +24,7 @@ pub(crate) use upkeep::interval_ms;
 
 use super::{ANOTHER_NAME, CommitError, LakeTable, Stamp, TableFormat};
 use crate::pipeline::TableFormatKind;
-use crate::stage::TableSpec;
+use crate::stage::{TableSpec, data_folder};
 use arrow::datatypes::{DataType, Field};
 use async_trait::async_trait;
 use log::State;
@@ -77,7 +77,7 @@ impl DeltaFormat {
     }
 
     fn site(&self, spec: &TableSpec) -> Result<Site, CommitError> {
-        let folder = format!("delta/{}/{}", self.pipeline, spec.name);
+        let folder = data_folder(&self.pipeline, TableFormatKind::Delta, &spec.name);
         let prefix = Path::parse(&folder).map_err(|e| CommitError::Refused(format!("table `{}`: its name makes no folder: {e}", spec.name)))?;
         Ok(Site {
             store: Arc::new(PrefixStore::new(self.store.clone(), prefix)),

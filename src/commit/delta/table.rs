@@ -348,6 +348,10 @@ impl LakeTable for DeltaTable {
         TableFormatKind::Delta
     }
 
+    fn compaction(&self) -> &'static str {
+        "`optimize.compact()` of deltalake, say"
+    }
+
     fn spec(&self) -> &Arc<TableSpec> {
         &self.spec
     }

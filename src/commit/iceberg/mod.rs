@@ -15,6 +15,7 @@ pub use catalog::{Catalog, SqliteCatalog};
 pub use table::IcebergTable;
 
 use crate::commit::{CommitError, LakeTable, Stamp, TableFormat};
+use crate::pipeline::TableFormatKind;
 use crate::stage::{TableSpec, names};
 use crate::store::iceberg_io::{LakeRoot, file_io};
 use async_trait::async_trait;
@@ -98,7 +99,7 @@ pub fn table_folder(pipeline: &str, table: &str) -> String {
 
 /// Where a table's data files lie, relative to the lake's root: what [`crate::stage::parquet::ParquetStager`] takes.
 pub fn data_folder(pipeline: &str, table: &str) -> String {
-    format!("{}/data", table_folder(pipeline, table))
+    crate::stage::data_folder(pipeline, TableFormatKind::Iceberg, table)
 }
 
 impl IcebergFormat {

@@ -167,6 +167,10 @@ impl LakeTable for IcebergTable {
         TableFormatKind::Iceberg
     }
 
+    fn compaction(&self) -> &'static str {
+        "Spark's `rewrite_data_files`, say"
+    }
+
     fn spec(&self) -> &Arc<TableSpec> {
         &self.spec
     }

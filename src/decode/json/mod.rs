@@ -30,7 +30,7 @@ mod suite_test;
 #[cfg(test)]
 mod tests;
 
-use super::{Decoded, Decoder};
+use super::{ColumnError, Decoded, Decoder};
 use crate::pipeline::{Column, ColumnType, From};
 use crate::source::{RawBatch, RawRecord};
 use arrow::datatypes::{Field, Schema, SchemaRef};
@@ -42,19 +42,6 @@ use values::{Scratch, Values, shorten};
 
 /// Offsets of Arrow strings are 32 bits: a larger record could not be kept whatever its columns.
 const MAX_RECORD_BYTES: usize = 1 << 30;
-
-/// Declared columns that no decoder can be built for.
-#[derive(Debug, thiserror::Error, PartialEq)]
-pub enum ColumnError {
-    #[error("column {column}: {found} cannot be the type of {from}, expected {expected}")]
-    Meta { column: String, from: &'static str, expected: &'static str, found: String },
-    #[error("column {column}: decimal({precision},{scale}) does not exist, expected a precision of 1 to 38 and a scale of 0 to the precision")]
-    Decimal { column: String, precision: u8, scale: u8 },
-    #[error("column {column}: the keys of a map are string, int32 or int64, found {found}")]
-    MapKey { column: String, found: String },
-    #[error("column number {index} is not declared: there are {declared} columns")]
-    Undeclared { index: usize, declared: usize },
-}
 
 /// The columns of [`Decoded::batch`]: those that are used, in that order. Indices that `columns`
 /// does not have are left out.
@@ -87,9 +74,7 @@ struct Judge {
 }
 
 impl JsonDecoder {
-    /// A decoder for these declared columns, of which `used` (indices, in the order wanted)
-    /// become Arrow columns; all are judged. A record whose `time_column` is null or missing is
-    /// dead. `max_depth` is the number of arrays and objects that may be open at once.
+    /// See [`super::open`].
     pub fn new(columns: &[Column], used: &[usize], time_column: Option<usize>, max_depth: usize) -> Result<JsonDecoder, ColumnError> {
         if let Some(index) = used.iter().copied().chain(time_column).find(|i| *i >= columns.len()) {
             return Err(ColumnError::Undeclared { index, declared: columns.len() });

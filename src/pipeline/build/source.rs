@@ -65,7 +65,7 @@ impl Columns {
 pub(super) fn unreadable(name: &Key) -> SourcePart {
     let input = Input::File(FileInput { path: String::new() });
     let spec = SourceSpec { name: name.text.clone(), input, format: Format::Json, columns: vec![], watermark: None, max_record_bytes: 0, max_depth: 0 };
-    SourcePart { spec, name_at: name.span, doubtful: vec![], open: true, timeless: true, options: vec![] }
+    SourcePart { spec, name_at: name.span, doubtful: vec![], open: true, timeless: true, options: vec![], options_open: false }
 }
 
 impl Build<'_> {
@@ -87,7 +87,7 @@ impl Build<'_> {
                 None
             }
         };
-        let format = self.word(fields, "format").map(|_| Format::Json);
+        let format = self.word(fields, "format").and_then(Format::named);
         let columns = fields.get("columns").map(|node| self.columns(node, fields.span("columns")));
         let columns = columns.unwrap_or_else(|| Columns { open: true, ..Columns::default() });
         let watermark = match fields.get("watermark") {
@@ -95,7 +95,7 @@ impl Build<'_> {
             None => Some(None),
         };
         let mut part = unreadable(name);
-        part.options = fields.get("kafka").map(|node| self.option_parts(node)).unwrap_or_default();
+        (part.options, part.options_open) = fields.get("kafka").map(|node| self.option_parts(node)).unwrap_or_default();
         part.spec.watermark = watermark.clone().flatten().filter(|w| columns.right.iter().any(|c| c.name == w.column));
         part.timeless = fields.has("watermark") && part.spec.watermark.is_none();
         part.spec.columns = columns.right.clone();
@@ -245,12 +245,13 @@ impl Build<'_> {
         (options.len() == entries.len()).then_some(options)
     }
 
-    /// The properties under `kafka` that are texts, be they right or not.
-    fn option_parts(&self, kafka: &Node) -> Vec<OptionPart> {
-        let Value::Map(entries) = &kafka.value else { return vec![] };
-        let Some((_, Node { value: Value::Map(options), .. })) = entries.iter().find(|(k, _)| k.text == "options") else { return vec![] };
-        let each = options.iter().filter_map(|(key, node)| match &node.value {
-            Value::Scalar(scalar) if !scalar.broken && !OWNED.iter().any(|(name, _)| *name == key.text) => {
+    /// The properties under `kafka` that are texts, be they right or not, and whether there are others.
+    fn option_parts(&self, kafka: &Node) -> (Vec<OptionPart>, bool) {
+        let Value::Map(entries) = &kafka.value else { return (vec![], false) };
+        let Some((_, Node { value: Value::Map(options), .. })) = entries.iter().find(|(k, _)| k.text == "options") else { return (vec![], false) };
+        let passed = || options.iter().filter(|(key, _)| !OWNED.iter().any(|(name, _)| *name == key.text));
+        let each = passed().filter_map(|(key, node)| match &node.value {
+            Value::Scalar(scalar) if !scalar.broken => {
                 let (name, value, shown) = (key.text.clone(), scalar.text.clone(), scalar.shown().to_string());
                 Some(OptionPart { name, value, shown, name_at: key.span, value_at: node.span })
             }
@@ -261,7 +262,9 @@ impl Build<'_> {
             let known = [&SECURITY_PROTOCOLS[..], &SASL_MECHANISMS].concat();
             !CHECKED.contains(&o.name.as_str()) || known.iter().any(|k| k.eq_ignore_ascii_case(&o.value))
         };
-        each.filter(|o| is_property(&o.name) && taken(o)).collect()
+        let parts: Vec<OptionPart> = each.filter(|o| is_property(&o.name) && taken(o)).collect();
+        let open = parts.len() < passed().count();
+        (parts, open)
     }
 
     fn is_option(&self, key: &Key, value: &Node, scalar: &Scalar) -> bool {

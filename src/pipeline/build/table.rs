@@ -121,7 +121,7 @@ impl Build<'_> {
 
     fn formats(&self, fields: &Fields<'_>) -> Option<Vec<TableFormatKind>> {
         let Some(node) = fields.get("formats") else {
-            return Some(vec![TableFormatKind::Iceberg, TableFormatKind::Delta]);
+            return Some(TableFormatKind::ALL.to_vec());
         };
         let items = self.items(node, "formats")?;
         if items.is_empty() {
@@ -129,10 +129,9 @@ impl Build<'_> {
         }
         let mut formats = Vec::new();
         for item in &items {
-            let Some(word) = self.word_of(item, &TABLE_FORMATS, "formats") else { continue };
-            let format = if word == "delta" { TableFormatKind::Delta } else { TableFormatKind::Iceberg };
+            let Some(format) = self.word_of(item, &TABLE_FORMATS, "formats").and_then(TableFormatKind::named) else { continue };
             match formats.contains(&format) {
-                true => self.wrong(item.span, format!("`{word}` stands in `formats` twice"), "each format once"),
+                true => self.wrong(item.span, format!("`{format}` stands in `formats` twice"), "each format once"),
                 false => formats.push(format),
             }
         }

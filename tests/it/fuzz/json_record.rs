@@ -2,9 +2,8 @@
 
 use super::{drive, kind};
 use base64::Engine;
-use millpond::decode::Decoder;
-use millpond::decode::json::JsonDecoder;
-use millpond::pipeline::{Column, ColumnType as T, EpochUnit, From, Segment};
+use millpond::decode::{self, Decoder};
+use millpond::pipeline::{Column, ColumnType as T, EpochUnit, Format, From, Segment};
 use millpond::source::{RawBatch, RawRecord};
 use std::cell::RefCell;
 use std::io::Read;
@@ -15,13 +14,13 @@ fn column(name: &str, ty: T, nullable: bool) -> Column {
     Column { name: name.into(), ty, nullable, from: From::Path(name.split('.').map(|n| Segment::Field(n.into())).collect()) }
 }
 
-fn whole() -> JsonDecoder {
+fn whole() -> Box<dyn Decoder> {
     let all = Column { name: "v".into(), ty: T::Json, nullable: true, from: From::Path(vec![]) };
-    JsonDecoder::new(&[all], &[0], None, DEPTH).unwrap()
+    decode::open(Format::Json, &[all], &[0], None, DEPTH).unwrap()
 }
 
 /// A column of every type, the odd ones judged only.
-fn typed() -> JsonDecoder {
+fn typed() -> Box<dyn Decoder> {
     let columns = vec![
         column("at", T::Timestamp(None), false),
         column("b", T::Bool, true),
@@ -44,7 +43,7 @@ fn typed() -> JsonDecoder {
         column("o.a", T::String, true),
     ];
     let used: Vec<usize> = (0..columns.len()).step_by(2).collect();
-    JsonDecoder::new(&columns, &used, Some(0), DEPTH).unwrap()
+    decode::open(Format::Json, &columns, &used, Some(0), DEPTH).unwrap()
 }
 
 /// How deep a text of valid JSON nests, and whether a `\u` escape of it is half a character.
@@ -98,7 +97,7 @@ fn raw(bytes: &[u8]) -> RawBatch {
 }
 
 thread_local! {
-    static DECODERS: RefCell<(JsonDecoder, JsonDecoder)> = RefCell::new((whole(), typed()));
+    static DECODERS: RefCell<(Box<dyn Decoder>, Box<dyn Decoder>)> = RefCell::new((whole(), typed()));
 }
 
 fn target(bytes: &[u8]) -> String {

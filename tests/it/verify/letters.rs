@@ -72,6 +72,36 @@ fn reasons_raw_bytes_and_letters_of_what_did_not_fit_are_compared() {
     site.done(20);
 }
 
+/// Logs did not always hold the limits: such a log is judged by those of the next plan, and goes on with its own.
+#[test]
+fn a_log_without_limits_is_right_and_goes_on() {
+    let pond = Pond::new("");
+    pond.rewrite(&yaml(pond.path(), "[iceberg, delta]", "5s").replace("    format: json\n", "    format: json\n    max_depth: 3\n"));
+    let nested = |id: usize| format!(r#"{{"id":{id},"user_id":"deep","event_time":"2026-01-31T10:00:00Z","more":[[[[1]]]]}}"#);
+    append(&pond, 0, &[nested(1), event(2, "ann", 1, 0, 100)]);
+    pond.until_end();
+    let log = pond.path().join("lake/_millpond/proof/log");
+    for path in files(&log) {
+        edit_json(&path, |entry| {
+            entry["version"] = json!(2);
+            for plan in ["/body/plan", "/body/checkpoint/ledger/plan"] {
+                let sources = entry.pointer_mut(&format!("{plan}/sources")).and_then(Value::as_object_mut);
+                sources.into_iter().flatten().for_each(|(_, s)| drop(s.as_object_mut().unwrap().remove("limits").unwrap()));
+            }
+        });
+    }
+    assert!(!std::fs::read_to_string(&files(&log)[0]).unwrap().contains("limits"));
+    assert_right(&judge(&pond, deep()));
+    append(&pond, 0, &[nested(3), event(4, "bob", 90, 0, 100)]);
+    let ended = pond.millpond(&["run", "pipeline.yaml", "--until-end"]);
+    assert!(ended.code == 0 && ended.stderr.contains("source events: the limits of its records are kept in the log from here on"), "{ended:?}");
+    assert!(files(&log).iter().any(|entry| std::fs::read_to_string(entry).unwrap().contains("\"limits\":{\"max_record_bytes\":8388608,\"max_depth\":3")));
+    assert_eq!(pond.number("select count(*) as n from events__dead"), 2);
+    assert_right(&judge(&pond, deep()));
+    let ended = pond.millpond(&["run", "pipeline.yaml", "--until-end"]);
+    assert!(ended.code == 0 && !ended.stderr.contains("limits"), "said once: {ended:?}");
+}
+
 /// What a record may be is in the plan: each is judged by the limits of its time.
 #[test]
 fn limits_that_change_are_those_of_their_time() {
