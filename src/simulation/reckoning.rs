@@ -278,6 +278,12 @@ impl Reckoning {
         sorted(rows.unwrap_or_default())
     }
 
+    /// Of a window of a table: sum and number of the rows of each key so far.
+    pub fn groups(&self, table: &str, start: i64) -> BTreeMap<&str, (i64, i64)> {
+        let groups = self.windowed.get(table).and_then(|t| t.groups.get(&start));
+        groups.into_iter().flatten().map(|(key, group)| (*key, *group)).collect()
+    }
+
     /// The columns of this table that [`Reckoning::content`] gives.
     pub fn columns(&self, table: &str) -> Vec<String> {
         let names: &[&str] = match (self.plain.get(table), self.windowed.get(table)) {

@@ -54,7 +54,7 @@ fn inside(location: &str) -> Path {
 }
 
 /// The simulated store answers at once.
-fn read(world: &World, at: &Path) -> Result<Bytes, String> {
+pub fn read(world: &World, at: &Path) -> Result<Bytes, String> {
     let got = world.objects.get(at).now_or_never().ok_or("the store does not answer at once")?.map_err(|e| format!("I4: {at} cannot be read: {e}"))?;
     got.bytes().now_or_never().ok_or("the store does not answer at once")?.map_err(|e| e.to_string())
 }
