@@ -15,6 +15,7 @@ use crate::pipeline::sql::TablePlan;
 use crate::pipeline::{Clean, Pipeline, TableFormatKind};
 use crate::worker::surroundings::Task;
 use crate::worker::{self, RunOptions, WorkerError};
+use object_store::path::Path;
 use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -36,6 +37,8 @@ pub struct Outcome {
     /// How often a table was read whole.
     pub compared: u64,
     pub truncated: bool,
+    /// Puts that a kill cut short.
+    pub cut_short: u64,
     pub virtual_ms: i64,
 }
 
@@ -192,7 +195,7 @@ fn temper(rng: &mut Rng) -> Temper {
         (kind, from, from + 500 + rng.below(2500) as i64)
     });
     let clean = cleaning(rng);
-    let one_host = rng.chance(50);
+    let (local, one_host) = (rng.chance(50), rng.chance(50));
     let power_cuts = [0, 30][rng.below(2) as usize];
     let memory = rng.chance(12).then_some(1 << 12);
     let off = |rng: &mut Rng| rng.below(2 * 7_200_000) as i64 - 7_200_000;
@@ -211,6 +214,7 @@ fn temper(rng: &mut Rng) -> Temper {
             reread_runs: false,
             // And delete what it staged, where they may.
             clean: rng.chance(75).then_some(Clean { after_ms: 0, every_ms: 700 }),
+            local,
             one_host,
             power_cuts,
             skew_ms,
@@ -229,6 +233,7 @@ fn temper(rng: &mut Rng) -> Temper {
         cadence: Cadence { trail: rng.below(4), every: 2 + rng.below(6), most_runs: [2, 6, 256][rng.below(3) as usize], merge_rows: if naps == 0 { 3 } else { 1 << 16 } },
         reread_runs: rng.chance(50),
         clean,
+        local,
         one_host,
         power_cuts,
         skew_ms,
@@ -614,6 +619,9 @@ pub fn run_seed(seed: u64) -> Outcome {
         let all = happenings(&mut rng);
         let (partitions, rows) = (1 + rng.below(3), 10 + rng.below(14) as i64);
         let world = World::new(seed, rng, temper);
+        if world.temper.local {
+            world.lies_in(&dir.path().join("lake")).expect("a folder for the lake");
+        }
         world.trace.note("world", format_args!("{:?}", world.temper));
         world.trace.note("world", format_args!("{all:?}"));
         world.trace.note("world", format_args!("{file:?}, {partitions} partitions of {rows} rows and more"));
@@ -645,6 +653,7 @@ pub fn run_seed(seed: u64) -> Outcome {
             commits: world.commits.load(Ordering::Relaxed),
             compared: world.compared.load(Ordering::Relaxed),
             truncated: decided.ledger.as_ref().is_some_and(|l| l.checkpoint.is_some()),
+            cut_short: world.cut_short.load(Ordering::Relaxed),
             virtual_ms: world.trace.now_ms(),
         }
     })
@@ -731,6 +740,7 @@ async fn nothing_leaks(scene: &Arc<Scene>, after_ms: u64) {
         left = world.orphans(began);
         // What is no longer in the file stays in the lake as it is.
         left.retain(|at| scene.has_folder(at.as_ref()));
+        left.extend(world.lake().and_then(|lake| lake.left(began).ok()).into_iter().flatten().map(Path::from));
         if left.is_empty() || world.failed().is_some() {
             return;
         }

@@ -3,6 +3,7 @@
 
 use super::broker::{Broker, SimSource, Topics, wall};
 use super::check::{self, Decided};
+use super::disk::LocalLake;
 use super::reckoning::{Reckoning, Rows, sorted};
 use super::references::References;
 use super::store::{Fate, WorkerCatalog, WorkerStore};
@@ -62,6 +63,8 @@ pub struct Temper {
     pub reread_runs: bool,
     /// `None`: nobody lives long enough to clean up.
     pub clean: Option<Clean>,
+    /// The lake lies on a local disk, where puts that a kill cuts short leave something.
+    pub local: bool,
     /// All workers share one host, and its disk.
     pub one_host: bool,
     /// Of a hundred kills, those that take the host's power away.
@@ -88,6 +91,9 @@ pub struct World {
     /// Nothing goes wrong any more.
     pub calm: AtomicBool,
     pub objects: Arc<InMemory>,
+    lake: OnceLock<LocalLake>,
+    /// Puts that a kill cut short.
+    pub cut_short: AtomicU64,
     /// When an object was written, and by whom; what is not in it others wrote.
     written: Mutex<BTreeMap<Path, (i64, String)>>,
     references: Mutex<References>,
@@ -130,6 +136,8 @@ impl World {
             temper,
             calm: AtomicBool::new(false),
             objects: Arc::new(InMemory::new()),
+            lake: OnceLock::new(),
+            cut_short: AtomicU64::new(0),
             written: Mutex::default(),
             references: Mutex::default(),
             catalog: Mutex::default(),
@@ -147,6 +155,17 @@ impl World {
             ids: AtomicU64::new(1),
             me: me.clone(),
         })
+    }
+
+    /// The lake lies in this folder.
+    pub fn lies_in(&self, root: &std::path::Path) -> std::io::Result<()> {
+        let _ = self.lake.set(LocalLake::new(root)?);
+        Ok(())
+    }
+
+    /// The folder of the lake, where it lies on a local disk.
+    pub fn lake(&self) -> Option<&LocalLake> {
+        self.lake.get()
     }
 
     /// Looks at the broker's topics, or changes them.
@@ -339,6 +358,9 @@ impl World {
         let mode = if create { PutMode::Create } else { PutMode::Overwrite };
         let put = self.objects.put_opts(at, bytes.clone().into(), PutOptions { mode, ..Default::default() }).await?;
         self.written.lock().unwrap().insert(at.clone(), (wall(self), who.to_string()));
+        if let Some(Err(e)) = self.lake().map(|lake| lake.has(at)) {
+            self.fail(format!("the simulated lake: {e}"));
+        }
         if !at.as_ref().contains("/probe/") {
             self.trace.note(who, format_args!("wrote {at} ({} bytes)", if at.as_ref().contains("/log/") || create { bytes.len() } else { 0 }));
         }
@@ -590,7 +612,7 @@ impl Surroundings for Life {
         let mut formats: BTreeMap<TableFormatKind, Arc<dyn TableFormat>> = BTreeMap::new();
         formats.insert(TableFormatKind::Iceberg, Arc::new(IcebergFormat::new(store.clone(), &url, catalog, PIPELINE, PIPELINE, ambient)));
         formats.insert(TableFormatKind::Delta, Arc::new(DeltaFormat::new(store.clone(), url, PIPELINE, now, ids)));
-        Ok(Place { store, log, state_folder, formats, local: None })
+        Ok(Place { store, log, state_folder, formats, local: self.world.lake().map(|lake| lake.store.clone()) })
     }
 
     fn open_source(&self, spec: &SourceSpec, _: &str, _: &str) -> Result<Box<dyn Source>, SourceError> {
