@@ -14,6 +14,7 @@ mod broker;
 mod check;
 mod disk;
 mod foreign;
+mod marks;
 mod reckoning;
 mod references;
 mod run;

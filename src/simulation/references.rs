@@ -33,6 +33,9 @@ struct Table {
     rows: i64,
     /// In Delta, those of each file.
     rows_of: BTreeMap<Path, i64>,
+    /// In Delta, how each live file was added, and what the table asks of its readers and writers.
+    adds: BTreeMap<Path, serde_json::Value>,
+    protocol: serde_json::Value,
 }
 
 impl Table {
@@ -77,20 +80,34 @@ impl References {
                 let stats: serde_json::Value = action["add"]["stats"].as_str().and_then(|s| serde_json::from_str(s).ok()).unwrap_or_default();
                 let rows = stats["numRecords"].as_i64().ok_or_else(|| format!("I2: {at} was added to delta table {table} without its number of rows"))?;
                 let deleted = action["add"]["deletionVector"]["cardinality"].as_i64().unwrap_or(0);
-                added.push((at.clone(), rows - deleted));
+                added.push((at.clone(), rows - deleted, action["add"].clone()));
                 of.own.insert(at);
             }
             if let Some(path) = action["remove"]["path"].as_str() {
-                of.rows_of.remove(&Path::from(format!("delta/{PIPELINE}/{table}/{path}")));
+                let at = Path::from(format!("delta/{PIPELINE}/{table}/{path}"));
+                of.rows_of.remove(&at);
+                of.adds.remove(&at);
+            }
+            if action["protocol"].is_object() {
+                of.protocol = action["protocol"].clone();
             }
             if let Some(entry) = action["txn"]["version"].as_u64() {
                 of.stamp = entry;
             }
         }
         // A file that gets other deletes is removed and added in one commit.
-        of.rows_of.extend(added);
+        for (at, rows, add) in added {
+            of.rows_of.insert(at.clone(), rows);
+            of.adds.insert(at, add);
+        }
         of.rows = of.rows_of.values().sum();
         Ok(())
+    }
+
+    /// How this file of a Delta table was added, and the table's protocol.
+    pub fn added(&self, table: &str, file: &Path) -> Option<(serde_json::Value, serde_json::Value)> {
+        let of = self.tables.get(&(TableFormatKind::Delta, table.to_string()))?;
+        Some((of.adds.get(file)?.clone(), of.protocol.clone()))
     }
 
     /// A Delta table was put back: its versions are those that its log holds now, with what landed behind them while it

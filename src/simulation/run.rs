@@ -4,6 +4,7 @@ use super::broker::{Row, Slot, Topic, wall};
 use super::check;
 use super::disk;
 use super::foreign::{self, Rewrite};
+use super::marks;
 use super::reckoning::MINUTE;
 use super::store::pause;
 use super::world::{Life, PIPELINE, START_MS, Temper, World};
@@ -375,6 +376,8 @@ enum Happening {
     Appended,
     /// Another engine deletes a row.
     Deleted,
+    /// Another engine marks rows as deleted, and leaves their file as it is.
+    Marked,
     /// Another engine expires all snapshots but the newest.
     Expired,
 }
@@ -387,8 +390,8 @@ fn happenings(rng: &mut Rng) -> Vec<(u64, Happening)> {
             all.push((300 + rng.below(2200), what));
         }
     }
-    for what in [Compacted, Appended, Deleted, Expired] {
-        for _ in 0..if rng.chance(if what == Deleted { 20 } else { 30 }) { 1 + rng.below(3) } else { 0 } {
+    for what in [Compacted, Appended, Deleted, Marked, Expired] {
+        for _ in 0..if rng.chance(if matches!(what, Deleted | Marked) { 20 } else { 30 }) { 1 + rng.below(3) } else { 0 } {
             all.push((600 + rng.below(2600), what));
         }
     }
@@ -525,6 +528,7 @@ async fn happen(scene: Arc<Scene>, mut file: File, all: Vec<(u64, Happening)>) {
             Happening::Compacted => foreign::write(world, Rewrite::Compact).await,
             Happening::Appended => foreign::write(world, if world.chance(30) { Rewrite::Overwrite } else { Rewrite::Append }).await,
             Happening::Deleted => foreign::write(world, Rewrite::Delete).await,
+            Happening::Marked => marks::mark(world).await,
             Happening::Expired => foreign::expire(world).await,
         }
     }

@@ -96,7 +96,7 @@ pub struct World {
     pub cut_short: AtomicU64,
     /// When an object was written, and by whom; what is not in it others wrote.
     written: Mutex<BTreeMap<Path, (i64, String)>>,
-    references: Mutex<References>,
+    pub references: Mutex<References>,
     /// Namespace and table to where the table's metadata lies.
     catalog: Mutex<BTreeMap<(String, String), String>>,
     pub broker: Broker,
