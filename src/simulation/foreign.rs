@@ -3,7 +3,7 @@
 use super::broker::wall;
 use super::check;
 use super::reckoning::Rows;
-use super::store::TrueCatalog;
+use super::store::{TrueCatalog, pause};
 use super::world::{Foreign, LAKE_URL, PIPELINE, World};
 use crate::commit::LakeTable;
 use crate::commit::iceberg::Catalog;
@@ -13,7 +13,7 @@ use crate::stage::{DataFile, Scalar, TableSpec, data_folder};
 use crate::store::iceberg_io::{LakeRoot, file_io};
 use arrow::array::{ArrayRef, BooleanArray, Int64Array, RecordBatch, StringArray};
 use bytes::Bytes;
-use futures::TryStreamExt;
+use futures::{FutureExt, TryStreamExt};
 use iceberg::TableUpdate;
 use iceberg::spec::{
     DataContentType, DataFileBuilder, DataFileFormat, FormatVersion, Literal, MAIN_BRANCH, ManifestFile, ManifestList, ManifestListWriter, ManifestWriterBuilder, Operation, Snapshot, SnapshotReference,
@@ -410,6 +410,40 @@ pub async fn drop_one(world: &Arc<World>) -> Option<Dropped> {
     Some(dropped)
 }
 
+/// Waits until these tables, which are in the file no more, have all that the log has for them. `false`: they do not come to it.
+pub async fn is_whole(world: &Arc<World>, tables: &[(String, TableFormatKind)]) -> bool {
+    for _ in 0..20 {
+        let mut waits = false;
+        for (table, kind) in tables {
+            if spoiled(world, table, *kind) {
+                return false;
+            }
+            let stamp = world.compare(table, *kind).await;
+            waits |= stamp.is_none() || world.waits(table, stamp);
+        }
+        if !waits {
+            return true;
+        }
+        pause(500).await;
+    }
+    false
+}
+
+/// Drops tables for good: they may begin anew under their names.
+pub async fn drop_all(world: &Arc<World>, table: &str, tables: &[(String, TableFormatKind)]) {
+    for (name, kind) in tables {
+        if *kind == TableFormatKind::Iceberg {
+            world.drop_table(PIPELINE, name);
+        }
+        let folder = Path::from(data_folder(PIPELINE, *kind, name));
+        for object in world.objects.list(Some(&folder)).try_collect::<Vec<_>>().await.expect("it is in memory") {
+            world.objects.delete(&object.location).await.expect("it is in memory");
+        }
+        world.forget(name, *kind);
+    }
+    world.trace.note("hand", format_args!("dropped table {table} and what belongs to it, for good"));
+}
+
 /// Brings it back as it was, whatever was made in its place.
 pub async fn bring_back(world: &Arc<World>, dropped: Dropped) {
     let Dropped { table, kind, location, objects } = dropped;
@@ -431,7 +465,8 @@ pub async fn bring_back(world: &Arc<World>, dropped: Dropped) {
     world.trace.note("hand", format_args!("brought {kind} table {table} back"));
 }
 
-/// Another engine expires all snapshots of an Iceberg table but the newest, as long as our stamp can be proven afterwards.
+/// Another engine expires all snapshots of an Iceberg table but the newest, as long as our stamp can be proven afterwards,
+/// and sometimes deletes the files that only they named.
 pub async fn expire(world: &Arc<World>) {
     let tables: Vec<_> = check::tables(world).into_iter().filter(|(_, kind)| *kind == TableFormatKind::Iceberg).collect();
     if tables.is_empty() {
@@ -452,7 +487,15 @@ pub async fn expire(world: &Arc<World>) {
         return;
     }
     let built = metadata.clone().into_builder(Some(from.clone())).remove_snapshots(&gone).build().expect("the newest stays").metadata;
-    if swap(world, table, &from, &built).await {
-        world.trace.note("hand", format_args!("iceberg table {table}: {} snapshots expired", gone.len()));
+    let before = world.references.lock().unwrap().retained(table);
+    if !swap(world, table, &from, &built).await {
+        return;
     }
+    let mut deleted = 0;
+    if world.chance(50) {
+        for at in world.references.lock().unwrap().expired(table, &before) {
+            deleted += u64::from(world.objects.delete(&at).now_or_never().is_some_and(|gone| gone.is_ok()));
+        }
+    }
+    world.trace.note("hand", format_args!("iceberg table {table}: {} snapshots expired, {deleted} files of theirs deleted", gone.len()));
 }

@@ -20,6 +20,7 @@ mod references;
 mod run;
 mod store;
 mod trace;
+mod upkeep;
 mod world;
 
 use crate::mutant::Mutant;

@@ -167,6 +167,9 @@ impl Reckoning {
             table.ended = Some(table.content(self.sources[&table.source].watermark));
         }
         self.plain.iter_mut().filter(|(n, _)| !plan.tables.contains_key(*n)).for_each(|(_, t)| t.ended = true);
+        // A name that is taken up again is of another table.
+        self.windowed.retain(|n, t| t.ended.is_none() || !plan.tables.contains_key(n));
+        self.plain.retain(|n, t| !t.ended || !plan.tables.contains_key(n));
         for (name, table) in &plan.tables {
             if let Some(window) = table.window {
                 let known = self.windowed.entry(name.clone()).or_default();

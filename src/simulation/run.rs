@@ -7,6 +7,7 @@ use super::foreign::{self, Rewrite};
 use super::marks;
 use super::reckoning::MINUTE;
 use super::store::pause;
+use super::upkeep;
 use super::world::{Life, PIPELINE, START_MS, Temper, World};
 use crate::epoch::checkpoint::Cadence;
 use crate::epoch::protocol_tests::Rng;
@@ -22,6 +23,7 @@ use std::fmt::Write;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
+use tokio::sync::Notify;
 
 /// What a seed led to.
 #[derive(Debug, Default, Clone)]
@@ -256,9 +258,24 @@ struct Scene {
     lives: AtomicU64,
     /// The local disks of all hosts.
     root: std::path::PathBuf,
+    /// The operator has stopped all workers.
+    stopped: AtomicBool,
+    stopping: Notify,
 }
 
 impl Scene {
+    /// Stops all workers, and waits for what they sent.
+    async fn stop(&self) {
+        self.world.trace.note("hand", "all workers are stopped");
+        self.stopped.store(true, Ordering::Relaxed);
+        self.stopping.notify_waiters();
+        pause(7000).await;
+    }
+
+    fn go_on(&self) {
+        self.stopped.store(false, Ordering::Relaxed);
+    }
+
     fn give(&self, file: &File) {
         let (mut pipeline, plans) = file.planned();
         pipeline.memory_bytes = self.world.temper.memory.unwrap_or(pipeline.memory_bytes);
@@ -302,6 +319,7 @@ async fn one_life(scene: &Arc<Scene>, slot: usize, mut options: RunOptions, time
         biased;
         ended = &mut life.0 => Some(ended),
         () = pause(time_ms) => None,
+        () = scene.stopping.notified() => None,
     };
     let note = |what: String| world.trace.note("host", format_args!("worker {slot} {what}"));
     match ended {
@@ -340,6 +358,9 @@ async fn host(scene: Arc<Scene>, slot: usize) {
         let time = if world.temper.life_ms == 0 { 3_600_000 } else { 100 + world.below(world.temper.life_ms * 2) };
         one_life(&scene, slot, RunOptions::default(), time).await;
         pause(world.below(1200)).await;
+        while scene.stopped.load(Ordering::Relaxed) {
+            pause(100).await;
+        }
     }
 }
 
@@ -355,6 +376,8 @@ enum Happening {
     TableAdded,
     /// A table is taken out of the file, and stays as it is.
     TableRemoved,
+    /// A table is taken out of the file, dropped once it has all, and begun anew under its name.
+    TableRetaken,
     /// The other source begins, or comes back, with a table of its own.
     SourceAdded,
     /// The other source is taken out of the file, with its tables.
@@ -380,18 +403,22 @@ enum Happening {
     Marked,
     /// Another engine expires all snapshots but the newest.
     Expired,
+    /// Another engine writes a checkpoint of a Delta table, and cuts its log below it.
+    LogCleaned,
+    /// Another engine deletes the files that commits removed from a Delta table.
+    Vacuumed,
 }
 
 fn happenings(rng: &mut Rng) -> Vec<(u64, Happening)> {
     use Happening::*;
     let mut all: Vec<(u64, Happening)> = vec![];
-    for (what, percent) in [(LatenessChanges, 35), (EndOfInput, 15), (PartitionAdded, 10), (ColumnAdded, 15), (Remarked, 5), (TableAdded, 10), (TableRemoved, 10), (SourceAdded, 8), (SourceRemoved, 8), (EmitChanges, 5)] {
+    for (what, percent) in [(LatenessChanges, 35), (EndOfInput, 15), (PartitionAdded, 10), (ColumnAdded, 15), (Remarked, 5), (TableAdded, 10), (TableRemoved, 10), (TableRetaken, 8), (SourceAdded, 8), (SourceRemoved, 8), (EmitChanges, 5)] {
         if rng.chance(percent) {
             all.push((300 + rng.below(2200), what));
         }
     }
-    for what in [Compacted, Appended, Deleted, Marked, Expired] {
-        for _ in 0..if rng.chance(if matches!(what, Deleted | Marked) { 20 } else { 30 }) { 1 + rng.below(3) } else { 0 } {
+    for what in [Compacted, Appended, Deleted, Marked, Expired, LogCleaned, Vacuumed] {
+        for _ in 0..if rng.chance(if matches!(what, Compacted | Appended | Expired) { 30 } else { 20 }) { 1 + rng.below(3) } else { 0 } {
             all.push((600 + rng.below(2600), what));
         }
     }
@@ -433,6 +460,30 @@ async fn change(scene: &Arc<Scene>, before: &mut File, after: File) {
     }
 }
 
+/// Makes way for a table that is to begin anew under the name that it had: nobody may begin it beside what is still in
+/// the lake, so that the operator waits until it has all, stops the workers and drops it. `false`: it stays as it is.
+async fn retake(scene: &Arc<Scene>, without: &File, with: &File, table: &str) -> bool {
+    let world = &scene.world;
+    let formats = check::tables(world).into_iter().filter(|(t, _)| t == table || t.strip_suffix("__late") == Some(table)).collect::<Vec<_>>();
+    let known = world.decided.lock().unwrap().plans();
+    if world.decided.lock().unwrap().lives(table) || known == 0 || !foreign::is_whole(world, &formats).await {
+        return false;
+    }
+    for word in ["was in the pipeline file before", "is still in the lake"] {
+        world.expect(word);
+    }
+    scene.give(with);
+    one_life(scene, 7, RunOptions { accept: true, ..RunOptions::default() }, 2500).await;
+    if world.decided.lock().unwrap().plans() != known {
+        world.fail(format!("table {table} was begun anew beside what it had"));
+        return false;
+    }
+    scene.give(without);
+    scene.stop().await;
+    foreign::drop_all(world, table, &formats).await;
+    true
+}
+
 /// A table of the file, and the name of one that would take its place.
 fn successor(file: &File, nth: usize) -> Table {
     Table { what: file.tables[nth].what, nth: 1 + file.tables.iter().map(|t| t.nth).max().unwrap_or(1) }
@@ -471,6 +522,17 @@ async fn happen(scene: Arc<Scene>, mut file: File, all: Vec<(u64, Happening)>) {
                 // A source without tables is another story.
                 if other.tables.iter().any(|t| t.source() == gone.source()) {
                     change(&scene, &mut file, other).await;
+                }
+            }
+            Happening::TableRetaken => {
+                let gone = other.tables.remove(any);
+                if other.tables.iter().any(|t| t.source() == gone.source()) {
+                    let with = file.clone();
+                    change(&scene, &mut file, other).await;
+                    if retake(&scene, &file, &with, &gone.name()).await {
+                        change(&scene, &mut file, with).await;
+                        scene.go_on();
+                    }
                 }
             }
             Happening::SourceAdded if file.sources().contains(&OTHER) => {}
@@ -529,6 +591,8 @@ async fn happen(scene: Arc<Scene>, mut file: File, all: Vec<(u64, Happening)>) {
             Happening::Appended => foreign::write(world, if world.chance(30) { Rewrite::Overwrite } else { Rewrite::Append }).await,
             Happening::Deleted => foreign::write(world, Rewrite::Delete).await,
             Happening::Marked => marks::mark(world).await,
+            Happening::LogCleaned => upkeep::clean_log(world).await,
+            Happening::Vacuumed => upkeep::vacuum(world).await,
             Happening::Expired => foreign::expire(world).await,
         }
     }
@@ -639,7 +703,7 @@ pub fn run_seed(seed: u64) -> Outcome {
         }
         let listening = world.clone();
         crate::mutant::listen(Some(Box::new(move |attempt, entry| listening.told(attempt, entry))));
-        let scene = Arc::new(Scene { world: world.clone(), file: Mutex::new(file.planned()), lives: AtomicU64::new(0), root: dir.path().to_path_buf() });
+        let scene = Arc::new(Scene { world: world.clone(), file: Mutex::new(file.planned()), lives: AtomicU64::new(0), root: dir.path().to_path_buf(), stopped: AtomicBool::new(false), stopping: Notify::new() });
         scene.give(&file);
         scenario(&scene, file, sources, rows, all).await;
         crate::mutant::listen(None);

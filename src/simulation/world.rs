@@ -373,7 +373,12 @@ impl World {
             && let Some(table) = folder.rsplit('/').next()
             && !self.away.lock().unwrap().contains(&(table.to_string(), TableFormatKind::Delta))
         {
-            let known = self.references.lock().unwrap().delta(self, table, &bytes);
+            let version = version.trim_end_matches(".json").parse().unwrap_or(0);
+            if self.references.lock().unwrap().version(table).is_some_and(|newest| version <= newest) {
+                self.trace.note(who, format_args!("STRAY on the freed name of version {version} of delta table {table}"));
+                return Ok(put);
+            }
+            let known = self.references.lock().unwrap().delta(self, table, version, &bytes);
             known.unwrap_or_else(|why| self.fail(why));
             self.committed(who, table, TableFormatKind::Delta).await;
         }
@@ -477,6 +482,12 @@ impl World {
     /// The tables of a namespace.
     pub fn tables_of(&self, namespace: &str) -> BTreeSet<String> {
         self.catalog.lock().unwrap().keys().filter(|(n, _)| n == namespace).map(|(_, t)| t.clone()).collect()
+    }
+
+    /// A table is gone for good, with what other hands did to it.
+    pub fn forget(&self, table: &str, kind: TableFormatKind) {
+        self.references.lock().unwrap().forget(table, kind);
+        self.foreign.lock().unwrap().remove(&(table.to_string(), kind));
     }
 
     pub fn drop_table(&self, namespace: &str, table: &str) {
