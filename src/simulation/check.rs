@@ -127,8 +127,8 @@ impl Decided {
                     windows.entry(start).or_default().entry(run.entry).or_default().push(group);
                 }
             }
-            let size = ledger.plan.tables.get(table).and_then(|t| t.window).map_or(0, |w| w.size_us);
-            for (start, entries) in windows.into_iter().filter(|(start, _)| horizon.is_none_or(|h| start + size > h)) {
+            let Some(window) = ledger.plan.tables.get(table).and_then(|t| t.window) else { continue };
+            for (start, entries) in windows.into_iter().filter(|(start, _)| horizon.is_none_or(|h| window.window_of(*start).1 > h)) {
                 let mut sums: BTreeMap<String, (i64, i64)> = BTreeMap::new();
                 let firsts: Vec<u64> = entries.keys().copied().skip(1).chain([upto + 1]).collect();
                 for (groups, next) in entries.into_values().zip(firsts) {
@@ -137,7 +137,7 @@ impl Decided {
                         *of = (of.0 + sum, of.1 + n);
                     }
                     let expected = self.reckoned.get(next as usize - 1).ok_or("a run is of an entry that is not there")?.groups(table, start);
-                    if sums.iter().map(|(key, group)| (key.as_str(), *group)).ne(expected) {
+                    if sums.iter().map(|(key, group)| (key.as_str(), *group)).ne(expected.into_iter().map(|(key, group)| (key, (group.sum, group.n)))) {
                         return Err(format!("I7: the runs of table {table} in the checkpoint in entry {seq} are merged out of order: those below entry {next} hold other rows of window {start}"));
                     }
                 }

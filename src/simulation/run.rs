@@ -5,7 +5,7 @@ use super::check;
 use super::disk;
 use super::foreign::{self, Rewrite};
 use super::marks;
-use super::reckoning::MINUTE;
+use super::reckoning::{DISTINCT, HAVING, MINUTE, ZONE};
 use super::store::pause;
 use super::upkeep;
 use super::world::{Life, PIPELINE, START_MS, Temper, World};
@@ -104,6 +104,12 @@ struct File {
     partitioning: Partitioning,
     /// Size of all windows.
     window_min: u64,
+    /// All windows are days of Berlin instead.
+    zoned: bool,
+    /// Windows count the different values, too.
+    distinct: bool,
+    /// Some rows of windows are not shown, as long as their sum is what it is.
+    having: bool,
     /// Plain tables, and windows with a key, have one more column.
     column_added: bool,
     /// How often somebody wrote another comment and property.
@@ -134,7 +140,8 @@ impl File {
             _ => "month",
         });
         let partitioning = [Partitioning::None, Partitioning::None, Partitioning::Identity, time][rng.below(4) as usize];
-        Self { tables, formats, lateness_min, on_update, idle, partitioning, window_min, column_added: false, remarks: 0 }
+        let (zoned, distinct, having) = (rng.chance(20), rng.chance(35), rng.chance(25));
+        Self { tables, formats, lateness_min, on_update, idle, partitioning, window_min, zoned, distinct, having, column_added: false, remarks: 0 }
     }
 
     fn sources(&self) -> Vec<&'static str> {
@@ -157,8 +164,10 @@ impl File {
         for table in &self.tables {
             let source = table.source();
             let windowed = |more: &str| {
-                let size = self.window_min;
-                format!("select window_start, k, sum(v) as s, count(*) as n{more} from tumble({source}, interval '{size} minutes') where v > 0 group by window_start, k")
+                let size = if self.zoned { format!("interval '1 day', {ZONE}") } else { format!("interval '{} minutes'", self.window_min) };
+                let distinct = if self.distinct { format!(", {DISTINCT} as d") } else { String::new() };
+                let having = if self.having { HAVING } else { "" };
+                format!("select window_start, k, sum(v) as s, count(*) as n{distinct}{more} from tumble({source}, {size}) where v > 0 group by window_start, k{having}")
             };
             let more = |more: &'static str| if self.column_added { more } else { "" };
             let _ = writeln!(text, "  {}:", table.name());
@@ -608,7 +617,7 @@ struct Producing {
 
 /// Time goes on, with stragglers of all ages and rows from a clock that is wrong; transactions are
 /// committed and aborted.
-async fn produce(world: Arc<World>, sources: Vec<&'static str>, rows: i64) {
+async fn produce(world: Arc<World>, sources: Vec<&'static str>, rows: i64, begin_us: i64) {
     let mut left: Vec<Producing> = vec![];
     for source in sources {
         let partitions = world.topics(|topics| topics[source].partitions.len());
@@ -631,7 +640,7 @@ async fn produce(world: Arc<World>, sources: Vec<&'static str>, rows: i64) {
         let now = wall(&world);
         for _ in 0..1 + world.below(4) {
             let behind = if world.chance(20) { world.below(25) as i64 } else { world.below(3) as i64 };
-            let mut at_us = START_MS * 1000 + (at * 60 + p as i64 * 100) * 1_000_000 - behind * MINUTE;
+            let mut at_us = begin_us + (at * 60 + p as i64 * 100) * 1_000_000 - behind * MINUTE;
             let mut timestamp_ms = now;
             match world.below(40) {
                 0 => at_us += 100 * 60 * MINUTE,
@@ -730,7 +739,9 @@ pub fn run_seed(seed: u64) -> Outcome {
 async fn scenario(scene: &Arc<Scene>, file: File, sources: Vec<&'static str>, rows: i64, all: Vec<(u64, Happening)>) {
     let world = &scene.world;
     let hosts: Vec<_> = (0..world.temper.workers).map(|slot| Task(tokio::spawn(host(scene.clone(), slot)))).collect();
-    let producer = Task(tokio::spawn(produce(world.clone(), sources, rows)));
+    // So that rows lie on both sides of a midnight of Berlin.
+    let begin_us = START_MS * 1000 - if file.zoned { 68 * MINUTE } else { 0 };
+    let producer = Task(tokio::spawn(produce(world.clone(), sources, rows, begin_us)));
     let hand = Task(tokio::spawn(happen(scene.clone(), file, all)));
     while !(producer.0.is_finished() && hand.0.is_finished()) && world.failed().is_none() {
         pause(50).await;

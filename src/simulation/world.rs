@@ -38,8 +38,8 @@ use uuid::Uuid;
 pub const PIPELINE: &str = "p";
 /// Of a hundred commits, those after which the table is read whole.
 const COMPARED: u64 = 10;
-/// Where the simulation's time begins: 2026-01-01.
-pub const START_MS: i64 = 1_767_225_600_000;
+/// Where the simulation's time begins: 2021-11-01, an hour after the end of a day of 25 hours in Berlin.
+pub const START_MS: i64 = 1_635_724_800_000;
 /// Where the lake says that it lies.
 pub const LAKE_URL: &str = "file:///lake/";
 
