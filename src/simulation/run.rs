@@ -421,7 +421,7 @@ enum Happening {
 fn happenings(rng: &mut Rng) -> Vec<(u64, Happening)> {
     use Happening::*;
     let mut all: Vec<(u64, Happening)> = vec![];
-    for (what, percent) in [(LatenessChanges, 35), (EndOfInput, 15), (PartitionAdded, 10), (ColumnAdded, 15), (Remarked, 5), (TableAdded, 10), (TableRemoved, 10), (TableRetaken, 8), (SourceAdded, 8), (SourceRemoved, 8), (EmitChanges, 5)] {
+    for (what, percent) in [(LatenessChanges, 35), (EndOfInput, 15), (PartitionAdded, 10), (ColumnAdded, 15), (Remarked, 5), (TableAdded, 10), (TableRemoved, 10), (TableRetaken, 15), (SourceAdded, 8), (SourceRemoved, 8), (EmitChanges, 5)] {
         if rng.chance(percent) {
             all.push((300 + rng.below(2200), what));
         }
@@ -541,6 +541,9 @@ async fn happen(scene: Arc<Scene>, mut file: File, all: Vec<(u64, Happening)>) {
                     if retake(&scene, &file, &with, &gone.name()).await {
                         change(&scene, &mut file, with).await;
                         scene.go_on();
+                        // Rows for it: those of before are not its own.
+                        let begin_us = begin_us(&file) + 15 * MINUTE;
+                        produce(world.clone(), vec![gone.source()], 8, begin_us).await;
                     }
                 }
             }
@@ -613,6 +616,11 @@ struct Producing {
     partition: usize,
     at: i64,
     upto: i64,
+}
+
+/// The event time that the rows begin with: they lie on both sides of a midnight, where days count one of Berlin.
+fn begin_us(file: &File) -> i64 {
+    START_MS * 1000 - if file.zoned { 68 * MINUTE } else { 0 }
 }
 
 /// Time goes on, with stragglers of all ages and rows from a clock that is wrong; transactions are
@@ -739,9 +747,7 @@ pub fn run_seed(seed: u64) -> Outcome {
 async fn scenario(scene: &Arc<Scene>, file: File, sources: Vec<&'static str>, rows: i64, all: Vec<(u64, Happening)>) {
     let world = &scene.world;
     let hosts: Vec<_> = (0..world.temper.workers).map(|slot| Task(tokio::spawn(host(scene.clone(), slot)))).collect();
-    // So that rows lie on both sides of a midnight of Berlin.
-    let begin_us = START_MS * 1000 - if file.zoned { 68 * MINUTE } else { 0 };
-    let producer = Task(tokio::spawn(produce(world.clone(), sources, rows, begin_us)));
+    let producer = Task(tokio::spawn(produce(world.clone(), sources, rows, begin_us(&file))));
     let hand = Task(tokio::spawn(happen(scene.clone(), file, all)));
     while !(producer.0.is_finished() && hand.0.is_finished()) && world.failed().is_none() {
         pause(50).await;
