@@ -47,6 +47,8 @@ pub enum Mutant {
     TruncatesBeforeSlowest,
     /// Runs of entries above M are merged into a checkpoint.
     MergedAcrossCheckpoint,
+    /// Runs of a window are merged past one between them, which stays.
+    MergedNotAsPrefix,
     /// After a commit that lost its base, the new base's stamp is not looked at.
     StampNotCheckedAgain,
     /// A commit whose answer was lost is made again without a look at the table.
@@ -68,7 +70,7 @@ pub enum Mutant {
 
 impl Mutant {
     /// All of them: the simulation finds each.
-    pub const ALL: [Self; 27] = [
+    pub const ALL: [Self; 28] = [
         Self::TakenMeansLost,
         Self::TakenMeansWon,
         Self::FreedNameDecides,
@@ -88,6 +90,7 @@ impl Mutant {
         Self::ReceiptBeforeCommit,
         Self::TruncatesBeforeSlowest,
         Self::MergedAcrossCheckpoint,
+        Self::MergedNotAsPrefix,
         Self::StampNotCheckedAgain,
         Self::BlindRetry,
         Self::IndexNotSynced,

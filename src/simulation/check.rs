@@ -1,17 +1,21 @@
 //! What must hold after every entry and every commit, and what the tables hold in the end.
 
 use super::reckoning::{Reckoning, Rows, sorted};
+use super::references::read;
 use super::store::TrueCatalog;
 use super::world::{LAKE_URL, PIPELINE, World};
 use crate::commit::delta::DeltaFormat;
 use crate::commit::iceberg::{Ambient, IcebergFormat};
 use crate::commit::{CommitError, LakeTable, TableFormat};
+use crate::epoch::checkpoint::Checkpoint;
 use crate::epoch::entry::{Body, Data, Entry, Interval, Note, SpecRecord};
-use crate::epoch::ledger::Ledger;
+use crate::epoch::ledger::{Ledger, LiveRun};
 use crate::pipeline::TableFormatKind;
+use crate::run::RunKind;
 use crate::stage::TableSpec;
+use crate::stage::runs::read_run;
 use arrow::array::{AsArray, RecordBatch};
-use arrow::datatypes::{DataType, SchemaRef, TimestampMicrosecondType};
+use arrow::datatypes::{DataType, Decimal128Type, Int64Type, SchemaRef, TimestampMicrosecondType};
 use arrow::util::display::{ArrayFormatter, FormatOptions};
 use futures::TryStreamExt;
 use object_store::path::Path;
@@ -75,6 +79,7 @@ impl Decided {
             }
             Body::Note(Note::Condemned { attempts }) => self.condemned.extend(attempts),
             Body::Checkpoint(c) => {
+                self.runs_are_in_order(seq, c, world)?;
                 let mut expected = self.states.get(c.upto as usize).cloned().ok_or_else(|| format!("entry {seq} is a checkpoint as of entry {}, which is not there", c.upto))?;
                 let mut found = (*c.ledger).clone();
                 for runs in found.runs.values().flatten() {
@@ -103,6 +108,41 @@ impl Decided {
         }
         self.states.extend(self.ledger.clone());
         self.entries.push(entry);
+        Ok(())
+    }
+
+    /// Only a prefix of a window's runs may be merged, and no row be left out: what the runs below an entry that one
+    /// names add up to is what the entries below it added, and all of them what the entries up to M did.
+    fn runs_are_in_order(&self, seq: u64, checkpoint: &Checkpoint, world: &World) -> Result<(), String> {
+        let (ledger, upto) = (&checkpoint.ledger, checkpoint.upto);
+        for (table, runs) in &ledger.runs {
+            // Rows that are still to be judged are in none of the sums.
+            if runs.iter().any(|r| r.run.run.kind.windows().is_none()) {
+                continue;
+            }
+            let horizon = ledger.horizons.get(table).copied().flatten();
+            let mut windows: BTreeMap<i64, BTreeMap<u64, Vec<Group>>> = BTreeMap::new();
+            for run in runs {
+                for (start, group) in groups(world, run).map_err(|e| format!("I4: a run of the checkpoint in entry {seq}: {e}"))? {
+                    windows.entry(start).or_default().entry(run.entry).or_default().push(group);
+                }
+            }
+            let Some(window) = ledger.plan.tables.get(table).and_then(|t| t.window) else { continue };
+            for (start, entries) in windows.into_iter().filter(|(start, _)| horizon.is_none_or(|h| window.window_of(*start).1 > h)) {
+                let mut sums: BTreeMap<String, (i64, i64)> = BTreeMap::new();
+                let firsts: Vec<u64> = entries.keys().copied().skip(1).chain([upto + 1]).collect();
+                for (groups, next) in entries.into_values().zip(firsts) {
+                    for (key, sum, n) in groups {
+                        let of = sums.entry(key).or_default();
+                        *of = (of.0 + sum, of.1 + n);
+                    }
+                    let expected = self.reckoned.get(next as usize - 1).ok_or("a run is of an entry that is not there")?.groups(table, start);
+                    if sums.iter().map(|(key, group)| (key.as_str(), *group)).ne(expected.into_iter().map(|(key, group)| (key, (group.sum, group.n)))) {
+                        return Err(format!("I7: the runs of table {table} in the checkpoint in entry {seq} are merged out of order: those below entry {next} hold other rows of window {start}"));
+                    }
+                }
+            }
+        }
         Ok(())
     }
 
@@ -196,6 +236,23 @@ impl Decided {
         let files = data.files.iter().map(|f| f.file.path.as_str());
         files.chain(data.runs.as_ref().map(|r| r.path.as_str())).map(Path::from).collect()
     }
+}
+
+/// Key, sum and number of rows.
+type Group = (String, i64, i64);
+
+/// The groups of a run, by window: its first two aggregates are a sum and a count.
+fn groups(world: &World, run: &LiveRun) -> Result<Vec<(i64, Group)>, String> {
+    let (at, object) = (&run.run.run, read(world, &Path::from(run.object.as_str()))?);
+    let segment = object.get(at.offset as usize..(at.offset + at.length) as usize).ok_or_else(|| format!("{} is cut short", run.object))?;
+    let batch = read_run(segment, at).map_err(|e| e.to_string())?.batch;
+    let column = |name: &str| batch.column_by_name(name).ok_or_else(|| format!("{} has no column {name}", run.object));
+    let (keys, sums, counts) = (column("k0")?.as_string::<i32>(), column("a0_0")?.as_primitive::<Decimal128Type>(), column("a1_0")?.as_primitive::<Int64Type>());
+    let start = |row: usize| match at.kind {
+        RunKind::Partial { window_start_us } => window_start_us,
+        _ => batch.column(0).as_primitive::<TimestampMicrosecondType>().value(row),
+    };
+    Ok((0..batch.num_rows()).map(|row| (start(row), (keys.value(row).to_string(), sums.value(row) as i64, counts.value(row)))).collect())
 }
 
 fn intervals(data: &Data) -> impl Iterator<Item = (&String, i32, &Interval)> {

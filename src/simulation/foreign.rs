@@ -2,8 +2,9 @@
 
 use super::broker::wall;
 use super::check;
-use super::store::TrueCatalog;
-use super::world::{LAKE_URL, PIPELINE, World};
+use super::reckoning::Rows;
+use super::store::{TrueCatalog, pause};
+use super::world::{Foreign, LAKE_URL, PIPELINE, World};
 use crate::commit::LakeTable;
 use crate::commit::iceberg::Catalog;
 use crate::pipeline::TableFormatKind;
@@ -12,10 +13,10 @@ use crate::stage::{DataFile, Scalar, TableSpec, data_folder};
 use crate::store::iceberg_io::{LakeRoot, file_io};
 use arrow::array::{ArrayRef, BooleanArray, Int64Array, RecordBatch, StringArray};
 use bytes::Bytes;
-use futures::TryStreamExt;
+use futures::{FutureExt, TryStreamExt};
 use iceberg::TableUpdate;
 use iceberg::spec::{
-    DataContentType, DataFileBuilder, DataFileFormat, FormatVersion, Literal, MAIN_BRANCH, ManifestList, ManifestListWriter, ManifestWriterBuilder, Operation, Snapshot, SnapshotReference,
+    DataContentType, DataFileBuilder, DataFileFormat, FormatVersion, Literal, MAIN_BRANCH, ManifestFile, ManifestList, ManifestListWriter, ManifestWriterBuilder, Operation, Snapshot, SnapshotReference,
     SnapshotRetention, Struct, Summary, TableMetadata,
 };
 use object_store::path::Path;
@@ -23,7 +24,7 @@ use object_store::{ObjectStore, ObjectStoreExt};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-fn inside(location: &str) -> Path {
+pub(super) fn inside(location: &str) -> Path {
     Path::from(location.trim_start_matches(LAKE_URL))
 }
 
@@ -48,7 +49,7 @@ pub async fn roll_back(world: &Arc<World>) {
     }
 }
 
-async fn metadata_of(world: &World, table: &str) -> Option<(String, TableMetadata)> {
+pub(super) async fn metadata_of(world: &World, table: &str) -> Option<(String, TableMetadata)> {
     let from = world.location(PIPELINE, table)?;
     let got = world.objects.get(&inside(&from)).await.ok()?.bytes().await.ok()?;
     Some((from, serde_json::from_slice(&got).expect("it was written by us")))
@@ -73,14 +74,11 @@ async fn set_back(world: &Arc<World>, table: &str) -> bool {
     ours && swap(world, table, &from, &built).await
 }
 
-async fn newest_commit(world: &World, table: &str) -> (u64, impl Fn(u64) -> Path + use<>) {
+pub(super) async fn newest_commit(world: &World, table: &str) -> (u64, impl Fn(u64) -> Path + use<>) {
     let folder = format!("delta/p/{table}/_delta_log");
-    let commit = move |v: u64| Path::from(format!("{folder}/{v:020}.json"));
-    let mut newest = 0;
-    while world.objects.head(&commit(newest + 1)).await.is_ok() {
-        newest += 1;
-    }
-    (newest, commit)
+    let all: Vec<_> = world.objects.list(Some(&Path::from(folder.as_str()))).try_collect().await.expect("it is in memory");
+    let newest = all.iter().filter_map(|o| o.location.filename()?.strip_suffix(".json")?.parse().ok()).max().unwrap_or(0);
+    (newest, move |v: u64| Path::from(format!("{folder}/{v:020}.json")))
 }
 
 /// As `RESTORE` says it. What it would add and remove nobody looks at: the table is refused.
@@ -120,6 +118,32 @@ impl Rewrite {
     }
 }
 
+/// Rows that another hand adds to a table, and takes from it, with a commit that it is about to make: whoever reads then
+/// must find it so.
+pub(super) struct Claim {
+    at: (String, TableFormatKind),
+    before: Option<Foreign>,
+}
+
+impl Claim {
+    pub fn new(world: &World, table: &str, kind: TableFormatKind, added: Rows, deleted: Rows) -> Self {
+        let at = (table.to_string(), kind);
+        let mut foreign = world.foreign.lock().unwrap();
+        let before = foreign.get(&at).cloned();
+        let of = foreign.entry(at.clone()).or_default();
+        of.added.extend(added);
+        of.deleted.extend(deleted);
+        Self { at, before }
+    }
+
+    /// The commit was made, or not.
+    pub fn settle(self, world: &World, done: bool) {
+        if !done {
+            world.foreign.lock().unwrap().insert(self.at, self.before.unwrap_or_default());
+        }
+    }
+}
+
 /// Does so to some table of which the newest plan knows.
 pub async fn write(world: &Arc<World>, how: Rewrite) {
     let plain = |table: &str| {
@@ -136,7 +160,7 @@ pub async fn write(world: &Arc<World>, how: Rewrite) {
     }
 }
 
-fn spoiled(world: &World, table: &str, kind: TableFormatKind) -> bool {
+pub(super) fn spoiled(world: &World, table: &str, kind: TableFormatKind) -> bool {
     let at = (table.to_string(), kind);
     world.frozen.lock().unwrap().contains(&at) || world.away.lock().unwrap().contains(&at)
 }
@@ -199,29 +223,18 @@ async fn try_write(world: &Arc<World>, table: &str, kind: TableFormatKind, how: 
         world.objects.put(&Path::from(file.path.as_str()), bytes.into()).await.ok()?;
         files.push(file);
     }
-    // The row is there, or not, with the commit: whoever reads then must find it so.
-    let at = (table.to_string(), kind);
-    let before = world.foreign.lock().unwrap().get(&at).cloned();
-    {
-        let mut foreign = world.foreign.lock().unwrap();
-        let of = foreign.entry(at.clone()).or_default();
-        of.added.extend(added);
-        of.deleted.extend(deleted);
-    }
+    let claim = Claim::new(world, table, kind, added, deleted);
     let done = match kind {
         TableFormatKind::Iceberg => snapshot(world, table, &files, how).await.unwrap_or(false),
         TableFormatKind::Delta => version(world, &spec, &files, &live.iter().map(|f| f.path.clone()).collect::<Vec<_>>(), how).await,
     };
-    if !done {
-        world.foreign.lock().unwrap().insert(at, before.unwrap_or_default());
-    }
+    claim.settle(world, done);
     Some(done)
 }
 
 async fn version(world: &Arc<World>, spec: &TableSpec, files: &[DataFile], live: &[String], how: Rewrite) -> bool {
     let (newest, commit) = newest_commit(world, &spec.name).await;
-    let folder = data_folder(PIPELINE, TableFormatKind::Delta, &spec.name);
-    let short = |path: &str| path.trim_start_matches(&folder).trim_start_matches('/').to_string();
+    let folder = format!("{}/", data_folder(PIPELINE, TableFormatKind::Delta, &spec.name));
     let now = wall(world);
     let changed = how != Rewrite::Compact;
     let operation = match how {
@@ -231,18 +244,28 @@ async fn version(world: &Arc<World>, spec: &TableSpec, files: &[DataFile], live:
     };
     let mut lines = vec![serde_json::json!({"commitInfo": {"timestamp": now, "operation": operation}})];
     for path in live.iter().filter(|_| how.whole()) {
-        lines.push(serde_json::json!({"remove": {"path": short(path), "deletionTimestamp": now, "dataChange": changed}}));
+        lines.push(serde_json::json!({"remove": removal(world, &spec.name, path, now, changed)}));
     }
     for file in files {
         let stats = format!(r#"{{"numRecords":{}}}"#, file.records);
         let fields = spec.partition_fields(TableFormatKind::Delta).iter().zip(&file.partition);
         let values: serde_json::Map<String, serde_json::Value> = fields.map(|(field, value)| (field.column.clone(), serde_json::json!(text_of(value)))).collect();
         lines.push(serde_json::json!({"add": {
-            "path": short(&file.path), "partitionValues": values, "size": file.bytes, "modificationTime": now, "dataChange": changed, "stats": stats
+            "path": file.path.trim_start_matches(&folder), "partitionValues": values, "size": file.bytes, "modificationTime": now, "dataChange": changed, "stats": stats
         }}));
     }
     let text: String = lines.iter().map(|l| format!("{l}\n")).collect();
     world.put("foreign", &commit(newest + 1), text.into(), true).await.is_ok()
+}
+
+/// What takes a live file of a Delta table out of it: the file as it was added, with its deletion vector.
+pub(super) fn removal(world: &World, table: &str, path: &str, now_ms: i64, changed: bool) -> serde_json::Value {
+    let added = world.references.lock().unwrap().added(table, &Path::from(path)).map(|(add, _)| add).unwrap_or_default();
+    let mut remove = serde_json::json!({"path": added["path"], "deletionTimestamp": now_ms, "dataChange": changed});
+    if added["deletionVector"].is_object() {
+        remove["deletionVector"] = added["deletionVector"].clone();
+    }
+    remove
 }
 
 /// The pipelines here are partitioned by texts, and by hours, days and months in Iceberg.
@@ -289,18 +312,24 @@ async fn snapshot(world: &Arc<World>, table: &str, files: &[DataFile], how: Rewr
         let bytes = io.new_input(current.manifest_list()).ok()?.read().await.ok()?;
         list.extend(ManifestList::parse_with_version(&bytes, FormatVersion::V2).ok()?.consume_entries());
     }
-    let sequence = metadata.next_sequence_number();
-    let location = format!("{folder}/snap-{id}-0-{named}.avro");
-    let output = io.new_output(&location).ok()?.writer().await.ok()?;
-    let mut writer = ManifestListWriter::v2(output, id, metadata.current_snapshot_id(), sequence);
-    writer.add_manifests(list.into_iter()).ok()?;
-    writer.close().await.ok()?;
     let operation = match how {
         Rewrite::Append => Operation::Append,
         Rewrite::Compact => Operation::Replace,
         Rewrite::Overwrite => Operation::Overwrite,
         Rewrite::Delete => Operation::Delete,
     };
+    snapshot_of(world, table, (from, metadata), id, list, operation).await
+}
+
+/// Commits a snapshot of these manifests on top of this metadata.
+pub(super) async fn snapshot_of(world: &Arc<World>, table: &str, (from, metadata): (String, TableMetadata), id: i64, manifests: Vec<ManifestFile>, operation: Operation) -> Option<bool> {
+    let io = file_io(world.objects.clone(), LakeRoot::new(&url::Url::parse(LAKE_URL).ok()?));
+    let sequence = metadata.next_sequence_number();
+    let location = format!("{}/metadata/snap-{id}-0-{}.avro", metadata.location(), world.new_id());
+    let output = io.new_output(&location).ok()?.writer().await.ok()?;
+    let mut writer = ManifestListWriter::v2(output, id, metadata.current_snapshot_id(), sequence);
+    writer.add_manifests(manifests.into_iter()).ok()?;
+    writer.close().await.ok()?;
     let theirs = Snapshot::builder()
         .with_snapshot_id(id)
         .with_parent_snapshot_id(metadata.current_snapshot_id())
@@ -308,7 +337,7 @@ async fn snapshot(world: &Arc<World>, table: &str, files: &[DataFile], how: Rewr
         .with_timestamp_ms(metadata.last_updated_ms() + 1)
         .with_manifest_list(location)
         .with_summary(Summary { operation, additional_properties: Default::default() })
-        .with_schema_id(schema.schema_id())
+        .with_schema_id(metadata.current_schema_id())
         .build();
     let built = metadata.into_builder(Some(from.clone())).set_branch_snapshot(theirs, MAIN_BRANCH).and_then(|b| b.build()).ok()?.metadata;
     Some(swap(world, table, &from, &built).await)
@@ -381,6 +410,40 @@ pub async fn drop_one(world: &Arc<World>) -> Option<Dropped> {
     Some(dropped)
 }
 
+/// Waits until these tables, which are in the file no more, have all that the log has for them. `false`: they do not come to it.
+pub async fn is_whole(world: &Arc<World>, tables: &[(String, TableFormatKind)]) -> bool {
+    for _ in 0..20 {
+        let mut waits = false;
+        for (table, kind) in tables {
+            if spoiled(world, table, *kind) {
+                return false;
+            }
+            let stamp = world.compare(table, *kind).await;
+            waits |= stamp.is_none() || world.waits(table, stamp);
+        }
+        if !waits {
+            return true;
+        }
+        pause(500).await;
+    }
+    false
+}
+
+/// Drops tables for good: they may begin anew under their names.
+pub async fn drop_all(world: &Arc<World>, table: &str, tables: &[(String, TableFormatKind)]) {
+    for (name, kind) in tables {
+        if *kind == TableFormatKind::Iceberg {
+            world.drop_table(PIPELINE, name);
+        }
+        let folder = Path::from(data_folder(PIPELINE, *kind, name));
+        for object in world.objects.list(Some(&folder)).try_collect::<Vec<_>>().await.expect("it is in memory") {
+            world.objects.delete(&object.location).await.expect("it is in memory");
+        }
+        world.forget(name, *kind);
+    }
+    world.trace.note("hand", format_args!("dropped table {table} and what belongs to it, for good"));
+}
+
 /// Brings it back as it was, whatever was made in its place.
 pub async fn bring_back(world: &Arc<World>, dropped: Dropped) {
     let Dropped { table, kind, location, objects } = dropped;
@@ -402,7 +465,8 @@ pub async fn bring_back(world: &Arc<World>, dropped: Dropped) {
     world.trace.note("hand", format_args!("brought {kind} table {table} back"));
 }
 
-/// Another engine expires all snapshots of an Iceberg table but the newest, as long as our stamp can be proven afterwards.
+/// Another engine expires all snapshots of an Iceberg table but the newest, as long as our stamp can be proven afterwards,
+/// and sometimes deletes the files that only they named.
 pub async fn expire(world: &Arc<World>) {
     let tables: Vec<_> = check::tables(world).into_iter().filter(|(_, kind)| *kind == TableFormatKind::Iceberg).collect();
     if tables.is_empty() {
@@ -423,7 +487,15 @@ pub async fn expire(world: &Arc<World>) {
         return;
     }
     let built = metadata.clone().into_builder(Some(from.clone())).remove_snapshots(&gone).build().expect("the newest stays").metadata;
-    if swap(world, table, &from, &built).await {
-        world.trace.note("hand", format_args!("iceberg table {table}: {} snapshots expired", gone.len()));
+    let before = world.references.lock().unwrap().retained(table);
+    if !swap(world, table, &from, &built).await {
+        return;
     }
+    let mut deleted = 0;
+    if world.chance(50) {
+        for at in world.references.lock().unwrap().expired(table, &before) {
+            deleted += u64::from(world.objects.delete(&at).now_or_never().is_some_and(|gone| gone.is_ok()));
+        }
+    }
+    world.trace.note("hand", format_args!("iceberg table {table}: {} snapshots expired, {deleted} files of theirs deleted", gone.len()));
 }

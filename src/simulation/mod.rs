@@ -14,11 +14,13 @@ mod broker;
 mod check;
 mod disk;
 mod foreign;
+mod marks;
 mod reckoning;
 mod references;
 mod run;
 mod store;
 mod trace;
+mod upkeep;
 mod world;
 
 use crate::mutant::Mutant;
@@ -133,7 +135,7 @@ fn seeds() {
         say(&report(outcome, mutant, true));
     }
     let summary = format!(
-        "{} seeds in {:.1} s: {} entries of {} rows, {} late, {} lives of workers, {} logs truncated, {} strays on freed names, {} commits counted, \
+        "{} seeds in {:.1} s: {} entries of {} rows, {} late, {} lives of workers, {} logs truncated, {} strays on freed names, {} puts cut short, {} commits counted, \
          {} times tables read whole, {:.0} s of virtual time",
         well.len() + failed.len(),
         began.elapsed().as_secs_f64(),
@@ -143,6 +145,7 @@ fn seeds() {
         sum(|o| o.lives),
         sum(|o| o.truncated as u64),
         sum(|o| o.strays),
+        sum(|o| o.cut_short),
         sum(|o| o.commits),
         sum(|o| o.compared),
         sum(|o| o.virtual_ms as u64) as f64 / 1000.0

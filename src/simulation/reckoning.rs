@@ -13,6 +13,28 @@ pub const MINUTE: i64 = 60_000_000;
 pub const MAX_AHEAD: i64 = 6 * 60 * MINUTE;
 /// The column that a plan may add to a plain table, and to windows with a key.
 pub const ADDED: &str = "w";
+/// How a table's SQL says that its windows are days of Berlin, that it counts the values that differ, and that rows with
+/// some sums are not shown.
+pub const ZONE: &str = "'Europe/Berlin'";
+pub const DISTINCT: &str = "count(distinct v)";
+pub const HAVING: &str = " having sum(v) % 3 <> 0";
+
+/// The rows of one key in one window.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Group {
+    pub sum: i64,
+    pub n: i64,
+    /// A bit for each value: they are below 64.
+    values: u64,
+}
+
+/// The last day that begins in Berlin while summer time is on there: 2021-10-31.
+const LAST_OF_SUMMER: i64 = 18_931;
+
+/// When a day begins in Berlin, of those around it.
+fn midnight(day: i64) -> i64 {
+    day * 24 * 60 * MINUTE - if day <= LAST_OF_SUMMER { 120 } else { 60 } * MINUTE
+}
 
 /// The state after some entry; [`Reckoning::apply`] leads to that after the next one.
 #[derive(Debug, Default, Clone)]
@@ -45,11 +67,14 @@ struct Plain {
 struct Windowed {
     source: String,
     size: i64,
+    zoned: bool,
+    distinct: bool,
+    having: bool,
     lateness: i64,
     on_update: bool,
     upsert: bool,
     horizon: Option<i64>,
-    groups: BTreeMap<i64, BTreeMap<&'static str, (i64, i64)>>,
+    groups: BTreeMap<i64, BTreeMap<&'static str, Group>>,
     /// Emitted by an end of input, before the watermark came.
     early: BTreeSet<i64>,
     /// The plan has [`ADDED`].
@@ -64,13 +89,36 @@ struct Windowed {
 }
 
 impl Windowed {
-    fn text(start: i64, key: &str, (sum, n): (i64, i64)) -> Vec<String> {
-        vec![start.to_string(), key.to_string(), sum.to_string(), n.to_string()]
+    fn text(&self, start: i64, key: &str, group: Group) -> Vec<String> {
+        let mut row = vec![start.to_string(), key.to_string(), group.sum.to_string(), group.n.to_string()];
+        row.extend(self.distinct.then(|| group.values.count_ones().to_string()));
+        row
     }
 
-    fn emit(&mut self, op: &str, start: i64, key: &'static str, group: (i64, i64)) {
+    fn start(&self, at: i64) -> i64 {
+        if !self.zoned {
+            return at.div_euclid(self.size) * self.size;
+        }
+        let day = (at + 120 * MINUTE).div_euclid(24 * 60 * MINUTE);
+        midnight(if at < midnight(day) { day - 1 } else { day })
+    }
+
+    fn end(&self, start: i64) -> i64 {
+        // Some hour of the next day is behind it, however long this one is.
+        if self.zoned { self.start(start + 27 * 60 * MINUTE) } else { start + self.size }
+    }
+
+    /// A row that is not to be seen now may be seen later, and the other way round.
+    fn passes(&self, group: Group) -> bool {
+        !self.having || group.sum % 3 != 0
+    }
+
+    fn emit(&mut self, op: &str, start: i64, key: &'static str, group: Group) {
+        if !self.passes(group) {
+            return;
+        }
         if !self.upsert {
-            let mut row = Self::text(start, key, group);
+            let mut row = self.text(start, key, group);
             row.push(op.to_string());
             self.emitted.push(row);
         } else if self.added {
@@ -80,7 +128,7 @@ impl Windowed {
 
     /// Whether the window's rows were to be seen before this entry.
     fn shown(&self, start: i64, watermark: Option<i64>) -> bool {
-        self.on_update || watermark.is_some_and(|w| start + self.size <= w) || self.early.contains(&start)
+        self.on_update || watermark.is_some_and(|w| self.end(start) <= w) || self.early.contains(&start)
     }
 
     fn entry(&mut self, rows: &[(i32, i64, Row)], before: Option<i64>) -> u64 {
@@ -88,14 +136,14 @@ impl Windowed {
         let mut changed: BTreeSet<(i64, &'static str)> = BTreeSet::new();
         let mut late = 0;
         for (partition, offset, row) in rows {
-            let start = row.at_us.div_euclid(self.size) * self.size;
-            if self.horizon.is_some_and(|h| start + self.size <= h) {
+            let start = self.start(row.at_us);
+            if self.horizon.is_some_and(|h| self.end(start) <= h) {
                 self.late.push(vec![partition.to_string(), offset.to_string(), start.to_string(), row.key.to_string(), row.value.to_string()]);
                 late += 1;
                 continue;
             }
             let group = self.groups.entry(start).or_default().entry(row.key).or_default();
-            *group = (group.0 + row.value, group.1 + 1);
+            *group = Group { sum: group.sum + row.value, n: group.n + 1, values: group.values | 1 << row.value };
             changed.insert((start, row.key));
         }
         for (start, key) in changed.into_iter().filter(|(start, _)| self.shown(*start, before)).collect::<Vec<_>>() {
@@ -110,7 +158,7 @@ impl Windowed {
 
     fn close(&mut self, before: Option<i64>, after: Option<i64>, all: bool) {
         for (start, groups) in self.groups.clone() {
-            let due = all || after.is_some_and(|w| start + self.size <= w);
+            let due = all || after.is_some_and(|w| self.end(start) <= w);
             if due && !self.shown(start, before) {
                 groups.iter().for_each(|(key, group)| self.emit("insert", start, key, *group));
             }
@@ -129,12 +177,12 @@ impl Windowed {
             return sorted(self.emitted.clone());
         }
         let shown = self.groups.iter().filter(|(start, _)| self.shown(**start, watermark));
-        let row = |start: i64, key: &'static str, group: (i64, i64)| {
-            let mut row = Self::text(start, key, group);
-            row.push(if self.widened.contains(&(start, key)) { (group.0 * 2).to_string() } else { String::new() });
+        let row = |start: i64, key: &'static str, group: Group| {
+            let mut row = self.text(start, key, group);
+            row.push(if self.widened.contains(&(start, key)) { (group.sum * 2).to_string() } else { String::new() });
             row
         };
-        sorted(shown.flat_map(|(start, groups)| groups.iter().map(|(key, group)| row(*start, key, *group))).collect())
+        sorted(shown.flat_map(|(start, groups)| groups.iter().filter(|(_, group)| self.passes(**group)).map(|(key, group)| row(*start, key, *group))).collect())
     }
 }
 
@@ -167,12 +215,16 @@ impl Reckoning {
             table.ended = Some(table.content(self.sources[&table.source].watermark));
         }
         self.plain.iter_mut().filter(|(n, _)| !plan.tables.contains_key(*n)).for_each(|(_, t)| t.ended = true);
+        // A name that is taken up again is of another table.
+        self.windowed.retain(|n, t| t.ended.is_none() || !plan.tables.contains_key(n));
+        self.plain.retain(|n, t| !t.ended || !plan.tables.contains_key(n));
         for (name, table) in &plan.tables {
             if let Some(window) = table.window {
                 let known = self.windowed.entry(name.clone()).or_default();
                 known.source.clone_from(&table.source);
                 (known.lateness, known.on_update, known.upsert) = (table.allowed_lateness_us, table.emit_on_update, !table.table.key.is_empty());
                 (known.size, known.added) = (window.size_us, table.sql.contains(ADDED_AS));
+                (known.zoned, known.distinct, known.having) = (table.sql.contains(ZONE), table.sql.contains(DISTINCT), table.sql.contains(HAVING));
             } else {
                 let known = self.plain.entry(name.clone()).or_default();
                 known.source.clone_from(&table.source);
@@ -237,13 +289,13 @@ impl Reckoning {
     }
 
     fn end(&mut self) {
-        // All windows of a file have one size.
-        let windowed: BTreeMap<&String, i64> = self.windowed.values().filter(|t| t.ended.is_none()).map(|t| (&t.source, t.size)).collect();
+        // All windows of a file are alike.
+        let windowed: BTreeMap<&String, &Windowed> = self.windowed.values().filter(|t| t.ended.is_none()).map(|t| (&t.source, t)).collect();
         let mut moved = BTreeMap::new();
         for (name, source) in &mut self.sources {
             let before = source.watermark;
-            if let Some(size) = windowed.get(name) {
-                let latest = source.highest.values().flatten().max().map(|at| (at.div_euclid(*size) + 1) * size);
+            if let Some(table) = windowed.get(name) {
+                let latest = source.highest.values().flatten().max().map(|at| table.end(table.start(*at)));
                 source.watermark = source.watermark.max(latest);
             }
             moved.insert(name.clone(), (before, source.watermark));
@@ -278,18 +330,25 @@ impl Reckoning {
         sorted(rows.unwrap_or_default())
     }
 
+    /// Of a window of a table: the rows of each key so far.
+    pub fn groups(&self, table: &str, start: i64) -> BTreeMap<&str, Group> {
+        let groups = self.windowed.get(table).and_then(|t| t.groups.get(&start));
+        groups.into_iter().flatten().map(|(key, group)| (*key, *group)).collect()
+    }
+
     /// The columns of this table that [`Reckoning::content`] gives.
     pub fn columns(&self, table: &str) -> Vec<String> {
-        let names: &[&str] = match (self.plain.get(table), self.windowed.get(table)) {
-            (Some(plain), _) if plain.added => &["id", "k", "v", ADDED],
-            (Some(_), _) => &["id", "k", "v"],
-            (_, Some(windowed)) if !windowed.upsert => &["window_start", "k", "s", "n", "_op"],
-            (_, Some(windowed)) if windowed.added => &["window_start", "k", "s", "n", ADDED],
-            (_, Some(_)) => &["window_start", "k", "s", "n"],
-            _ if table.ends_with("__dead") => &["_partition", "_offset"],
-            _ => &["_partition", "_offset", "window_start", "k", "v"],
+        let (plain, windowed) = (self.plain.get(table), self.windowed.get(table));
+        let mut names = match (plain, windowed) {
+            (Some(_), _) => vec!["id", "k", "v"],
+            (_, Some(_)) => vec!["window_start", "k", "s", "n"],
+            _ if table.ends_with("__dead") => vec!["_partition", "_offset"],
+            _ => vec!["_partition", "_offset", "window_start", "k", "v"],
         };
-        names.iter().map(|n| n.to_string()).collect()
+        names.extend(windowed.filter(|t| t.distinct).map(|_| "d"));
+        names.extend(windowed.filter(|t| !t.upsert).map(|_| "_op"));
+        names.extend((plain.is_some_and(|t| t.added) || windowed.is_some_and(|t| t.upsert && t.added)).then_some(ADDED));
+        names.into_iter().map(String::from).collect()
     }
 }
 

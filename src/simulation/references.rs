@@ -22,7 +22,7 @@ struct Table {
     unread: Option<String>,
     /// The entry that it is stamped with.
     stamp: u64,
-    /// The number of its metadata file, in Iceberg.
+    /// The number of its metadata file, in Iceberg; in Delta that of its newest commit.
     version: u64,
     /// Metadata files that the newest one names, itself included; in Delta every file that was ever added: removed
     /// ones are kept for days for those who read older versions, and a simulation does not last so long.
@@ -33,6 +33,11 @@ struct Table {
     rows: i64,
     /// In Delta, those of each file.
     rows_of: BTreeMap<Path, i64>,
+    /// In Delta, how each live file was added, and what the table asks of its readers and writers.
+    adds: BTreeMap<Path, serde_json::Value>,
+    protocol: serde_json::Value,
+    /// In Delta, by file, the version that removed it.
+    removed: BTreeMap<Path, u64>,
 }
 
 impl Table {
@@ -54,7 +59,7 @@ fn inside(location: &str) -> Path {
 }
 
 /// The simulated store answers at once.
-fn read(world: &World, at: &Path) -> Result<Bytes, String> {
+pub fn read(world: &World, at: &Path) -> Result<Bytes, String> {
     let got = world.objects.get(at).now_or_never().ok_or("the store does not answer at once")?.map_err(|e| format!("I4: {at} cannot be read: {e}"))?;
     got.bytes().now_or_never().ok_or("the store does not answer at once")?.map_err(|e| e.to_string())
 }
@@ -65,8 +70,9 @@ fn there(world: &World, at: &Path) -> Result<(), String> {
 
 impl References {
     /// A Delta table has a new version.
-    pub fn delta(&mut self, world: &World, table: &str, commit: &Bytes) -> Result<(), String> {
+    pub fn delta(&mut self, world: &World, table: &str, version: u64, commit: &Bytes) -> Result<(), String> {
         let of = self.tables.entry((TableFormatKind::Delta, table.to_string())).or_default();
+        of.version = version;
         let mut added = vec![];
         for line in commit.split(|b| *b == b'\n').filter(|l| !l.is_empty()) {
             let action: serde_json::Value = serde_json::from_slice(line).map_err(|e| format!("what was committed to delta table {table} is no action: {e}"))?;
@@ -77,29 +83,80 @@ impl References {
                 let stats: serde_json::Value = action["add"]["stats"].as_str().and_then(|s| serde_json::from_str(s).ok()).unwrap_or_default();
                 let rows = stats["numRecords"].as_i64().ok_or_else(|| format!("I2: {at} was added to delta table {table} without its number of rows"))?;
                 let deleted = action["add"]["deletionVector"]["cardinality"].as_i64().unwrap_or(0);
-                added.push((at.clone(), rows - deleted));
+                added.push((at.clone(), rows - deleted, action["add"].clone()));
                 of.own.insert(at);
             }
             if let Some(path) = action["remove"]["path"].as_str() {
-                of.rows_of.remove(&Path::from(format!("delta/{PIPELINE}/{table}/{path}")));
+                let at = Path::from(format!("delta/{PIPELINE}/{table}/{path}"));
+                of.rows_of.remove(&at);
+                of.adds.remove(&at);
+                of.removed.insert(at, version);
+            }
+            if action["protocol"].is_object() {
+                of.protocol = action["protocol"].clone();
             }
             if let Some(entry) = action["txn"]["version"].as_u64() {
                 of.stamp = entry;
             }
         }
         // A file that gets other deletes is removed and added in one commit.
-        of.rows_of.extend(added);
+        for (at, rows, add) in added {
+            of.rows_of.insert(at.clone(), rows);
+            of.adds.insert(at, add);
+        }
         of.rows = of.rows_of.values().sum();
         Ok(())
+    }
+
+    /// A table is gone for good.
+    pub fn forget(&mut self, table: &str, kind: TableFormatKind) {
+        self.tables.remove(&(kind, table.to_string()));
+    }
+
+    /// The newest version of a Delta table.
+    pub fn version(&self, table: &str) -> Option<u64> {
+        self.tables.get(&(TableFormatKind::Delta, table.to_string())).map(|t| t.version)
+    }
+
+    /// How this file of a Delta table was added, and the table's protocol.
+    pub fn added(&self, table: &str, file: &Path) -> Option<(serde_json::Value, serde_json::Value)> {
+        let of = self.tables.get(&(TableFormatKind::Delta, table.to_string()))?;
+        Some((of.adds.get(file)?.clone(), of.protocol.clone()))
+    }
+
+    /// The files that commits removed from a Delta table: they may be vacuumed, and are forgotten here.
+    pub fn removed(&mut self, table: &str) -> Vec<Path> {
+        let Some(of) = self.tables.get_mut(&(TableFormatKind::Delta, table.to_string())) else { return vec![] };
+        let removed: Vec<Path> = of.own.iter().filter(|at| !of.adds.contains_key(at)).cloned().collect();
+        of.own.retain(|at| of.adds.contains_key(at));
+        removed
+    }
+
+    /// A checkpoint of this version does not name removed files any more: for who wrote it, their retention is over.
+    pub fn forgot_removed(&mut self, table: &str, version: u64) {
+        let Some(of) = self.tables.get_mut(&(TableFormatKind::Delta, table.to_string())) else { return };
+        of.own.retain(|at| of.adds.contains_key(at) || of.removed.get(at).is_none_or(|by| *by > version));
+    }
+
+    /// The files that only snapshots named which are not among the retained ones any more.
+    pub fn expired(&self, table: &str, before: &BTreeSet<Path>) -> Vec<Path> {
+        let retained = self.retained(table);
+        before.difference(&retained).cloned().collect()
+    }
+
+    /// The files that the retained snapshots of an Iceberg table name.
+    pub fn retained(&self, table: &str) -> BTreeSet<Path> {
+        let of = self.tables.get(&(TableFormatKind::Iceberg, table.to_string()));
+        of.into_iter().flat_map(|t| &t.snapshots).flat_map(|s| s.iter().cloned()).collect()
     }
 
     /// A Delta table was put back: its versions are those that its log holds now, with what landed behind them while it
     /// was away.
     pub fn delta_anew(&mut self, world: &World, table: &str) -> Result<(), String> {
         self.tables.remove(&(TableFormatKind::Delta, table.to_string()));
-        let versions = (0..).map(|v: u64| Path::from(format!("delta/{PIPELINE}/{table}/_delta_log/{v:020}.json")));
-        for commit in versions.map_while(|at| read(world, &at).ok()) {
-            self.delta(world, table, &commit)?;
+        let versions = (0..).map(|v: u64| (v, Path::from(format!("delta/{PIPELINE}/{table}/_delta_log/{v:020}.json"))));
+        for (version, commit) in versions.map_while(|(v, at)| Some((v, read(world, &at).ok()?))) {
+            self.delta(world, table, version, &commit)?;
         }
         Ok(())
     }

@@ -4,8 +4,10 @@ use super::broker::{Row, Slot, Topic, wall};
 use super::check;
 use super::disk;
 use super::foreign::{self, Rewrite};
-use super::reckoning::MINUTE;
+use super::marks;
+use super::reckoning::{DISTINCT, HAVING, MINUTE, ZONE};
 use super::store::pause;
+use super::upkeep;
 use super::world::{Life, PIPELINE, START_MS, Temper, World};
 use crate::epoch::checkpoint::Cadence;
 use crate::epoch::protocol_tests::Rng;
@@ -15,11 +17,13 @@ use crate::pipeline::sql::TablePlan;
 use crate::pipeline::{Clean, Pipeline, TableFormatKind};
 use crate::worker::surroundings::Task;
 use crate::worker::{self, RunOptions, WorkerError};
+use object_store::path::Path;
 use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
+use tokio::sync::Notify;
 
 /// What a seed led to.
 #[derive(Debug, Default, Clone)]
@@ -36,6 +40,8 @@ pub struct Outcome {
     /// How often a table was read whole.
     pub compared: u64,
     pub truncated: bool,
+    /// Puts that a kill cut short.
+    pub cut_short: u64,
     pub virtual_ms: i64,
 }
 
@@ -98,6 +104,12 @@ struct File {
     partitioning: Partitioning,
     /// Size of all windows.
     window_min: u64,
+    /// All windows are days of Berlin instead.
+    zoned: bool,
+    /// Windows count the different values, too.
+    distinct: bool,
+    /// Some rows of windows are not shown, as long as their sum is what it is.
+    having: bool,
     /// Plain tables, and windows with a key, have one more column.
     column_added: bool,
     /// How often somebody wrote another comment and property.
@@ -128,7 +140,8 @@ impl File {
             _ => "month",
         });
         let partitioning = [Partitioning::None, Partitioning::None, Partitioning::Identity, time][rng.below(4) as usize];
-        Self { tables, formats, lateness_min, on_update, idle, partitioning, window_min, column_added: false, remarks: 0 }
+        let (zoned, distinct, having) = (rng.chance(20), rng.chance(35), rng.chance(25));
+        Self { tables, formats, lateness_min, on_update, idle, partitioning, window_min, zoned, distinct, having, column_added: false, remarks: 0 }
     }
 
     fn sources(&self) -> Vec<&'static str> {
@@ -151,8 +164,10 @@ impl File {
         for table in &self.tables {
             let source = table.source();
             let windowed = |more: &str| {
-                let size = self.window_min;
-                format!("select window_start, k, sum(v) as s, count(*) as n{more} from tumble({source}, interval '{size} minutes') where v > 0 group by window_start, k")
+                let size = if self.zoned { format!("interval '1 day', {ZONE}") } else { format!("interval '{} minutes'", self.window_min) };
+                let distinct = if self.distinct { format!(", {DISTINCT} as d") } else { String::new() };
+                let having = if self.having { HAVING } else { "" };
+                format!("select window_start, k, sum(v) as s, count(*) as n{distinct}{more} from tumble({source}, {size}) where v > 0 group by window_start, k{having}")
             };
             let more = |more: &'static str| if self.column_added { more } else { "" };
             let _ = writeln!(text, "  {}:", table.name());
@@ -192,7 +207,7 @@ fn temper(rng: &mut Rng) -> Temper {
         (kind, from, from + 500 + rng.below(2500) as i64)
     });
     let clean = cleaning(rng);
-    let one_host = rng.chance(50);
+    let (local, one_host) = (rng.chance(50), rng.chance(50));
     let power_cuts = [0, 30][rng.below(2) as usize];
     let memory = rng.chance(12).then_some(1 << 12);
     let off = |rng: &mut Rng| rng.below(2 * 7_200_000) as i64 - 7_200_000;
@@ -211,6 +226,7 @@ fn temper(rng: &mut Rng) -> Temper {
             reread_runs: false,
             // And delete what it staged, where they may.
             clean: rng.chance(75).then_some(Clean { after_ms: 0, every_ms: 700 }),
+            local,
             one_host,
             power_cuts,
             skew_ms,
@@ -229,6 +245,7 @@ fn temper(rng: &mut Rng) -> Temper {
         cadence: Cadence { trail: rng.below(4), every: 2 + rng.below(6), most_runs: [2, 6, 256][rng.below(3) as usize], merge_rows: if naps == 0 { 3 } else { 1 << 16 } },
         reread_runs: rng.chance(50),
         clean,
+        local,
         one_host,
         power_cuts,
         skew_ms,
@@ -250,9 +267,24 @@ struct Scene {
     lives: AtomicU64,
     /// The local disks of all hosts.
     root: std::path::PathBuf,
+    /// The operator has stopped all workers.
+    stopped: AtomicBool,
+    stopping: Notify,
 }
 
 impl Scene {
+    /// Stops all workers, and waits for what they sent.
+    async fn stop(&self) {
+        self.world.trace.note("hand", "all workers are stopped");
+        self.stopped.store(true, Ordering::Relaxed);
+        self.stopping.notify_waiters();
+        pause(7000).await;
+    }
+
+    fn go_on(&self) {
+        self.stopped.store(false, Ordering::Relaxed);
+    }
+
     fn give(&self, file: &File) {
         let (mut pipeline, plans) = file.planned();
         pipeline.memory_bytes = self.world.temper.memory.unwrap_or(pipeline.memory_bytes);
@@ -296,6 +328,7 @@ async fn one_life(scene: &Arc<Scene>, slot: usize, mut options: RunOptions, time
         biased;
         ended = &mut life.0 => Some(ended),
         () = pause(time_ms) => None,
+        () = scene.stopping.notified() => None,
     };
     let note = |what: String| world.trace.note("host", format_args!("worker {slot} {what}"));
     match ended {
@@ -334,6 +367,9 @@ async fn host(scene: Arc<Scene>, slot: usize) {
         let time = if world.temper.life_ms == 0 { 3_600_000 } else { 100 + world.below(world.temper.life_ms * 2) };
         one_life(&scene, slot, RunOptions::default(), time).await;
         pause(world.below(1200)).await;
+        while scene.stopped.load(Ordering::Relaxed) {
+            pause(100).await;
+        }
     }
 }
 
@@ -349,6 +385,8 @@ enum Happening {
     TableAdded,
     /// A table is taken out of the file, and stays as it is.
     TableRemoved,
+    /// A table is taken out of the file, dropped once it has all, and begun anew under its name.
+    TableRetaken,
     /// The other source begins, or comes back, with a table of its own.
     SourceAdded,
     /// The other source is taken out of the file, with its tables.
@@ -370,20 +408,26 @@ enum Happening {
     Appended,
     /// Another engine deletes a row.
     Deleted,
+    /// Another engine marks rows as deleted, and leaves their file as it is.
+    Marked,
     /// Another engine expires all snapshots but the newest.
     Expired,
+    /// Another engine writes a checkpoint of a Delta table, and cuts its log below it.
+    LogCleaned,
+    /// Another engine deletes the files that commits removed from a Delta table.
+    Vacuumed,
 }
 
 fn happenings(rng: &mut Rng) -> Vec<(u64, Happening)> {
     use Happening::*;
     let mut all: Vec<(u64, Happening)> = vec![];
-    for (what, percent) in [(LatenessChanges, 35), (EndOfInput, 15), (PartitionAdded, 10), (ColumnAdded, 15), (Remarked, 5), (TableAdded, 10), (TableRemoved, 10), (SourceAdded, 8), (SourceRemoved, 8), (EmitChanges, 5)] {
+    for (what, percent) in [(LatenessChanges, 35), (EndOfInput, 15), (PartitionAdded, 10), (ColumnAdded, 15), (Remarked, 5), (TableAdded, 10), (TableRemoved, 10), (TableRetaken, 15), (SourceAdded, 8), (SourceRemoved, 8), (EmitChanges, 5)] {
         if rng.chance(percent) {
             all.push((300 + rng.below(2200), what));
         }
     }
-    for what in [Compacted, Appended, Deleted, Expired] {
-        for _ in 0..if rng.chance(if what == Deleted { 20 } else { 30 }) { 1 + rng.below(3) } else { 0 } {
+    for what in [Compacted, Appended, Deleted, Marked, Expired, LogCleaned, Vacuumed] {
+        for _ in 0..if rng.chance(if matches!(what, Compacted | Appended | Expired) { 30 } else { 20 }) { 1 + rng.below(3) } else { 0 } {
             all.push((600 + rng.below(2600), what));
         }
     }
@@ -425,6 +469,30 @@ async fn change(scene: &Arc<Scene>, before: &mut File, after: File) {
     }
 }
 
+/// Makes way for a table that is to begin anew under the name that it had: nobody may begin it beside what is still in
+/// the lake, so that the operator waits until it has all, stops the workers and drops it. `false`: it stays as it is.
+async fn retake(scene: &Arc<Scene>, without: &File, with: &File, table: &str) -> bool {
+    let world = &scene.world;
+    let formats = check::tables(world).into_iter().filter(|(t, _)| t == table || t.strip_suffix("__late") == Some(table)).collect::<Vec<_>>();
+    let known = world.decided.lock().unwrap().plans();
+    if world.decided.lock().unwrap().lives(table) || known == 0 || !foreign::is_whole(world, &formats).await {
+        return false;
+    }
+    for word in ["was in the pipeline file before", "is still in the lake"] {
+        world.expect(word);
+    }
+    scene.give(with);
+    one_life(scene, 7, RunOptions { accept: true, ..RunOptions::default() }, 2500).await;
+    if world.decided.lock().unwrap().plans() != known {
+        world.fail(format!("table {table} was begun anew beside what it had"));
+        return false;
+    }
+    scene.give(without);
+    scene.stop().await;
+    foreign::drop_all(world, table, &formats).await;
+    true
+}
+
 /// A table of the file, and the name of one that would take its place.
 fn successor(file: &File, nth: usize) -> Table {
     Table { what: file.tables[nth].what, nth: 1 + file.tables.iter().map(|t| t.nth).max().unwrap_or(1) }
@@ -463,6 +531,20 @@ async fn happen(scene: Arc<Scene>, mut file: File, all: Vec<(u64, Happening)>) {
                 // A source without tables is another story.
                 if other.tables.iter().any(|t| t.source() == gone.source()) {
                     change(&scene, &mut file, other).await;
+                }
+            }
+            Happening::TableRetaken => {
+                let gone = other.tables.remove(any);
+                if other.tables.iter().any(|t| t.source() == gone.source()) {
+                    let with = file.clone();
+                    change(&scene, &mut file, other).await;
+                    if retake(&scene, &file, &with, &gone.name()).await {
+                        change(&scene, &mut file, with).await;
+                        scene.go_on();
+                        // Rows for it: those of before are not its own.
+                        let begin_us = begin_us(&file) + 15 * MINUTE;
+                        produce(world.clone(), vec![gone.source()], 8, begin_us).await;
+                    }
                 }
             }
             Happening::SourceAdded if file.sources().contains(&OTHER) => {}
@@ -520,6 +602,9 @@ async fn happen(scene: Arc<Scene>, mut file: File, all: Vec<(u64, Happening)>) {
             Happening::Compacted => foreign::write(world, Rewrite::Compact).await,
             Happening::Appended => foreign::write(world, if world.chance(30) { Rewrite::Overwrite } else { Rewrite::Append }).await,
             Happening::Deleted => foreign::write(world, Rewrite::Delete).await,
+            Happening::Marked => marks::mark(world).await,
+            Happening::LogCleaned => upkeep::clean_log(world).await,
+            Happening::Vacuumed => upkeep::vacuum(world).await,
             Happening::Expired => foreign::expire(world).await,
         }
     }
@@ -533,9 +618,14 @@ struct Producing {
     upto: i64,
 }
 
+/// The event time that the rows begin with: they lie on both sides of a midnight, where days count one of Berlin.
+fn begin_us(file: &File) -> i64 {
+    START_MS * 1000 - if file.zoned { 68 * MINUTE } else { 0 }
+}
+
 /// Time goes on, with stragglers of all ages and rows from a clock that is wrong; transactions are
 /// committed and aborted.
-async fn produce(world: Arc<World>, sources: Vec<&'static str>, rows: i64) {
+async fn produce(world: Arc<World>, sources: Vec<&'static str>, rows: i64, begin_us: i64) {
     let mut left: Vec<Producing> = vec![];
     for source in sources {
         let partitions = world.topics(|topics| topics[source].partitions.len());
@@ -558,7 +648,7 @@ async fn produce(world: Arc<World>, sources: Vec<&'static str>, rows: i64) {
         let now = wall(&world);
         for _ in 0..1 + world.below(4) {
             let behind = if world.chance(20) { world.below(25) as i64 } else { world.below(3) as i64 };
-            let mut at_us = START_MS * 1000 + (at * 60 + p as i64 * 100) * 1_000_000 - behind * MINUTE;
+            let mut at_us = begin_us + (at * 60 + p as i64 * 100) * 1_000_000 - behind * MINUTE;
             let mut timestamp_ms = now;
             match world.below(40) {
                 0 => at_us += 100 * 60 * MINUTE,
@@ -614,6 +704,9 @@ pub fn run_seed(seed: u64) -> Outcome {
         let all = happenings(&mut rng);
         let (partitions, rows) = (1 + rng.below(3), 10 + rng.below(14) as i64);
         let world = World::new(seed, rng, temper);
+        if world.temper.local {
+            world.lies_in(&dir.path().join("lake")).expect("a folder for the lake");
+        }
         world.trace.note("world", format_args!("{:?}", world.temper));
         world.trace.note("world", format_args!("{all:?}"));
         world.trace.note("world", format_args!("{file:?}, {partitions} partitions of {rows} rows and more"));
@@ -627,7 +720,7 @@ pub fn run_seed(seed: u64) -> Outcome {
         }
         let listening = world.clone();
         crate::mutant::listen(Some(Box::new(move |attempt, entry| listening.told(attempt, entry))));
-        let scene = Arc::new(Scene { world: world.clone(), file: Mutex::new(file.planned()), lives: AtomicU64::new(0), root: dir.path().to_path_buf() });
+        let scene = Arc::new(Scene { world: world.clone(), file: Mutex::new(file.planned()), lives: AtomicU64::new(0), root: dir.path().to_path_buf(), stopped: AtomicBool::new(false), stopping: Notify::new() });
         scene.give(&file);
         scenario(&scene, file, sources, rows, all).await;
         crate::mutant::listen(None);
@@ -645,6 +738,7 @@ pub fn run_seed(seed: u64) -> Outcome {
             commits: world.commits.load(Ordering::Relaxed),
             compared: world.compared.load(Ordering::Relaxed),
             truncated: decided.ledger.as_ref().is_some_and(|l| l.checkpoint.is_some()),
+            cut_short: world.cut_short.load(Ordering::Relaxed),
             virtual_ms: world.trace.now_ms(),
         }
     })
@@ -653,7 +747,7 @@ pub fn run_seed(seed: u64) -> Outcome {
 async fn scenario(scene: &Arc<Scene>, file: File, sources: Vec<&'static str>, rows: i64, all: Vec<(u64, Happening)>) {
     let world = &scene.world;
     let hosts: Vec<_> = (0..world.temper.workers).map(|slot| Task(tokio::spawn(host(scene.clone(), slot)))).collect();
-    let producer = Task(tokio::spawn(produce(world.clone(), sources, rows)));
+    let producer = Task(tokio::spawn(produce(world.clone(), sources, rows, begin_us(&file))));
     let hand = Task(tokio::spawn(happen(scene.clone(), file, all)));
     while !(producer.0.is_finished() && hand.0.is_finished()) && world.failed().is_none() {
         pause(50).await;
@@ -731,6 +825,7 @@ async fn nothing_leaks(scene: &Arc<Scene>, after_ms: u64) {
         left = world.orphans(began);
         // What is no longer in the file stays in the lake as it is.
         left.retain(|at| scene.has_folder(at.as_ref()));
+        left.extend(world.lake().and_then(|lake| lake.left(began).ok()).into_iter().flatten().map(Path::from));
         if left.is_empty() || world.failed().is_some() {
             return;
         }

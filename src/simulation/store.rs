@@ -4,6 +4,7 @@
 //! [`WorkerStore`]: calls take their time or sleep for long, answers are lost, puts land and are
 //! denied, are denied and land later, or are told to be taken without anything having been written.
 
+use super::disk::UnderWay;
 use super::world::World;
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -77,7 +78,11 @@ impl Delegating for WorkerStore {
     async fn put_opts(&self, at: &Path, payload: PutPayload, options: PutOptions) -> Result<PutResult> {
         let bytes: Bytes = payload.into();
         let create = matches!(options.mode, PutMode::Create);
+        let mut under_way = UnderWay::begin(&self.world, &self.who, at, &bytes);
         self.world.dawdle_before_put(&self.who, at, create).await;
+        if under_way.as_ref().is_some_and(|u| u.is_gone()) {
+            return Err(away("cannot link: no such file"));
+        }
         let fate = self.world.fate(at, create);
         if fate != Fate::Done {
             self.world.trace.note(&self.who, format_args!("put {at}: {fate:?}"));
@@ -97,7 +102,10 @@ impl Delegating for WorkerStore {
                 self.put_for_real(at, bytes, create).await
             }
         };
+        // A new name is linked, and the temporary one removed; another takes its place.
+        under_way.iter_mut().filter(|_| !create).for_each(UnderWay::finish);
         self.world.dawdle(&self.who, at).await;
+        under_way.iter_mut().for_each(UnderWay::finish);
         answer
     }
 

@@ -3,6 +3,7 @@
 
 use super::broker::{Broker, SimSource, Topics, wall};
 use super::check::{self, Decided};
+use super::disk::LocalLake;
 use super::reckoning::{Reckoning, Rows, sorted};
 use super::references::References;
 use super::store::{Fate, WorkerCatalog, WorkerStore};
@@ -35,8 +36,8 @@ use uuid::Uuid;
 pub const PIPELINE: &str = "p";
 /// Of a hundred commits, those after which the table is read whole.
 const COMPARED: u64 = 10;
-/// Where the simulation's time begins: 2026-01-01.
-pub const START_MS: i64 = 1_767_225_600_000;
+/// Where the simulation's time begins: 2021-11-01, an hour after the end of a day of 25 hours in Berlin.
+pub const START_MS: i64 = 1_635_724_800_000;
 /// Where the lake says that it lies.
 pub const LAKE_URL: &str = "file:///lake/";
 
@@ -60,6 +61,8 @@ pub struct Temper {
     pub reread_runs: bool,
     /// `None`: nobody lives long enough to clean up.
     pub clean: Option<Clean>,
+    /// The lake lies on a local disk, where puts that a kill cuts short leave something.
+    pub local: bool,
     /// All workers share one host, and its disk.
     pub one_host: bool,
     /// Of a hundred kills, those that take the host's power away.
@@ -86,9 +89,12 @@ pub struct World {
     /// Nothing goes wrong any more.
     pub calm: AtomicBool,
     pub objects: Arc<InMemory>,
+    lake: OnceLock<LocalLake>,
+    /// Puts that a kill cut short.
+    pub cut_short: AtomicU64,
     /// When an object was written, and by whom; what is not in it others wrote.
     written: Mutex<BTreeMap<Path, (i64, String)>>,
-    references: Mutex<References>,
+    pub references: Mutex<References>,
     /// Namespace and table to where the table's metadata lies.
     catalog: Mutex<BTreeMap<(String, String), String>>,
     pub broker: Broker,
@@ -128,6 +134,8 @@ impl World {
             temper,
             calm: AtomicBool::new(false),
             objects: Arc::new(InMemory::new()),
+            lake: OnceLock::new(),
+            cut_short: AtomicU64::new(0),
             written: Mutex::default(),
             references: Mutex::default(),
             catalog: Mutex::default(),
@@ -145,6 +153,17 @@ impl World {
             ids: AtomicU64::new(1),
             me: me.clone(),
         })
+    }
+
+    /// The lake lies in this folder.
+    pub fn lies_in(&self, root: &std::path::Path) -> std::io::Result<()> {
+        let _ = self.lake.set(LocalLake::new(root)?);
+        Ok(())
+    }
+
+    /// The folder of the lake, where it lies on a local disk.
+    pub fn lake(&self) -> Option<&LocalLake> {
+        self.lake.get()
     }
 
     /// Looks at the broker's topics, or changes them.
@@ -337,6 +356,9 @@ impl World {
         let mode = if create { PutMode::Create } else { PutMode::Overwrite };
         let put = self.objects.put_opts(at, bytes.clone().into(), PutOptions { mode, ..Default::default() }).await?;
         self.written.lock().unwrap().insert(at.clone(), (wall(self), who.to_string()));
+        if let Some(Err(e)) = self.lake().map(|lake| lake.has(at)) {
+            self.fail(format!("the simulated lake: {e}"));
+        }
         if !at.as_ref().contains("/probe/") {
             self.trace.note(who, format_args!("wrote {at} ({} bytes)", if at.as_ref().contains("/log/") || create { bytes.len() } else { 0 }));
         }
@@ -349,7 +371,12 @@ impl World {
             && let Some(table) = folder.rsplit('/').next()
             && !self.away.lock().unwrap().contains(&(table.to_string(), TableFormatKind::Delta))
         {
-            let known = self.references.lock().unwrap().delta(self, table, &bytes);
+            let version = version.trim_end_matches(".json").parse().unwrap_or(0);
+            if self.references.lock().unwrap().version(table).is_some_and(|newest| version <= newest) {
+                self.trace.note(who, format_args!("STRAY on the freed name of version {version} of delta table {table}"));
+                return Ok(put);
+            }
+            let known = self.references.lock().unwrap().delta(self, table, version, &bytes);
             known.unwrap_or_else(|why| self.fail(why));
             self.committed(who, table, TableFormatKind::Delta).await;
         }
@@ -453,6 +480,12 @@ impl World {
     /// The tables of a namespace.
     pub fn tables_of(&self, namespace: &str) -> BTreeSet<String> {
         self.catalog.lock().unwrap().keys().filter(|(n, _)| n == namespace).map(|(_, t)| t.clone()).collect()
+    }
+
+    /// A table is gone for good, with what other hands did to it.
+    pub fn forget(&self, table: &str, kind: TableFormatKind) {
+        self.references.lock().unwrap().forget(table, kind);
+        self.foreign.lock().unwrap().remove(&(table.to_string(), kind));
     }
 
     pub fn drop_table(&self, namespace: &str, table: &str) {
@@ -585,7 +618,7 @@ impl Surroundings for Life {
         let ids = self.ids();
         let catalog = WorkerCatalog { world: self.world.clone(), who: self.who.clone() };
         let formats = crate::commit::formats(&store, &url, catalog, PIPELINE, PIPELINE, Ambient { now_ms: now, new_id: ids });
-        Ok(Place { store, log, state_folder, formats, local: None })
+        Ok(Place { store, log, state_folder, formats, local: self.world.lake().map(|lake| lake.store.clone()) })
     }
 
     fn open_source(&self, spec: &SourceSpec, _: &str, _: &str) -> Result<Box<dyn Source>, SourceError> {

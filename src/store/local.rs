@@ -88,7 +88,7 @@ impl DurableLocal {
 }
 
 /// `#` and digits: the form that the inner store leaves out of its listings.
-fn temporary_name(target: &str, process: u32, nth: u64) -> String {
+pub(crate) fn temporary_name(target: &str, process: u32, nth: u64) -> String {
     format!("{target}#{process}{nth:08}")
 }
 

@@ -62,7 +62,13 @@ impl Tables {
         let rows = self.parts.cadence.merge_rows;
         let pieces = self.narrowed(table, pieces, oldest, rows).await?;
         let mut merged = vec![];
-        for group in groups(pieces, rows) {
+        for mut group in groups(pieces, rows) {
+            if mutant::on(Mutant::MergedNotAsPrefix) && group.len() > 2 && matches!(group[1].rest, Rest::Run(_)) {
+                merged.extend(match group.remove(1).rest {
+                    Rest::Run(run) => Some(*run),
+                    Rest::Read(_) => None,
+                });
+            }
             if let [Piece { rest: Rest::Run(run), .. }] = group.as_slice() {
                 merged.push((**run).clone());
                 continue;
