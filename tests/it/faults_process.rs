@@ -241,6 +241,31 @@ fn f10_a_foreign_commit_between_the_crash_and_the_restart_hides_no_stamp() {
     scene.finish("after foreign commits");
 }
 
+/// FAULTS 19: a worker has composed a commit, and before it swaps somebody else compacts the table in both formats.
+#[test]
+fn f19_a_compaction_lands_while_a_commit_is_on_its_way() {
+    let mut scene = Scene::new("compacted", &QUICK);
+    for _ in 0..2 {
+        scene.write(200);
+        scene.pipeline.complete(&TO_END);
+    }
+    // Of dead letters and of `large`, each in two formats.
+    for point in ["commit-before-swap:3:stop", "commit-before-swap:4:stop"] {
+        scene.write(400);
+        let mut worker = scene.pipeline.start(&TO_END, Some(point));
+        worker.wait_to_stop(PATIENCE);
+        let lake = scene.pipeline.dir.join("lake");
+        let said = reader(&["delta-compact", &lake.join("delta/compacted/large").display().to_string()]);
+        assert!(said[0]["files_removed"].as_i64() > Some(1), "nothing was compacted: {said:?}");
+        let said = reader(&["iceberg-rewrite", &lake.join("catalog.db").display().to_string(), "compacted.large"]);
+        assert!(said[0]["snapshots"].as_i64() > Some(1), "nothing was committed: {said:?}");
+        worker.signal(libc::SIGCONT);
+        let status = worker.wait(PATIENCE);
+        assert!(status.success(), "{point}: ended with {status}: {}", worker.told());
+    }
+    scene.finish("after compactions beneath commits");
+}
+
 /// FAULTS 22: of the tables that wait, the first has its commit in both formats, and the others have none.
 #[test]
 fn f22_the_first_table_is_committed_and_the_second_is_not() {
