@@ -10,9 +10,15 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Every point there is, in the order in which a record meets them. A test compares this list
 /// with the calls in the code.
-pub const ALL: [&str; 21] = [
+pub const ALL: [&str; 40] = [
+    "create-before-metadata",
+    "create-after-metadata",
+    "create-after-entry",
+    "create-before-version",
+    "create-after-version",
     "ingest-read",
     "ingest-closed",
+    "stage-before-put",
     "stage-file-put",
     "stage-runs-put",
     "stage-done",
@@ -23,6 +29,8 @@ pub const ALL: [&str; 21] = [
     "fold-before-entry",
     "fold-after-entry",
     "commit-before-stage",
+    "commit-before-put",
+    "commit-after-put",
     "commit-after-stage",
     "commit-before-swap",
     "commit-after-swap",
@@ -30,8 +38,19 @@ pub const ALL: [&str; 21] = [
     "commit-done",
     "receipt",
     "receipt-given",
+    "history-before-put",
+    "history-after-put",
+    "history-merged",
+    "history-deleted",
+    "merge-before-put",
+    "merge-after-put",
     "checkpoint-decided",
+    "checkpoint-run-deleted",
     "truncate-between",
+    "clean-before-condemn",
+    "clean-after-condemn",
+    "clean-before-delete",
+    "clean-after-delete",
 ];
 
 struct Armed {

@@ -371,7 +371,9 @@ async fn commit(side: &mut Side, todo: &[&Pending], what: &Advance<'_>) -> Resul
         }
         let files = in_place(|| cpu(&metrics.cpu.parquet, || stager.finish())).map_err(|e| refuse(e.to_string()))?;
         for (file, bytes) in files {
+            failpoint::hit("commit-before-put");
             put(what.store, &file.path, bytes).await?;
+            failpoint::hit("commit-after-put");
             if let Some(hashes) = noted.as_mut().and_then(Iterator::next) {
                 fresh.push((file.path.clone(), hashes.keys, hashes.until_us));
             }

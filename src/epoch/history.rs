@@ -14,6 +14,7 @@
 //! the logarithm of the log's length.
 
 use super::entry::{Body, Data, Entry, Note, Plan};
+use crate::failpoint;
 use futures::TryStreamExt;
 use object_store::path::Path;
 use object_store::{Error as StoreError, ObjectStore, ObjectStoreExt};
@@ -127,12 +128,14 @@ impl History {
             }
             let whole = (entries.keys().next().copied(), entries.keys().next_back().copied());
             self.write(log, entries.into_values().collect()).await?;
+            failpoint::hit("history-merged");
             for (first, last) in merged.into_iter().filter(|s| (Some(s.0), Some(s.1)) != whole) {
                 match self.store.delete(&self.path(first, last)).await {
                     // Another worker merges too.
                     Ok(()) | Err(StoreError::NotFound { .. }) => {}
                     Err(e) => return Err(e.into()),
                 }
+                failpoint::hit("history-deleted");
             }
         }
         Ok(())
@@ -144,7 +147,9 @@ impl History {
         let damaged = |why: String| HistoryError::Damaged { path: path.to_string(), why };
         let json = serde_json::to_vec(&Segment { version: VERSION, log, entries }).map_err(|e| damaged(e.to_string()))?;
         let bytes = zstd::encode_all(json.as_slice(), 3).map_err(|e| damaged(e.to_string()))?;
+        failpoint::hit("history-before-put");
         self.store.put(&path, bytes.into()).await?;
+        failpoint::hit("history-after-put");
         Ok(())
     }
 

@@ -360,6 +360,69 @@ async fn any_interleaving_of_two_writers_over_an_unreliable_store_makes_one_log(
     assert!(reached.iter().all(|n| *n > 20), "started over, lost, checkpoints, strays: {reached:?}");
 }
 
+/// A store that lies about one create.
+#[derive(Debug)]
+struct Lying {
+    inner: InMemory,
+    /// Whether it is done, and what is said of it.
+    lie: Mutex<Option<(bool, fn(&Path) -> Error)>>,
+    creates: Mutex<u64>,
+}
+
+#[async_trait]
+impl Delegating for Lying {
+    fn inner(&self) -> &dyn ObjectStore {
+        &self.inner
+    }
+    async fn put_opts(&self, at: &Path, payload: PutPayload, options: PutOptions) -> Result<PutResult> {
+        *self.creates.lock().unwrap() += 1;
+        let lie = self.lie.lock().unwrap().take();
+        match lie {
+            None => self.inner.put_opts(at, payload, options).await,
+            Some((true, says)) => self.inner.put_opts(at, payload, options).await.and(Err(says(at))),
+            Some((false, says)) => Err(says(at)),
+        }
+    }
+}
+
+/// Proposes entry 1 to a log that has its birth alone, or another's entry 1, too. What became of it, after how many creates.
+async fn proposed(done: bool, says: fn(&Path) -> Error, others: bool) -> (bool, u64) {
+    let store = Arc::new(Double(Lying { inner: InMemory::new(), lie: Mutex::new(None), creates: Mutex::new(0) }));
+    let log = Log::new(store.clone(), Path::from("log"));
+    assert!(log.give_birth(&birth_of(FILE, PARTITIONS)).await.unwrap());
+    let ledger = log.open().await.unwrap().unwrap().head;
+    let of = |attempt| entry(attempt, 0, 1, Body::Data(random_data(&ledger, &Mutex::new(Rng(3)))));
+    if others {
+        assert!(matches!(log.propose(1, &of(51), |_| {}).await, Ok(Proposed::Decided(1))));
+    }
+    *store.lie.lock().unwrap() = Some((done, says));
+    *store.creates.lock().unwrap() = 0;
+    let decided = match log.propose(1, &of(50), |_| {}).await {
+        Ok(Proposed::Decided(1)) => true,
+        Ok(Proposed::Lost) => false,
+        other => panic!("{other:?}"),
+    };
+    let whose = log.read(1).await.unwrap().unwrap().attempt;
+    assert_eq!(whose == Uuid::from_u128(50), decided, "what is said is what lies there");
+    assert_eq!(log.list(0).await.unwrap(), [0, 1]);
+    (decided, *store.creates.lock().unwrap())
+}
+
+/// FAULTS 11: it is read back, and not put a second time.
+#[tokio::test]
+async fn f11_a_put_that_timed_out_and_landed_is_ours() {
+    assert_eq!(proposed(true, |_| lost(), false).await, (true, 1));
+    assert_eq!(proposed(false, |_| lost(), false).await, (true, 2), "one that did not land is put again");
+}
+
+/// FAULTS 12: a 412 may be our own put, sent twice; a 409 may come where nothing was written; both may be another's entry.
+#[tokio::test]
+async fn f12_a_conditional_create_that_answers_a_conflict_is_read_back() {
+    assert_eq!(proposed(true, taken, false).await, (true, 1), "our own");
+    assert_eq!(proposed(false, taken, false).await, (true, 2), "nobody's");
+    assert_eq!(proposed(false, taken, true).await, (false, 1), "another's");
+}
+
 /// A writer proposes, sleeps through a checkpoint and the truncation past its entry, and wakes to a
 /// create that succeeds on a freed name.
 /// FAULTS 3.

@@ -173,6 +173,22 @@ fn every_way_not_to_fit() {
     assert_eq!(fits(&condemned, &good()), Err(Unfit::Condemned(Uuid::from_u128(50))));
 }
 
+/// FAULTS 9: we have read 3..20; another incarnation decides 3..5, 5..9, strictly inside it, and one that overlaps its end.
+#[test]
+fn f09_another_incarnation_decided_strictly_inside_our_range() {
+    let mut l = ledger();
+    apply(&mut l, 2, Body::Data(data(&[(0, 0, 3, Some(1)), (1, 0, 1, Some(1))], None)));
+    let ours = entry(50, 0, l.next, Body::Data(data(&[(0, 3, 20, Some(2))], Some(0))));
+    assert_eq!(fits(&l, &ours), Ok(()));
+    for (attempt, from, to) in [(3, 3, 5), (4, 5, 9), (5, 9, 25)] {
+        apply(&mut l, attempt, Body::Data(data(&[(0, from, to, Some(2))], Some(0))));
+        let why = Unfit::Position { source_name: "events".into(), partition: 0, from: 3, position: to };
+        assert_eq!(fits(&l, &ours), Err(why), "not even the part that is new is taken");
+        let rest = entry(51, 0, l.next, Body::Data(data(&[(0, to, to + 5, Some(2))], Some(0))));
+        assert_eq!(fits(&l, &rest), Ok(()), "what comes after it, read again, is");
+    }
+}
+
 #[test]
 fn work_that_began_at_or_below_the_newest_m_is_stale_whatever_its_kind() {
     let mut l = ledger();

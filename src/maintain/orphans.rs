@@ -26,6 +26,7 @@ use crate::commit::known::Known;
 use crate::commit::{CommitError, TableFormat};
 use crate::epoch::entry::Note;
 use crate::epoch::log::{Log, LogError, Reading};
+use crate::failpoint;
 use crate::mutant::{self, Mutant};
 use crate::pipeline::TableFormatKind;
 use crate::runtime::offload;
@@ -198,9 +199,13 @@ impl Cleaner {
         if mutant::on(Mutant::DeletesBeforeCondemning) {
             self.delete(nowhere.drain(..).map(|(_, file)| file).collect(), done).await;
         }
-        if !new.is_empty() && notes.append(attempt, reading.head.next, Note::Condemned { attempts: new.clone() }).await? {
-            done.attempts_condemned += new.len() as u64;
-            condemned.extend(new);
+        if !new.is_empty() {
+            failpoint::hit("clean-before-condemn");
+            if notes.append(attempt, reading.head.next, Note::Condemned { attempts: new.clone() }).await? {
+                failpoint::hit("clean-after-condemn");
+                done.attempts_condemned += new.len() as u64;
+                condemned.extend(new);
+            }
         }
         free.extend(nowhere.into_iter().filter(|(of, _)| condemned.contains(of)).map(|(_, file)| file));
         self.delete(free, done).await;
@@ -292,10 +297,12 @@ impl Cleaner {
     async fn delete(&self, files: Vec<Candidate>, done: &mut Cleaned) {
         let store = &self.store;
         let each = |file: Candidate| async move {
+            failpoint::hit("clean-before-delete");
             let gone = match store.delete(&file.path).await {
                 Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
                 Err(e) => Err(format!("cannot delete {}: {e}", file.path)),
             };
+            failpoint::hit("clean-after-delete");
             (file.bytes, gone)
         };
         let mut deletes = stream::iter(files).map(each).buffer_unordered(PARALLEL_DELETES);

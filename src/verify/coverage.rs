@@ -57,6 +57,11 @@ fn has(kind: RunKind, start_us: i64) -> bool {
     kind.windows().is_none_or(|(first, last)| (first..=last).contains(&start_us))
 }
 
+/// M of the checkpoint for which a run was merged, by its name.
+fn merged_at(name: &str) -> Option<u64> {
+    name.strip_prefix("merged-")?.split_once('-')?.0.parse().ok()
+}
+
 pub fn check(facts: &Facts, tables: &[Checked], covered: &Covered) -> Vec<Finding> {
     let mut found = vec![];
     for table in tables.iter().filter(|t| t.role == Role::Declared { windowed: true }) {
@@ -94,12 +99,12 @@ fn forgotten(facts: &Facts, table: &Checked, held: &[LiveRun], covered: &Covered
     let name = &table.spec.name;
     let Some((planned, window)) = facts.plan().tables.get(name).and_then(|t| Some((t, t.window?))).filter(|_| table.shown.as_ref().is_some_and(|s| s.takes_all)) else { return vec![] };
     let horizon = facts.held_horizons.get(name).copied().flatten();
-    // Runs that were merged do not say of which entries they are.
     let own = |r: &LiveRun| match names::owner(names::file_name(&r.object)) {
         Some(Owner::Attempt(by)) => facts.attempts.get(&by) == Some(&r.entry) && names::file_name(&r.object) == names::epoch_runs(by),
         _ => false,
     };
-    let merged = !held.iter().all(own);
+    // Runs that were merged do not say of which entries they are, but of none before the first and of none that came later.
+    let of: Vec<(&LiveRun, u64)> = held.iter().map(|r| (r, if own(r) { r.entry } else { merged_at(names::file_name(&r.object)).unwrap_or(u64::MAX) })).collect();
     let mut windows = Windows::new(window);
     let mut lost = vec![];
     for (entry, data) in facts.data.range(planned.born + 1..) {
@@ -116,8 +121,11 @@ fn forgotten(facts: &Facts, table: &Checked, held: &[LiveRun], covered: &Covered
                 continue;
             }
             let there = match below {
-                true if merged => covered.holds(name, start) || covered.unknown.contains(name),
-                true => held.iter().any(|r| r.entry == *entry && has(r.run.run.kind, start)),
+                true => {
+                    let mut may = of.iter().filter(|(r, last)| (r.entry..=*last).contains(entry) && has(r.run.run.kind, start));
+                    // One of its own has it; those that were merged hold the window somewhere.
+                    may.clone().any(|(r, _)| own(r)) || may.next().is_some() && (covered.holds(name, start) || covered.unknown.contains(name))
+                }
                 false => facts.runs.get(entry).is_some_and(|o| o.runs.iter().any(|r| r.run.table == *name && has(r.run.kind, start))),
             };
             if !there {

@@ -605,6 +605,7 @@ impl Ingest {
             puts.push((path, bytes.into()));
         }
         let put = |(path, bytes): (String, bytes::Bytes)| async move {
+            failpoint::hit("stage-before-put");
             self.put_until_done(&path, bytes).await?;
             if path.ends_with(".run") {
                 failpoint::hit("stage-runs-put");

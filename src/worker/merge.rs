@@ -4,6 +4,7 @@ use super::WorkerError;
 use super::tables::{Tables, folding};
 use crate::epoch::entry::RunEntry;
 use crate::epoch::ledger::{Ledger, LiveRun};
+use crate::failpoint;
 use crate::fold::merge::Share;
 use crate::mutant::{self, Mutant};
 use crate::partial::SHARED_ROWS;
@@ -145,7 +146,9 @@ impl Tables {
                 *put += 1;
                 let object = format!("{}/runs/{}", self.parts.state_folder, names::merged_runs(trail.next - 1, attempt, *put));
                 let (bytes, refs) = write_runs(&runs).map_err(|e| failed(&e))?;
+                failpoint::hit("merge-before-put");
                 self.parts.store.put(&Path::from(object.as_str()), bytes.into()).await.map_err(|e| WorkerError::Unavailable(format!("cannot write {object}: {e}")))?;
+                failpoint::hit("merge-after-put");
                 merged.extend(refs.into_iter().map(|run| {
                     let last_window_end_us = run.kind.windows().map_or(i64::MAX, |(_, last)| window.window_of(last).1);
                     LiveRun { entry, nth: 0, object: object.clone(), run: RunEntry { run, last_window_end_us }, horizon_before: None }

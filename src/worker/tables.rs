@@ -719,6 +719,7 @@ impl Tables {
         for path in known.difference(&live) {
             // What stays for want of an answer is an orphan, and found as one.
             let _ = self.parts.store.delete(&Path::from(path.as_str())).await;
+            failpoint::hit("checkpoint-run-deleted");
         }
         match self.parts.head.log.truncate(upto).await {
             Ok(_) => Ok(()),

@@ -1,23 +1,32 @@
 //! The whole table half, on real formats, against a straight fold over the rows: whatever the cut
-//! into epochs, the worker that made each, the grouping of commits, the points where it died, and
+//! into epochs, the worker that made each, the grouping of commits, the call of the store at which a worker died, and
 //! whether runs were handed over in memory or read back.
+//!
+//! A seed decides everything. `MILLPOND_CASES=n` tries so many seeds, `MILLPOND_CASE=s` that one.
 
 use super::*;
 use crate::commit::iceberg::{Ambient, SqliteCatalog};
 use crate::epoch::entry::{ByPartition, Data, Interval, Note, RunEntry, RunObject, StagedFile};
+use crate::epoch::history::RecordedBody;
 use crate::epoch::log::Log;
 use crate::epoch::protocol_tests::Rng;
 use crate::epoch::tests::{MINUTE, birth_of, facts, loaded};
 use crate::read::LakeTableProvider;
 use crate::source::{RawBatch, RawRecord};
 use crate::stage::runs::write_runs;
+use crate::store::double::{Delegating, Double, lost};
 use crate::time;
 use crate::worker::lane::{EpochTerms, Lane, LaneCommand, LanePart, SourceLayout, TableLayout};
 use crate::worker::Clock;
 use arrow::util::display::{ArrayFormatter, FormatOptions};
-use futures::TryStreamExt;
+use async_trait::async_trait;
+use futures::stream::BoxStream;
+use futures::{StreamExt, TryStreamExt};
 use object_store::memory::InMemory;
-use std::sync::atomic::AtomicU64;
+use object_store::{CopyOptions, GetOptions, GetResult, ListResult, ObjectMeta, PutOptions, PutPayload, PutResult};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64};
+use tokio::sync::Notify;
 use uuid::Uuid;
 
 const FILE: &str = "\
@@ -63,12 +72,19 @@ type Row = Option<(&'static str, i64, i64)>;
 
 struct World {
     store: Arc<dyn ObjectStore>,
-    formats: BTreeMap<TableFormatKind, Arc<dyn TableFormat>>,
+    catalog: SqliteCatalog,
     pipeline: Arc<Pipeline>,
     layout: Arc<SourceLayout>,
     dir: tempfile::TempDir,
     rows: Vec<Vec<Row>>,
     ids: Arc<AtomicU64>,
+    cadence: Cadence,
+    /// An epoch has fewer rows of a partition.
+    longest: u64,
+    /// What was proposed, by attempt: its place among the epochs.
+    proposed: Mutex<BTreeMap<Uuid, usize>>,
+    /// So many epochs are known to be decided.
+    decided: AtomicU64,
 }
 
 /// A worker: its view of the log, its lane, its table half.
@@ -76,6 +92,94 @@ struct Worker {
     head: Arc<Head>,
     tables: Tables,
     lane: mpsc::Sender<LaneCommand>,
+    life: Arc<Double<Life>>,
+}
+
+/// A worker's way to the store, until it dies: at one call, which was done or not.
+#[derive(Debug)]
+struct Life {
+    store: Arc<dyn ObjectStore>,
+    /// Calls to come before the last.
+    left: AtomicI64,
+    /// The last one is done, and nobody hears of it.
+    last_done: bool,
+    dead: AtomicBool,
+    died: Notify,
+}
+
+impl Life {
+    /// Whether this call is the last one. An error: there was a last one.
+    fn call(&self) -> object_store::Result<bool> {
+        if self.dead.load(Ordering::Relaxed) {
+            return Err(lost());
+        }
+        let last = self.left.fetch_sub(1, Ordering::Relaxed) == 0;
+        if last {
+            self.dead.store(true, Ordering::Relaxed);
+        }
+        Ok(last)
+    }
+
+    async fn through<T>(&self, call: impl Future<Output = object_store::Result<T>>) -> object_store::Result<T> {
+        if !self.call()? {
+            return call.await;
+        }
+        if self.last_done {
+            let _ = call.await;
+        }
+        self.died.notify_one();
+        Err(lost())
+    }
+
+    /// What the worker does, until it dies in the middle of it.
+    async fn while_it_lasts<T>(&self, what: impl Future<Output = Result<T, WorkerError>>) -> Result<T, WorkerError> {
+        let done = tokio::select! {
+            biased;
+            done = what => Some(done),
+            () = self.died.notified() => None,
+        };
+        done.filter(|_| !self.dead.load(Ordering::Relaxed)).unwrap_or_else(|| Err(WorkerError::StartOver("killed".into())))
+    }
+}
+
+#[async_trait]
+impl Delegating for Life {
+    fn inner(&self) -> &dyn ObjectStore {
+        self.store.as_ref()
+    }
+    async fn put_opts(&self, at: &Path, payload: PutPayload, options: PutOptions) -> object_store::Result<PutResult> {
+        self.through(self.store.put_opts(at, payload, options)).await
+    }
+    async fn get_opts(&self, at: &Path, options: GetOptions) -> object_store::Result<GetResult> {
+        self.through(self.store.get_opts(at, options)).await
+    }
+    fn delete_stream(&self, paths: BoxStream<'static, object_store::Result<Path>>) -> BoxStream<'static, object_store::Result<Path>> {
+        match self.call() {
+            Ok(false) => self.store.delete_stream(paths),
+            last => {
+                self.died.notify_one();
+                match last.is_ok() && self.last_done {
+                    true => self.store.delete_stream(paths).map(|_| Err(lost())).boxed(),
+                    false => futures::stream::iter([Err(lost())]).boxed(),
+                }
+            }
+        }
+    }
+    fn list(&self, prefix: Option<&Path>) -> BoxStream<'static, object_store::Result<ObjectMeta>> {
+        match self.call() {
+            Ok(false) => self.store.list(prefix),
+            _ => {
+                self.died.notify_one();
+                futures::stream::iter([Err(lost())]).boxed()
+            }
+        }
+    }
+    async fn list_with_delimiter(&self, prefix: Option<&Path>) -> object_store::Result<ListResult> {
+        self.through(self.store.list_with_delimiter(prefix)).await
+    }
+    async fn copy_opts(&self, from: &Path, to: &Path, options: CopyOptions) -> object_store::Result<()> {
+        self.through(self.store.copy_opts(from, to, options)).await
+    }
 }
 
 struct Work {
@@ -106,11 +210,6 @@ impl World {
         let store: Arc<dyn ObjectStore> = Arc::new(InMemory::new());
         let (pipeline, plans) = loaded(FILE);
         let catalog = SqliteCatalog::open(&dir.path().join("catalog.db"), "millpond").await.unwrap();
-        let ids = Arc::new(AtomicU64::new(1));
-        let (now, next) = (Arc::new(|| 1_767_225_600_000_i64) as Arc<dyn Fn() -> i64 + Send + Sync>, ids.clone());
-        let new_id: Arc<dyn Fn() -> Uuid + Send + Sync> = Arc::new(move || Uuid::from_u64_pair(next.fetch_add(1, Ordering::Relaxed).wrapping_mul(0x9E37_79B9_7F4A_7C15), 7));
-        let root = url::Url::parse("file:///lake/").unwrap();
-        let formats = crate::commit::formats(&store, &root, catalog, "p", "p", Ambient { now_ms: now, new_id: new_id });
         let birth = birth_of(FILE, PARTITIONS);
         assert!(Log::new(store.clone(), Path::from("log")).give_birth(&birth).await.unwrap());
         let Body::Plan(plan) = birth.body else { panic!() };
@@ -119,22 +218,47 @@ impl World {
         let layout = Arc::new(SourceLayout { spec: pipeline.sources[0].clone(), topic: facts(1)["events"].topic.clone(), tables, dead });
         // Time goes on, with stragglers of all ages; one partition is behind the others and one begins late.
         let mut rows = vec![];
+        let most = 60 + rng.below(100) as i64;
         for p in 0..PARTITIONS {
             let of = |i: i64, rng: &mut Rng| {
                 let behind = if rng.chance(20) { rng.below(25) as i64 } else { rng.below(3) as i64 };
                 let at = (i * 40 + p as i64 * 100) * 1_000_000 - behind * MINUTE + 3_600_000_000;
                 (!rng.chance(4)).then(|| (["a", "b", "c", "d"][rng.below(4) as usize], at, rng.below(20) as i64 - 1))
             };
-            rows.push((0..160).map(|i| of(i, rng)).collect());
+            rows.push((0..most).map(|i| of(i, rng)).collect());
         }
-        Self { store, formats, pipeline: Arc::new(pipeline), layout, dir, rows, ids }
+        let cadence = Cadence { trail: 1 + rng.below(4), every: 1 + rng.below(8), most_runs: [2, 6, 256][rng.below(3) as usize], merge_rows: [3, 1 << 16][rng.below(2) as usize] };
+        let (longest, ids) = ([3, 7, 25][rng.below(3) as usize], Arc::new(AtomicU64::new(1)));
+        Self { store, catalog, pipeline: Arc::new(pipeline), layout, dir, rows, ids, cadence, longest, proposed: Mutex::default(), decided: AtomicU64::new(0) }
+    }
+
+    fn formats(&self, store: &Arc<dyn ObjectStore>) -> crate::commit::Formats {
+        let (now, next) = (Arc::new(|| 1_767_225_600_000_i64) as Arc<dyn Fn() -> i64 + Send + Sync>, self.ids.clone());
+        let new_id: Arc<dyn Fn() -> Uuid + Send + Sync> = Arc::new(move || Uuid::from_u64_pair(next.fetch_add(1, Ordering::Relaxed).wrapping_mul(0x9E37_79B9_7F4A_7C15), 7));
+        let root = url::Url::parse("file:///lake/").unwrap();
+        crate::commit::formats(store, &root, self.catalog.clone(), "p", "p", Ambient { now_ms: now, new_id })
+    }
+
+    /// Takes note of the epochs that the log is seen to hold.
+    fn look(&self, ledger: &Ledger) {
+        let proposed = self.proposed.lock().unwrap();
+        let newest = ledger.attempts.values().filter_map(|a| proposed.get(a)).max();
+        self.decided.fetch_max(newest.map_or(0, |n| *n as u64 + 1), Ordering::Relaxed);
     }
 
     /// A worker as it starts: from the log, and nothing else.
     async fn start(&self, name: &str, keep_runs: bool) -> Worker {
+        self.start_for(name, keep_runs, i64::MAX, false).await
+    }
+
+    /// The same, for so many calls of the store once it has started.
+    async fn start_for(&self, name: &str, keep_runs: bool, calls: i64, last_done: bool) -> Worker {
         let metrics = Arc::new(Metrics::default());
-        let log = Log::new(self.store.clone(), Path::from("log"));
+        let life = Arc::new(Double(Life { store: self.store.clone(), left: AtomicI64::new(i64::MAX), last_done, dead: AtomicBool::new(false), died: Notify::new() }));
+        let store: Arc<dyn ObjectStore> = life.clone();
+        let log = Log::new(store.clone(), Path::from("log"));
         let reading = log.open().await.unwrap().unwrap();
+        self.look(&reading.head);
         let (sender, entries) = mpsc::unbounded_channel();
         let mut at = reading.start.clone();
         for (seq, entry) in reading.tail {
@@ -144,20 +268,20 @@ impl World {
         // So little that runs are read back too when several entries wait.
         let head = Arc::new(Head::new(log, name.into(), reading.head, sender, metrics.clone(), keep_runs).with_run_memory(4096));
         // A key index of its own for each life: it is rebuilt from the table.
-        let life = self.ids.fetch_add(1, Ordering::Relaxed);
-        let scratch = self.dir.path().join(if life % 2 == 0 { name.to_string() } else { format!("{name}-{life}") });
+        let nth = self.ids.fetch_add(1, Ordering::Relaxed);
+        let scratch = self.dir.path().join(if nth % 2 == 0 { name.to_string() } else { format!("{name}-{nth}") });
         std::fs::create_dir_all(scratch.join("spill")).unwrap();
         let parts = Parts {
             pipeline: self.pipeline.clone(),
-            store: self.store.clone(),
+            store: store.clone(),
             state_folder: "_millpond/p".into(),
             scratch,
-            formats: self.formats.clone(),
+            formats: self.formats(&store),
             head: head.clone(),
             metrics: metrics.clone(),
             clock: Arc::new(Still),
             ids: Arc::new(Uuid::now_v7),
-            cadence: Cadence::default(),
+            cadence: self.cadence,
             compile: crate::epoch::plan::compile,
             pressure: Arc::default(),
             entries,
@@ -170,23 +294,36 @@ impl World {
         let (lane, commands) = mpsc::channel(64);
         let made = Lane::new("p".into(), 0, &[self.layout.clone()], metrics, Arc::default()).unwrap();
         tokio::spawn(made.run(commands));
-        Worker { head, tables, lane }
+        life.left.store(calls, Ordering::Relaxed);
+        Worker { head, tables, lane, life }
     }
 
     fn id(&self) -> Uuid {
         Uuid::from_u128(0xF00D_0000_0000 + self.ids.fetch_add(1, Ordering::Relaxed) as u128)
     }
 
-    /// What [`crate::worker::ingest`] does from beginning an epoch to closing it, with a cut of our choosing.
-    async fn work(&self, worker: &Worker, rng: &mut Rng) -> Result<Work, WorkerError> {
+    /// What [`crate::worker::ingest`] does from beginning an epoch to closing it, with a cut of our choosing: by chance,
+    /// or as `again` had it.
+    async fn work(&self, worker: &Worker, rng: &mut Rng, again: Option<&[Data]>) -> Result<Option<Work>, WorkerError> {
         worker.head.refresh().await?;
         let ledger = worker.head.ledger().await;
-        let own: Vec<i32> = (0..PARTITIONS).filter(|_| rng.chance(60)).collect();
+        self.look(&ledger);
+        let nth = self.decided.load(Ordering::Relaxed) as usize;
+        let again = match again {
+            Some(all) => match all.get(nth) {
+                Some(data) => Some(data),
+                None => return Ok(None),
+            },
+            None => None,
+        };
+        let chosen = |p: &i32, rng: &mut Rng| again.map_or_else(|| rng.chance(60), |a| a.intervals["events"].contains_key(p));
+        let own: Vec<i32> = (0..PARTITIONS).filter(|p| chosen(p, rng)).collect();
         let state = &ledger.sources["events"];
         let end = |p: i32| self.rows[p as usize].len() as i64;
         let marks = own.iter().map(|p| (state.partitions[p].max_event_us, state.partitions[p].offset < end(*p)));
-        let bound = time::bound(state.watermark, marks, MINUTE);
+        let bound = again.map_or_else(|| time::bound(state.watermark, marks, MINUTE), |a| a.bounds["events"]);
         let attempt = self.id();
+        self.proposed.lock().unwrap().insert(attempt, nth);
         let windowed = ledger.plan.tables.iter().filter(|(_, t)| t.window.is_some());
         let judge_at = windowed.map(|(n, t)| (n.clone(), time::judge_below(ledger.horizons[n], bound, t.allowed_lateness_us))).collect();
         let mut data = Data { bounds: [("events".to_string(), bound)].into(), ..Default::default() };
@@ -194,9 +331,12 @@ impl World {
         let mut intervals = BTreeMap::new();
         for p in own {
             let from = state.partitions[&p].offset;
-            let to = (from + rng.below(7) as i64).min(end(p));
+            let to = match again {
+                Some(again) => again.intervals["events"][&p].to,
+                None => (from + rng.below(self.longest) as i64).min(end(p)),
+            };
             // Only a partition at its end may be claimed idle.
-            if to == from && !(from == end(p) && rng.chance(30)) {
+            if again.is_none() && to == from && !(from == end(p) && rng.chance(30)) {
                 continue;
             }
             if to > from {
@@ -214,14 +354,34 @@ impl World {
         for ((_, p), highest) in &part.max_event_us {
             intervals.get_mut(p).unwrap().max_event_us = Some(*highest);
         }
+        let any = !intervals.is_empty();
         data.intervals = [("events".to_string(), intervals)].into();
-        Ok(Work { attempt, began: ledger.next, data, part })
+        Ok(any.then_some(Work { attempt, began: ledger.next, data, part }))
+    }
+
+    /// The epochs that were decided, of the log's whole life.
+    async fn epochs(&self) -> Vec<Data> {
+        let log = Log::new(self.store.clone(), Path::from("log"));
+        let (_, mut kept) = History::new(self.store.clone(), "_millpond/p").read().await.unwrap();
+        let mut epochs = vec![];
+        for seq in 0..log.open().await.unwrap().unwrap().head.next {
+            let body = match kept.remove(&seq) {
+                Some(recorded) => recorded.body,
+                None => history::record(seq, &log.read(seq).await.unwrap().unwrap()).body,
+            };
+            if let RecordedBody::Data(data) = body {
+                epochs.push(data);
+            }
+        }
+        epochs
     }
 
     /// Stages the work and proposes it.
     async fn append(&self, worker: &Worker, mut work: Work) -> Result<bool, WorkerError> {
+        let store = worker.tables.parts.store.clone();
+        let put = async |path: &str, bytes: bytes::Bytes| store.put(&Path::from(path), bytes.into()).await.map_err(|e| WorkerError::Unavailable(e.to_string()));
         for (table, format, file, bytes) in work.part.files.drain(..) {
-            self.store.put(&Path::from(file.path.as_str()), bytes.into()).await.unwrap();
+            put(&file.path, bytes).await?;
             work.data.files.push(StagedFile { table, format, file });
         }
         if !work.part.runs.is_empty() {
@@ -232,15 +392,16 @@ impl World {
                 last_window_end_us: made.kind.windows().map_or_else(|| crate::worker::ingest::last_window_end(made), |(_, last)| last + FIVE),
             });
             work.data.runs = Some(RunObject { path: path.clone(), bytes: bytes.len() as u64, runs: runs.collect() });
-            self.store.put(&Path::from(path), bytes.into()).await.unwrap();
+            put(&path, bytes.into()).await?;
         }
         let done = worker.head.append(work.attempt, work.began, Body::Data(work.data), work.part.runs, 0).await?;
+        worker.head.with(|l| self.look(l)).await;
         Ok(matches!(done, Appended::Decided(_)))
     }
 
     async fn query(&self, table: &str, format: TableFormatKind, ledger: &Ledger, sql: &str) -> Vec<Vec<String>> {
         let record = ledger.specs().into_iter().find(|(s, _)| s.name == table).unwrap().0.clone();
-        let mut open = self.formats[&format].open(record.shared().unwrap()).await.unwrap().unwrap();
+        let mut open = self.formats(&self.store)[&format].open(record.shared().unwrap()).await.unwrap().unwrap();
         let base = open.load().await.unwrap();
         assert_eq!(base.foreign_commits, 0);
         let files = open.live_files().await.unwrap();
@@ -345,76 +506,108 @@ fn sorted(mut rows: Vec<Vec<String>>) -> Vec<Vec<String>> {
 struct Reached {
     stale: u64,
     restarts: u64,
+    /// Kills in the middle of folding, committing and making the log short.
+    killed_within: u64,
     late: u64,
     truncated: bool,
-    entries: u64,
+    merged: bool,
 }
 
-async fn one(seed: u64, keep_runs: bool) -> Reached {
-    let mut rng = Rng(seed);
-    let world = World::new(&mut rng).await;
-    let mut straight = Straight::default();
-    straight.tables.insert("sums", StraightTable { lateness: 10 * MINUTE, ..Default::default() });
-    straight.tables.insert("pairs", StraightTable { lateness: 3 * MINUTE, ..Default::default() });
-    let mut workers = [world.start("w1", keep_runs).await, world.start("w2", keep_runs).await];
-    let names = ["w1", "w2"];
-    let mut open: [Option<Work>; 2] = [None, None];
+/// What a case ends with: its epochs, and every table as each format has it.
+struct End {
+    epochs: Vec<Data>,
+    tables: BTreeMap<(&'static str, TableFormatKind), Vec<Vec<String>>>,
+    reached: Reached,
+}
+
+/// Rows and cadence are the seed's; cut, assignment, crashes and commits are those of `seed` and `keep_runs`, but for the cut
+/// where it is that of another run.
+async fn one(seed: u64, keep_runs: bool, again: Option<&[Data]>) -> End {
+    let world = World::new(&mut Rng(seed)).await;
+    let mut rng = Rng(seed ^ if keep_runs { 0x5eed } else { 0xcafe });
+    let names = &["w1", "w2", "w3"][..1 + rng.below(3) as usize];
+    let (mortal, commits) = (rng.chance(70), 3 + rng.below(20));
+    let start = async |name: &str, rng: &mut Rng| match mortal && rng.chance(60) {
+        true => world.start_for(name, keep_runs, rng.below(400) as i64, rng.chance(50)).await,
+        false => world.start(name, keep_runs).await,
+    };
+    let mut workers = vec![];
+    for name in names {
+        workers.push(start(name, &mut rng).await);
+    }
+    let mut open: Vec<Option<Work>> = names.iter().map(|_| None).collect();
     let mut reached = Reached::default();
     let ends: ByPartition<i64> = [("events".to_string(), world.rows.iter().zip(0..).map(|(r, p)| (p, r.len() as i64)).collect())].into();
-    let mut decided: Vec<Data> = vec![];
+    // The same claim, decided a second time, would be another log.
+    let claim = |work: &Work| work.data.intervals["events"].values().all(|i| i.claims_idle());
     for _ in 0..4000 {
-        let w = rng.below(2) as usize;
-        let done = match rng.below(100) {
+        let w = rng.below(workers.len() as u64) as usize;
+        let life = workers[w].life.clone();
+        let step = rng.below(100);
+        let done = match step {
             0..45 if open[w].is_none() => {
-                if workers[w].head.with(|l| l.positions() == ends).await {
+                let all = match again {
+                    Some(all) => world.decided.load(Ordering::Relaxed) as usize >= all.len(),
+                    None => workers[w].head.with(|l| l.positions() == ends).await,
+                };
+                if all {
                     break;
                 }
-                let work = world.work(&workers[w], &mut rng).await;
-                work.map(|work| open[w] = Some(work).filter(|d| !d.data.intervals["events"].is_empty()))
+                let work = life.while_it_lasts(world.work(&workers[w], &mut rng, again)).await;
+                let alone = open.iter().all(Option::is_none);
+                work.map(|work| open[w] = work.filter(|work| again.is_none() || alone || (!claim(work) && !open.iter().flatten().any(claim))))
             }
             0..65 => match open[w].take() {
-                Some(work) => {
-                    let data = work.data.clone();
-                    let appended = world.append(&workers[w], work).await;
-                    appended.map(|done| if done { decided.push(data) } else { reached.stale += 1 })
-                }
+                Some(work) => life.while_it_lasts(world.append(&workers[w], work)).await.map(|done| reached.stale += u64::from(!done)),
                 None => Ok(()),
             },
-            65..85 => {
+            65..80 => {
                 let most = rng.below(8);
-                workers[w].fold(most).await
+                life.while_it_lasts(workers[w].fold(most)).await
             }
-            85..94 => match workers[w].tables.commit_all(true).await {
-                Ok(()) => workers[w].tables.checkpoint_and_truncate(false).await,
-                Err(e) => Err(e),
-            },
-            94..97 => Err(WorkerError::StartOver("killed".into())),
+            80..94 if rng.below(23) < commits => {
+                let ending = rng.chance(30);
+                let Worker { tables, head, .. } = &mut workers[w];
+                let done = life
+                    .while_it_lasts(async {
+                        tables.commit_all(true).await?;
+                        tables.checkpoint_and_truncate(ending).await
+                    })
+                    .await;
+                let merged = |l: &Ledger| l.runs.values().flatten().any(|r| crate::stage::names::file_name(&r.object).starts_with("merged-"));
+                reached.merged |= head.with(merged).await;
+                done
+            }
+            94..96 => Err(WorkerError::StartOver("killed".into())),
             _ => Ok(()),
         };
+        let dead = life.dead.load(Ordering::Relaxed);
         match done {
             Ok(()) => {}
             Err(WorkerError::StartOver(_) | WorkerError::RunGone(_)) => {
                 reached.restarts += 1;
+                reached.killed_within += u64::from(dead && step >= 65);
                 open[w] = None;
-                workers[w] = world.start(names[w], keep_runs).await;
+                workers[w] = start(names[w], &mut rng).await;
             }
-            Err(e) => panic!("seed {seed}: {e}"),
+            Err(e) => panic!("case {seed}: {e}"),
         }
     }
-    for data in &decided {
+    let epochs = world.epochs().await;
+    let mut straight = Straight::default();
+    straight.tables.insert("sums", StraightTable { lateness: 10 * MINUTE, ..Default::default() });
+    straight.tables.insert("pairs", StraightTable { lateness: 3 * MINUTE, ..Default::default() });
+    for data in &epochs {
         straight.entry(&world.rows, data);
     }
-    assert_eq!(straight.at, ends["events"], "seed {seed}: everything was read");
-    let [mut last, other] = workers;
-    drop(other);
-    if rng.chance(50) || last.head.refresh().await.is_err() {
-        last = world.start("w1", keep_runs).await;
-    }
+    assert_eq!(straight.at, ends["events"], "case {seed}: everything was read");
+    drop(workers);
+    let mut last = world.start("w1", keep_runs).await;
     let began = last.head.with(|l| l.next).await;
     let note = Body::Note(Note::EndOfInput { ends });
     assert!(matches!(last.head.append(world.id(), began, note, vec![], 0).await, Ok(Appended::Decided(_))));
     while let Ok(next) = last.tables.parts.entries.try_recv() {
-        last.tables.fold(next).await.unwrap_or_else(|e| panic!("seed {seed}: {e}"));
+        last.tables.fold(next).await.unwrap_or_else(|e| panic!("case {seed}: {e}"));
         if rng.chance(20) {
             last.tables.commit_all(true).await.unwrap();
         }
@@ -424,41 +617,62 @@ async fn one(seed: u64, keep_runs: bool) -> Reached {
 
     let ledger = last.head.ledger().await;
     let (iceberg, delta) = (TableFormatKind::Iceberg, TableFormatKind::Delta);
-    let at = "cast(window_start as bigint) / 1";
-    for format in [iceberg, delta] {
-        let rows = world.query("sums", format, &ledger, &format!("select {at}, k, s, n from t")).await;
-        assert_eq!(rows, groups(&straight.tables["sums"]), "seed {seed} {format}: sums");
-        let late = world.query("sums__late", format, &ledger, "select _partition, _offset, k, v from t").await;
-        assert_eq!(late, sorted(straight.tables["sums"].late.clone()), "seed {seed} {format}: sums__late");
-        let dead = world.query("events__dead", format, &ledger, "select _partition, _offset from t").await;
-        assert_eq!(dead, sorted(straight.dead.clone()), "seed {seed} {format}: dead");
+    let (at, net) = ("cast(window_start as bigint) / 1", "sum(case _op when 'insert' then 1 else -1 end)");
+    let sums = format!("select {at}, k, s, n from t");
+    // What was inserted less what was retracted: how often each is.
+    let pairs = format!("select {at}, k, s, n, {net} from t group by window_start, k, s, n having {net} <> 0");
+    let late = "select _partition, _offset, k, v from t";
+    let dead = "select _partition, _offset from t";
+    let once = |row: Vec<String>| row.into_iter().chain(["1".to_string()]).collect();
+    let mut tables = BTreeMap::new();
+    for (name, format, sql, wanted) in [
+        ("sums", iceberg, sums.as_str(), groups(&straight.tables["sums"])),
+        ("sums", delta, &sums, groups(&straight.tables["sums"])),
+        ("sums__late", iceberg, late, sorted(straight.tables["sums"].late.clone())),
+        ("sums__late", delta, late, sorted(straight.tables["sums"].late.clone())),
+        ("pairs", delta, &pairs, groups(&straight.tables["pairs"]).into_iter().map(once).collect()),
+        ("pairs__late", delta, late, sorted(straight.tables["pairs"].late.clone())),
+        ("plain", iceberg, "select k, v from t", sorted(straight.plain.clone())),
+        ("events__dead", iceberg, dead, sorted(straight.dead.clone())),
+        ("events__dead", delta, dead, sorted(straight.dead.clone())),
+    ] {
+        let rows = world.query(name, format, &ledger, sql).await;
+        assert_eq!(rows, wanted, "case {seed}, runs {}: {format} table {name}", if keep_runs { "handed over" } else { "read back" });
+        tables.insert((name, format), rows);
     }
-    let net = "sum(case _op when 'insert' then 1 else -1 end)";
-    let rows = world.query("pairs", delta, &ledger, &format!("select {at}, k, s, n from t group by window_start, k, s, n having {net} = 1")).await;
-    assert_eq!(rows, groups(&straight.tables["pairs"]), "seed {seed}: pairs");
-    let odd = world.query("pairs", delta, &ledger, &format!("select k from t group by window_start, k, s, n having {net} not in (0, 1)")).await;
-    assert_eq!(odd, Vec::<Vec<String>>::new(), "seed {seed}: a retraction without its insertion");
-    let late = world.query("pairs__late", delta, &ledger, "select _partition, _offset, k, v from t").await;
-    assert_eq!(late, sorted(straight.tables["pairs"].late.clone()), "seed {seed}: pairs__late");
-    let plain = world.query("plain", iceberg, &ledger, "select k, v from t").await;
-    assert_eq!(plain, sorted(straight.plain.clone()), "seed {seed}: plain");
     reached.late = straight.tables["pairs"].late.len() as u64;
     reached.truncated = ledger.checkpoint.is_some();
-    reached.entries = ledger.next;
-    reached
+    End { epochs, tables, reached }
 }
+
+/// With runs handed over in memory, then from the same cut with runs read back from the log, other crashes and other commits:
+/// equal to the row.
+async fn both(seed: u64) -> [Reached; 2] {
+    let handed_over = one(seed, true, None).await;
+    let read_back = one(seed, false, Some(&handed_over.epochs)).await;
+    let cut = |end: &End| end.epochs.iter().map(|d| (d.intervals.clone(), d.bounds.clone())).collect::<Vec<_>>();
+    assert_eq!(cut(&handed_over), cut(&read_back), "case {seed}: the cut");
+    assert_eq!(handed_over.tables, read_back.tables, "case {seed}");
+    [handed_over.reached, read_back.reached]
+}
+
+/// Cases that a plain run of the tests tries.
+const CASES: u64 = 30;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn tables_equal_the_straight_fold_whatever_the_cuts_crashes_and_commits() {
-    let cases = (0..4).flat_map(|seed| [true, false].map(|keep_runs| tokio::spawn(one(seed, keep_runs))));
-    let cases: Vec<_> = cases.collect();
+    let number = |name: &str| std::env::var(name).ok()?.parse::<u64>().ok();
+    let seeds = number("MILLPOND_CASE").map_or(0..number("MILLPOND_CASES").unwrap_or(CASES), |s| s..s + 1);
+    let few = seeds.end - seeds.start < CASES;
+    let mut cases = futures::stream::iter(seeds).map(|seed| async move { (seed, tokio::spawn(both(seed)).await) }).buffer_unordered(3);
     let mut all = vec![];
-    for case in cases {
-        all.push(case.await.unwrap_or_else(|e| std::panic::resume_unwind(e.into_panic())));
+    while let Some((seed, case)) = cases.next().await {
+        all.extend(case.unwrap_or_else(|e| panic!("case {seed} failed, MILLPOND_CASE={seed} shows it again: {e}")));
     }
     let sum = |of: fn(&Reached) -> u64| all.iter().map(of).sum::<u64>();
-    let reached = [sum(|r| r.stale), sum(|r| r.restarts), sum(|r| r.late), sum(|r| r.truncated as u64)];
-    assert!(reached.iter().all(|n| *n > 4), "stale, restarts, late, truncated: {reached:?} in {} entries", sum(|r| r.entries));
+    let reached = [sum(|r| r.stale), sum(|r| r.restarts), sum(|r| r.killed_within), sum(|r| r.late), sum(|r| r.truncated as u64), sum(|r| r.merged as u64)];
+    println!("stale, restarts, killed within, late, truncated, merged: {reached:?}");
+    assert!(few || reached.iter().all(|n| *n > 10), "stale, restarts, killed within, late, truncated, merged: {reached:?}");
 }
 
 /// Two workers make a checkpoint at the same time; who wins has merged runs, and removed what they were
@@ -466,7 +680,9 @@ async fn tables_equal_the_straight_fold_whatever_the_cuts_crashes_and_commits() 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_checkpoint_that_lost_names_no_runs_that_the_winner_removed() {
     let mut rng = Rng(5);
-    let world = World::new(&mut rng).await;
+    let mut world = World::new(&mut rng).await;
+    // So few rows that all runs of the entries to come fit into memory.
+    world.longest = 3;
     let mut first = world.start("w1", true).await;
     let mut second = world.start("w2", true).await;
     first.tables.parts.cadence = Cadence { trail: 1, every: 2, most_runs: 1, merge_rows: 1 << 16 };
@@ -475,8 +691,7 @@ async fn a_checkpoint_that_lost_names_no_runs_that_the_winner_removed() {
     for _ in 0..2 {
         let begin = second.head.with(|l| l.next).await;
         while second.head.with(|l| l.next).await < begin + 8 {
-            let work = world.work(&second, &mut rng).await.unwrap();
-            if !work.data.intervals["events"].is_empty() {
+            if let Some(work) = world.work(&second, &mut rng, None).await.unwrap() {
                 world.append(&second, work).await.unwrap();
             }
         }
@@ -503,7 +718,7 @@ async fn a_checkpoint_that_lost_names_no_runs_that_the_winner_removed() {
 
 async fn decide(world: &World, worker: &Worker, rng: &mut Rng) {
     loop {
-        let work = world.work(worker, rng).await.unwrap();
+        let Some(work) = world.work(worker, rng, None).await.unwrap() else { continue };
         if !work.data.intervals["events"].is_empty() && world.append(worker, work).await.unwrap() {
             return;
         }

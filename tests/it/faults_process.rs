@@ -1,5 +1,5 @@
 //! What happens to processes, each as a test that is named after what users of other systems were
-//! bitten by. Elsewhere: FAULTS 1, 2 and 5 at every failpoint in `kills`, 3 and 23 in `two_workers`,
+//! bitten by. Elsewhere: FAULTS 1, 2 and 5 at every failpoint in `kills`, 3 and 23 in `two_workers`, too; 9 to 12 beside the log;
 //! 7 in `cli::an_interrupt_drains_and_loses_nothing`; all of them at random moments in `chaos`.
 
 use std::collections::BTreeSet;
@@ -65,6 +65,55 @@ impl Scene {
 }
 
 const QUICK: Terms<'static> = Terms { epoch: "100ms", commit: "300ms", options: "" };
+
+/// FAULTS 1: killed before a file is closed, before the commit, and after it before anything is noted or told to the broker.
+#[test]
+fn f01_killed_before_a_file_is_closed_before_the_commit_and_before_it_is_noted() {
+    let mut scene = Scene::new("killed_once", &QUICK);
+    for point in ["ingest-closed", "stage-before-put", "commit-before-swap", "commit-after-swap", "receipt"] {
+        scene.write(60);
+        scene.pipeline.killed_at(&TO_END, point);
+    }
+    scene.finish("after five kills");
+}
+
+/// FAULTS 2: each recovery dies in its turn, a little further on.
+#[test]
+fn f02_killed_while_recovering_again_and_again() {
+    let mut scene = Scene::new("killed_again", &QUICK);
+    scene.write(200);
+    scene.pipeline.killed_at(&TO_END, "decide-after-put");
+    for recovery in ["fold-before-entry", "fold-after-entry", "commit-before-put", "commit-after-stage", "commit-after-swap", "commit-one-format", "commit-done"] {
+        scene.pipeline.killed_at(&TO_END, recovery);
+    }
+    scene.finish("after seven recoveries that were killed");
+}
+
+/// FAULTS 3: a worker is stopped for longer than its session lasts, with a commit just before its swap; another one goes on
+/// and ends. The first one wakes as a zombie, and goes on from what it finds.
+#[test]
+fn f03_a_worker_that_paused_for_long_wakes_as_a_zombie() {
+    let mut scene = Scene::new("zombie", &QUICK);
+    scene.write(200);
+    let mut zombie = scene.pipeline.start(&[], Some("commit-before-swap:2:stop"));
+    zombie.wait_to_stop(PATIENCE);
+    scene.write(200);
+    // The group waits for the session of who sleeps to end.
+    scene.pipeline.complete(&TO_END);
+    let large = || expected(&scene.events)["large"].len() as i64;
+    assert_eq!(scene.number("select count(*) from large"), Some(large()));
+    zombie.signal(libc::SIGCONT);
+    scene.write(100);
+    let large = expected(&scene.events)["large"].len() as i64;
+    until(PATIENCE, "it goes on", || {
+        assert!(zombie.ended().is_none(), "the zombie ended: {}", zombie.told());
+        scene.number("select count(*) from large") >= Some(large)
+    });
+    zombie.signal(libc::SIGTERM);
+    let status = zombie.wait(PATIENCE);
+    assert!(status.success(), "stopped with {status}: {}", zombie.told());
+    scene.finish("after the zombie");
+}
 
 /// FAULTS 3, 4, 9: a worker has read and staged an epoch and is stopped just before it decides it. The
 /// group takes it for dead; the other worker owns its partitions and decides the same offsets, in
@@ -190,4 +239,42 @@ fn f10_a_foreign_commit_between_the_crash_and_the_restart_hides_no_stamp() {
     assert!(said[0]["snapshots"].as_i64() > Some(1), "nothing was committed: {said:?}");
     scene.write(200);
     scene.finish("after foreign commits");
+}
+
+/// FAULTS 19: a worker has composed a commit, and before it swaps somebody else compacts the table in both formats.
+#[test]
+fn f19_a_compaction_lands_while_a_commit_is_on_its_way() {
+    let mut scene = Scene::new("compacted", &QUICK);
+    for _ in 0..2 {
+        scene.write(200);
+        scene.pipeline.complete(&TO_END);
+    }
+    // Of dead letters and of `large`, each in two formats.
+    for point in ["commit-before-swap:3:stop", "commit-before-swap:4:stop"] {
+        scene.write(400);
+        let mut worker = scene.pipeline.start(&TO_END, Some(point));
+        worker.wait_to_stop(PATIENCE);
+        let lake = scene.pipeline.dir.join("lake");
+        let said = reader(&["delta-compact", &lake.join("delta/compacted/large").display().to_string()]);
+        assert!(said[0]["files_removed"].as_i64() > Some(1), "nothing was compacted: {said:?}");
+        let said = reader(&["iceberg-rewrite", &lake.join("catalog.db").display().to_string(), "compacted.large"]);
+        assert!(said[0]["snapshots"].as_i64() > Some(1), "nothing was committed: {said:?}");
+        worker.signal(libc::SIGCONT);
+        let status = worker.wait(PATIENCE);
+        assert!(status.success(), "{point}: ended with {status}: {}", worker.told());
+    }
+    scene.finish("after compactions beneath commits");
+}
+
+/// FAULTS 22: of the tables that wait, the first has its commit in both formats, and the others have none.
+#[test]
+fn f22_the_first_table_is_committed_and_the_second_is_not() {
+    let mut scene = Scene::new("first_alone", &QUICK);
+    scene.write(400);
+    scene.pipeline.killed_at(&TO_END, "commit-done");
+    for format in ["iceberg", "delta"] {
+        let [dead, large] = ["events__dead", "large"].map(|table| scene.pipeline.numbers(format, &format!("select count(*) as n from {table}"), ["n"])[0] > 0);
+        assert_ne!(dead, large, "{format}: one of them was committed");
+    }
+    scene.finish("after the first table alone");
 }

@@ -1,16 +1,26 @@
-//! The flights of 2013 through a real broker: what comes in is counted, late or dead, and with
+//! The flights of 2013, shuffled within bounds, through a real broker: what comes in is counted, late or dead, and with
 //! enough lateness the tables equal DuckDB's `GROUP BY` over the input, in both formats.
 
+use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
+
+use chrono::DateTime;
 
 use serde_json::Value;
 
 use crate::support::generate::Load;
 use crate::support::kafka::Broker;
 use crate::support::millpond::{Pond, assert_same, reader};
+use crate::support::spending::mixed;
 
 const FLIGHTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/flights/flights-2013.ndjson.gz");
 const ROWS: i64 = 336_776;
+const TIMES: [&str; 2] = ["actual_dep", "sched_dep"];
+
+/// A row comes at most so long after its time. By their scheduled departure, which is the event time, rows of the file are
+/// 43 minutes early to 21 hours and 41 minutes late: 29 hours of lateness are enough.
+const SHUFFLED_WITHIN_S: u64 = 6 * 3600;
+const SEED: u64 = 2013;
 const AGGREGATES: &str = "count(*) as flights, count(*) filter (where status = 'cancelled') as cancelled, \
      avg(dep_delay) as avg_dep_delay, max(dep_delay) as max_dep_delay, sum(distance) as total_distance";
 
@@ -26,8 +36,8 @@ sources:
     columns: {{origin: string not null, status: string, sched_dep: timestamp, dep_delay: int64, distance: int64}}
     watermark: {{column: sched_dep}}
 tables:
-  enough: {{sql: \"{sql}\", key: [window_start, origin], allowed_lateness: 22h}}
-  appended: {{sql: \"{sql}\", allowed_lateness: 22h}}
+  enough: {{sql: \"{sql}\", key: [window_start, origin], allowed_lateness: 29h}}
+  appended: {{sql: \"{sql}\", allowed_lateness: 29h}}
   little: {{sql: \"{sql}\", key: [window_start, origin], allowed_lateness: 0s}}
 lake: {{root: ./lake}}
 epoch: {{every: 100ms}}
@@ -37,6 +47,31 @@ commit: {{every: 500ms}}
     )
 }
 
+/// Writes the flights in another order, the same every time. How many come after one that departed later.
+fn shuffle(into: &Path) -> usize {
+    let rows = BufReader::new(flate2::read::MultiGzDecoder::new(std::fs::File::open(FLIGHTS).unwrap())).lines();
+    let mut rows: Vec<(i64, i64, String)> = rows
+        .zip(0..)
+        .map(|(line, nth)| {
+            let line = line.unwrap();
+            let row: Value = serde_json::from_str(&line).unwrap();
+            let at = TIMES.iter().find_map(|t| row[*t].as_str()).unwrap();
+            let at = DateTime::parse_from_rfc3339(at).unwrap().timestamp();
+            (at + (mixed(nth ^ SEED) % SHUFFLED_WITHIN_S) as i64, at, line)
+        })
+        .collect();
+    rows.sort();
+    let mut file = std::io::BufWriter::new(std::fs::File::create(into).unwrap());
+    rows.iter().for_each(|(_, _, line)| writeln!(file, "{line}").unwrap());
+    file.flush().unwrap();
+    let (mut latest, mut after_later) = (i64::MIN, 0);
+    for (_, at, _) in &rows {
+        after_later += usize::from(*at < latest);
+        latest = latest.max(*at);
+    }
+    after_later
+}
+
 fn number(row: &Value, column: &str) -> i64 {
     row[column].as_i64().unwrap_or_else(|| panic!("{column} of {row}"))
 }
@@ -44,7 +79,11 @@ fn number(row: &Value, column: &str) -> i64 {
 #[test]
 fn the_year_is_counted_late_or_dead() {
     let broker = Broker::start();
-    let load = Load { brokers: &broker.address(), topic: "flights-2013", partitions: 4, path: Path::new(FLIGHTS), key: "flight", times: &["actual_dep", "sched_dep"] };
+    let dir = tempfile::tempdir().unwrap();
+    let shuffled = dir.path().join("shuffled.ndjson");
+    let after_later = shuffle(&shuffled);
+    assert!(after_later as i64 > ROWS * 9 / 10, "only {after_later} rows come after one that departed later");
+    let load = Load { brokers: &broker.address(), topic: "flights-2013", partitions: 4, path: &shuffled, key: "flight", times: &TIMES };
     assert_eq!(load.run().unwrap() as i64, ROWS);
     for (partition, broken) in [(0, "{\"origin\":"), (1, "[]"), (3, "{\"origin\":\"EWR\"}")] {
         broker.produce("flights-2013", partition, "broken", broken, 0);
@@ -87,6 +126,7 @@ fn the_year_is_counted_late_or_dead() {
     let dead = pond.rows("year", "flights__dead");
     assert_eq!(dead.len(), 3);
     assert!(!late.is_empty(), "no row was late");
+    // Where lateness is enough none is.
     assert_eq!(summary["late"], late.len());
     let mut sums: std::collections::BTreeMap<(String, String), (i64, i64)> = Default::default();
     let key = |row: &Value| (row["window_start"].to_string(), row["origin"].to_string());

@@ -222,6 +222,22 @@ fn what_other_engines_commit_is_kept() {
     }
 }
 
+/// FAULTS 20: every snapshot but the newest is gone, ours among them: the stamp outlives them.
+#[test]
+fn f20_snapshots_that_another_tool_expired_take_no_stamp_with_them() {
+    let mut lake = Lake::new();
+    for round in 0..2 {
+        let gone = lake.act(&everywhere(&json!({"do": "compact"})));
+        assert!(gone.iter().all(|d| d["removed"].as_i64() > Some(0)), "{gone:?}");
+        let expired = lake.act(&["spend", "plain"].map(|table| json!({"in": "iceberg", "do": "expire", "table": table})));
+        assert!(expired.iter().all(|n| n.as_i64() > Some(0)), "{expired:?}");
+        lake.act(&["spend", "plain"].map(|table| json!({"in": "delta", "do": "vacuum", "table": table, "full": true})));
+        lake.assert_holds(&format!("after expiry {round}"));
+        lake.more();
+        lake.assert_holds(&format!("after more, {round}"));
+    }
+}
+
 /// FAULTS 21: a rollback must not lose data silently.
 #[test]
 fn a_table_that_was_set_back_is_refused_until_it_is_set_forward() {

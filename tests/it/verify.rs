@@ -692,10 +692,7 @@ fn every_corruption_of_the_log_is_found_and_named() {
         edit_json(&s.entry(0), |e| e["body"] = other["body"].clone());
     });
     site.plant("another file in the place of a partition", &["partition-name"], |s| {
-        edit_json(&s.entry(0), |e| {
-            let names = e["body"]["plan"]["sources"]["events"]["names"].as_object_mut().unwrap();
-            names.insert("0".into(), json!("elsewhere.ndjson"));
-        });
+        data(s, second, &|d| d["intervals"]["events"]["0"]["name"] = json!("elsewhere.ndjson"));
     });
     site.done(20);
     // The source itself: a record that is not the one that was read.
@@ -713,8 +710,14 @@ fn every_corruption_of_the_log_is_found_and_named() {
     assert!(report.is_right() && !report.is_proven(), "{report:#?}");
     let ended = site.pond.millpond(&["verify", "pipeline.yaml", "--deep"]);
     assert!(ended.code == 4 && ended.stdout.contains("no longer in the source"), "{ended:?}");
-    // A file that is gone gives the others its number.
+    // A file that was rotated: the log says nothing wrong of what was read from it, and nobody can prove it any more.
+    let rotated = path.with_file_name("p0-rotated.ndjson");
+    std::fs::write(&rotated, text.replace("\"ann\"", "\"amy\"")).unwrap();
     std::fs::remove_file(&path).unwrap();
+    let report = judge(&site.pond, deep());
+    assert!(report.is_right() && !report.is_proven() && report.unprovable.iter().any(|u| u.contains("another has its place")), "{report:#?}");
+    std::fs::remove_file(&rotated).unwrap();
+    // A file that is gone gives the others its number.
     let report = judge(&site.pond, deep());
     assert!(report.is_right() && report.unprovable.iter().any(|u| u.contains("in the order of names")), "{report:#?}");
 }

@@ -23,6 +23,7 @@ pub use table::DeltaTable;
 pub(crate) use upkeep::interval_ms;
 
 use super::{ANOTHER_NAME, CommitError, LakeTable, Stamp, TableFormat};
+use crate::failpoint;
 use crate::pipeline::TableFormatKind;
 use crate::stage::{TableSpec, data_folder};
 use arrow::datatypes::{DataType, Field};
@@ -199,7 +200,10 @@ impl TableFormat for DeltaFormat {
         if state.is_none() {
             let attempt = (self.ids)();
             let actions = creation(&spec, birth, &site, attempt)?;
-            if let Verdict::Unknown(why) = publish::create(site.store.as_ref(), 0, lines(&actions), attempt).await {
+            failpoint::hit("create-before-version");
+            let verdict = publish::create(site.store.as_ref(), 0, lines(&actions), attempt).await;
+            failpoint::hit("create-after-version");
+            if let Verdict::Unknown(why) = verdict {
                 return Err(CommitError::Unavailable(format!("{} could not be created: {why}", site.url)));
             }
             // Whoever made it: it is judged as it lies there.

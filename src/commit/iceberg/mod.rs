@@ -15,6 +15,7 @@ pub use catalog::{Catalog, SqliteCatalog};
 pub use table::IcebergTable;
 
 use crate::commit::{CommitError, LakeTable, Stamp, TableFormat};
+use crate::failpoint;
 use crate::pipeline::TableFormatKind;
 use crate::stage::{TableSpec, names};
 use crate::store::iceberg_io::{LakeRoot, file_io};
@@ -193,8 +194,11 @@ impl Lake {
         if location.len() > 1000 {
             return Err(CommitError::Refused(format!("table `{}` would lie at {location}, but a SQL catalog holds locations of at most 1000 characters; shorten `lake.root`", spec.name)));
         }
+        failpoint::hit("create-before-metadata");
         self.write_metadata(&metadata, &location).await?;
+        failpoint::hit("create-after-metadata");
         let now = self.catalog.create_table(&self.namespace, &spec.name, &location).await;
+        failpoint::hit("create-after-entry");
         match now {
             // Who lost the race opens what the other made.
             Ok(now) if now != location => {

@@ -4,7 +4,7 @@
 //! is in time however it is cut; the second part, written when the first is in the tables, holds
 //! rows that are in time however it is cut and rows whose windows were over for good before it.
 
-use super::kafka::Broker;
+use super::kafka::{Broker, Producing};
 use super::process::{Enough, Pipeline};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -40,7 +40,7 @@ impl Event {
 }
 
 /// Numbers that look like chance and are the same every time.
-fn mixed(n: u64) -> u64 {
+pub fn mixed(n: u64) -> u64 {
     let mut x = n.wrapping_add(0x9e37_79b9_7f4a_7c15);
     x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
@@ -83,17 +83,26 @@ pub fn second_part(first: i64, count: i64) -> Vec<Event> {
 
 /// A small step every time, never late: for workers that are stopped and woken meanwhile.
 pub fn steady(first: i64, count: i64) -> Vec<Event> {
-    (first..first + count).map(|id| event(id, (mixed(id as u64 ^ 0x77) % 97 != 0).then_some(START_MS + id * 500), false)).collect()
+    stepping(first, count, 500)
+}
+
+/// The same with a step of so many milliseconds.
+pub fn stepping(first: i64, count: i64, step_ms: i64) -> Vec<Event> {
+    (first..first + count).map(|id| event(id, (mixed(id as u64 ^ 0x77) % 97 != 0).then_some(START_MS + id * step_ms), false)).collect()
 }
 
 /// Writes them in small batches, so that a fetch that asks for little gets little.
 pub fn produce(broker: &Broker, topic: &str, events: &[Event]) {
-    let producer = broker.producer();
+    produce_by(&broker.producer(), topic, events);
+}
+
+/// The same by a producer that is there already.
+pub fn produce_by(producer: &Producing, topic: &str, events: &[Event]) {
     for some in events.chunks(8 * PARTITIONS as usize) {
         for event in some {
             producer.send(topic, event.partition, "k", &event.json(), 0);
         }
-        producer.flush();
+        producer.flush_soon();
     }
 }
 
@@ -117,7 +126,7 @@ impl<'a> Growing<'a> {
             produce(self.broker, self.topic, &steady(*first, 24));
             *first += 24;
             drop(first);
-            std::thread::sleep(Duration::from_millis(60));
+            std::thread::sleep(Duration::from_millis(150));
         }
     }
 

@@ -61,20 +61,39 @@ fn a_checkpoint_that_forgets_runs_is_found_and_named() {
     assert_eq!((forgotten.len(), twice), (0, BTreeSet::from(["live".to_string()])));
 }
 
-/// A merged run does not say of which entries it is: that the windows are there is all that can be asked.
+/// A merged run does not say of which entries it is: that the windows are there is all that can be asked. Of the entries
+/// after it each must be there still, whatever other runs have of its windows.
 #[test]
 fn runs_that_were_merged_are_not_missed() {
     let pond = Pond::new("");
     pond.rewrite(&yaml(pond.path(), "[delta]", "1ms").replace("allowed_lateness: 15m", "allowed_lateness: 30d"));
-    let merged = || files(&pond.path().join("lake/_millpond/proof/runs")).iter().any(|p| p.file_name().unwrap().to_str().unwrap().starts_with("merged-"));
+    let held = || {
+        let ledger: Value = serde_json::from_slice(&std::fs::read(checkpoint(&pond)).unwrap()).unwrap();
+        ledger["body"]["checkpoint"]["ledger"]["runs"]["spend_log"].as_array().cloned().unwrap_or_default()
+    };
+    let is_merged = |run: &Value| run["object"].as_str().unwrap().contains("/merged-");
+    let later = |held: &[Value]| held.iter().any(is_merged) && held.last().is_some_and(|run| !is_merged(run));
+    let truncated = || !files(&pond.path().join("lake/_millpond/proof/log"))[0].ends_with("00000000000000000000.json");
     let mut run = 0;
-    while !merged() {
-        assert!(run < 60, "nothing was merged");
+    while run < 3 || !truncated() || !later(&held()) {
+        assert!(run < 60, "nothing was merged, or nothing came after it");
         more(&pond, run, run * 20);
         run += 1;
     }
     assert_right(&judge(&pond, deep()));
-    edit_json(&checkpoint(&pond), |e| e["body"]["checkpoint"]["ledger"]["runs"]["spend_log"] = json!([]));
-    let report = judge(&pond, Options::default());
-    assert!(report.findings.iter().any(|f| f.kind == "run-forgotten" && f.table.as_deref() == Some("spend_log")), "{report:#?}");
+    let (path, held) = (checkpoint(&pond), held());
+    let healthy = std::fs::read(&path).unwrap();
+    let forgotten = |runs: Vec<Value>| {
+        std::fs::write(&path, &healthy).unwrap();
+        edit_json(&path, |e| e["body"]["checkpoint"]["ledger"]["runs"]["spend_log"] = json!(runs));
+        let report = judge(&pond, Options::default());
+        assert!(report.findings.iter().any(|f| f.kind == "run-forgotten" && f.table.as_deref() == Some("spend_log")), "{report:#?}");
+    };
+    forgotten(vec![]);
+    // An entry after the merge, whose window others have, too.
+    let mut others = held.clone();
+    let lost = others.pop().unwrap();
+    assert!(others.iter().any(|r| r["kind"] == lost["kind"]), "{lost} is alone: {others:#?}");
+    others.retain(|r| r["entry"] != lost["entry"]);
+    forgotten(others);
 }
