@@ -148,7 +148,7 @@ fn killed_while_tables_are_made_each_is_made_once() {
     });
 }
 
-/// The cleaner lets nobody off.
+/// From now on the cleaner has no grace period.
 fn clean_at_once(pipeline: &Pipeline) {
     let file = pipeline.dir.join("pipeline.yaml");
     let yaml = std::fs::read_to_string(&file).unwrap();
