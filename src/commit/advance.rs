@@ -315,8 +315,13 @@ async fn staged(store: Arc<dyn ObjectStore>, path: String, bytes: u64, whose: St
 
 async fn commit(side: &mut Side, todo: &[&Pending], what: &Advance<'_>) -> Result<Committed, CommitError> {
     failpoint::hit("commit-before-stage");
-    if side.disturbed {
-        check_staged(side, todo, what).await?;
+    if side.disturbed
+        && let Err(gone) = check_staged(side, todo, what).await
+    {
+        // Another worker may have brought it in, and others have rewritten and removed it since.
+        let before = side.base.version.clone();
+        side.look(&what.spec.name).await?;
+        return if side.base.version == before { Err(gone) } else { Ok(Committed::Moved) };
     }
     let spec = what.spec;
     let upsert = !spec.key.is_empty();

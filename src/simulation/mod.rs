@@ -13,6 +13,7 @@
 mod broker;
 mod check;
 mod disk;
+mod file;
 mod foreign;
 mod marks;
 mod reckoning;
