@@ -23,13 +23,49 @@ const PURGE_DELAY_VARIABLE: &str = "MIMALLOC_PURGE_DELAY";
 const KEPT_FOR_MS: c_long = 10_000;
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 
-/// Lets the allocator hold freed pages back for ten seconds. To be called before there is a second
-/// thread; `MIMALLOC_PURGE_DELAY` in the environment rules.
+/// Lets the allocator hold freed pages back for ten seconds, and the C library's, which librdkafka uses for records and the
+/// buffers that they came in, until they are asked for. To be called before there is a second thread;
+/// `MIMALLOC_PURGE_DELAY` and `MALLOC_TRIM_THRESHOLD_` in the environment rule.
 pub fn reuse_pages() {
+    c_library::reuse_pages();
     if std::env::var_os(PURGE_DELAY_VARIABLE).is_none() {
         // SAFETY: sets a number.
         unsafe { mi_option_set(PURGE_DELAY, KEPT_FOR_MS) }
     }
+}
+
+#[cfg(all(target_os = "linux", target_env = "gnu"))]
+mod c_library {
+    use std::ffi::c_int;
+
+    /// Free bytes at a heap's end that stay.
+    const KEPT: c_int = 256 << 20;
+    /// A heap grows by so much more than is asked for.
+    const GROWN: c_int = 4 << 20;
+    /// Up to this, which is the most that it may be, pieces are of a heap: others are the kernel's again as soon as they are freed.
+    const LARGEST: c_int = 32 << 20;
+
+    pub fn reuse_pages() {
+        if std::env::var_os("MALLOC_TRIM_THRESHOLD_").is_none() {
+            // SAFETY: sets numbers.
+            unsafe {
+                libc::mallopt(libc::M_TRIM_THRESHOLD, KEPT);
+                libc::mallopt(libc::M_TOP_PAD, GROWN);
+                libc::mallopt(libc::M_MMAP_THRESHOLD, LARGEST);
+            }
+        }
+    }
+
+    pub fn give_back() {
+        // SAFETY: may be called by any thread; gives only free pages back.
+        unsafe { libc::malloc_trim(0) };
+    }
+}
+
+#[cfg(not(all(target_os = "linux", target_env = "gnu")))]
+mod c_library {
+    pub fn reuse_pages() {}
+    pub fn give_back() {}
 }
 
 /// From now on, whenever the process's own pages come near `memory_bytes`, those that are held back go to
@@ -41,6 +77,7 @@ pub(super) fn keep_within(memory_bytes: u64) {
             if watch.collects(bytes) {
                 // SAFETY: may be called by any thread; gives only free pages back.
                 unsafe { mi_collect(true) }
+                c_library::give_back();
                 watch.collected(own_bytes().unwrap_or(bytes));
             }
             if let Some(delay) = watch.turned() && std::env::var_os(PURGE_DELAY_VARIABLE).is_none() {
