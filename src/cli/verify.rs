@@ -77,7 +77,7 @@ async fn run(pipeline: &Arc<Pipeline>, a: &Arguments) -> Result<Report, Failure>
     let root = &pipeline.lake.root;
     let local = DurableLocal::open(root).map_err(|e| Failure(UNAVAILABLE, format!("cannot open lake.root {}: {e}", root.display())))?;
     let root = local.root().to_path_buf();
-    let lake = Lake { store: Arc::new(local), root, state_folder: names::state_folder(&pipeline.name) };
+    let lake = Lake::new(Arc::new(local), root, names::state_folder(&pipeline.name));
     let options = Options {
         deep: a.deep,
         table: a.table.clone(),

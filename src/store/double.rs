@@ -1,10 +1,11 @@
-//! Doubles of stores, for fault injection: each passes every call on to a real store and says only where it differs.
+//! Stores before stores: each passes every call on to a real one and says only where it differs. Doubles for fault
+//! injection are made so, and what keeps an eye on a store.
 
 use async_trait::async_trait;
 use futures::stream::BoxStream;
 use object_store::path::Path;
 use object_store::{
-    CopyOptions, Error, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta, ObjectStore, PutMultipartOptions, PutOptions, PutPayload, PutResult, Result,
+    CopyOptions, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta, ObjectStore, PutMultipartOptions, PutOptions, PutPayload, PutResult, Result,
 };
 use std::fmt::{Debug, Display, Formatter};
 use std::ops::Deref;
@@ -83,11 +84,13 @@ impl<T: Delegating> ObjectStore for Double<T> {
 }
 
 /// The store may have done it, or not.
-pub(crate) fn lost() -> Error {
-    Error::Generic { store: "double", source: "connection reset".into() }
+#[cfg(test)]
+pub(crate) fn lost() -> object_store::Error {
+    object_store::Error::Generic { store: "double", source: "connection reset".into() }
 }
 
 /// A conflict, whether or not there is anything under the name.
-pub(crate) fn taken(at: &Path) -> Error {
-    Error::AlreadyExists { path: at.to_string(), source: "409".into() }
+#[cfg(test)]
+pub(crate) fn taken(at: &Path) -> object_store::Error {
+    object_store::Error::AlreadyExists { path: at.to_string(), source: "409".into() }
 }

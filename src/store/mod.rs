@@ -6,7 +6,6 @@
 
 #[cfg(test)]
 pub(crate) mod conformance;
-#[cfg(test)]
 pub(crate) mod double;
 pub mod local;
 pub mod probe;

@@ -295,9 +295,9 @@ impl Reader {
 /// Where the catalog says that the table's newest metadata lies.
 /// A catalog that is locked or cannot be opened at the moment says nothing of the tables.
 pub fn reachable(spec: &LakeSpec) -> Result<(), VerifyError> {
-    use rusqlite::ErrorCode::{CannotOpen, DatabaseBusy, DatabaseLocked};
+    use rusqlite::ErrorCode::{CannotOpen, DatabaseBusy, DatabaseLocked, PermissionDenied, ReadOnly, SystemIoFailure};
     match location(spec, "") {
-        Err(e) if spec.iceberg_catalog.exists() && matches!(e.sqlite_error_code(), Some(CannotOpen | DatabaseBusy | DatabaseLocked)) => {
+        Err(e) if spec.iceberg_catalog.exists() && matches!(e.sqlite_error_code(), Some(CannotOpen | DatabaseBusy | DatabaseLocked | PermissionDenied | ReadOnly | SystemIoFailure)) => {
             Err(VerifyError::Unavailable(format!("the catalog {} cannot be read: {e}", spec.iceberg_catalog.display())))
         }
         _ => Ok(()),

@@ -32,6 +32,7 @@ mod manifests;
 mod once;
 mod order;
 mod position_deletes;
+mod reach;
 mod runs;
 mod schema;
 mod select;
@@ -46,6 +47,7 @@ use crate::pipeline::{Pipeline, SourceSpec, TableFormatKind};
 use crate::source::{Source, SourceError};
 use object_store::ObjectStore;
 use serde::Serialize;
+use reach::WatchedStore;
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -53,10 +55,18 @@ use std::sync::Arc;
 /// Where everything of a pipeline lies.
 pub struct Lake {
     pub store: Arc<dyn ObjectStore>,
+    watched: Arc<WatchedStore>,
     /// The store's root as an absolute folder.
     pub root: PathBuf,
     /// `_millpond/<pipeline>`, relative to the root.
     pub state_folder: String,
+}
+
+impl Lake {
+    pub fn new(store: Arc<dyn ObjectStore>, root: PathBuf, state_folder: String) -> Self {
+        let watched = Arc::new(WatchedStore::new(store));
+        Self { store: watched.clone(), watched, root, state_folder }
+    }
 }
 
 #[derive(Debug, Clone, Default)]
@@ -219,6 +229,7 @@ pub async fn verify(pipeline: &Pipeline, lake: &Lake, options: &Options, open: O
         let Some(facts) = facts::read(pipeline, lake, &mut report).await? else { return Ok(report) };
         report.entries = Some((facts.first, facts.last));
         let tables = structure::check(pipeline, lake, &facts, options, &mut report).await?;
+        lake.watched.check()?;
         // A worker may have decided and committed since the log was read: then it is read again.
         let ahead = tables.iter().flat_map(|t| &t.states).any(|s| s.stamp.is_some_and(|(log, entry)| log == facts.log && entry > facts.last));
         let runs = runs::check(lake, &facts, &tables, options, &mut report).await?;

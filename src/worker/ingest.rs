@@ -354,6 +354,25 @@ impl Ingest {
         Ok(())
     }
 
+    /// A source that ends before the log's positions lost what was read of it, or is another one: all of it would
+    /// count as read.
+    pub(super) async fn check_ends(&self, nth: usize) -> Result<(), WorkerError> {
+        let name = &self.sources[nth].name;
+        // Before the ends are asked for, for others read on meanwhile.
+        let read = self.head.with(|l| l.positions()).await.remove(name).unwrap_or_default();
+        let facts = self.facts(nth).await?;
+        for (partition, at) in read {
+            if let Some((_, end)) = facts.partitions.get(&partition).filter(|(_, end)| *end < at) {
+                let of = facts.names.get(&partition).map_or_else(|| format!("partition {partition} of {}", facts.topic), Clone::clone);
+                return Err(WorkerError::Refused(format!(
+                    "source `{name}`: {of} ends at offset {end}, and the epoch log goes on at {at}: what was read of it was cut off, or replaced by something \
+                     else; put it back as it was, or give the pipeline another name, under which it reads all from the beginning"
+                )));
+            }
+        }
+        Ok(())
+    }
+
     async fn facts(&self, nth: usize) -> Result<SourceFacts, WorkerError> {
         loop {
             match self.sources[nth].facts().await {

@@ -372,6 +372,9 @@ async fn once(pipeline: &Arc<Pipeline>, plans: &[Arc<TablePlan>], options: RunOp
     // Before it is asked whether the ends are reached: those of another topic say nothing.
     for (nth, spec) in pipeline.sources.iter().enumerate() {
         ingest.check_incarnation(nth, &facts[&spec.name]).await?;
+        if ingest.until.is_some() {
+            ingest.check_ends(nth).await?;
+        }
     }
     let mut tables = Task(tokio::spawn(tables.run(receipts)));
     let mut ingest = Task(tokio::spawn(ingest.run()));

@@ -316,6 +316,26 @@ fn a_host_without_file_descriptors_is_told() {
     assert_holds(&pond, 2, "after there were descriptors again");
 }
 
+/// What was read and is gone would count as read, all of it: nothing new, and exit code 0.
+#[test]
+fn a_source_that_ends_before_the_log_is_refused_by_a_run_to_its_end() {
+    let pond = Pond::new(PIPELINE);
+    arrive(pond.path(), 0);
+    pond.until_end();
+    let file = pond.path().join("events.ndjson");
+    let whole = fs::read_to_string(&file).unwrap();
+    fs::write(&file, whole.lines().take(20).map(|l| format!("{l}\n")).collect::<String>()).unwrap();
+    for options in [&["--until-end"][..], &["--until-end", "--final"]] {
+        let ended = pond.millpond(&[&["run", "pipeline.yaml"], options].concat());
+        assert_eq!(ended.code, Some(75), "{options:?}: {}", ended.stderr);
+        assert!(ended.stderr.contains("ends at offset 20, and the epoch log goes on at 60"), "{}", ended.stderr);
+    }
+    fs::write(&file, whole).unwrap();
+    arrive(pond.path(), 1);
+    pond.until_end();
+    assert_holds(&pond, 2, "after it was put back");
+}
+
 /// FAULTS 69: who has the name has the log. A second pipeline of the name is refused, in the same
 /// lake or with another source.
 #[test]

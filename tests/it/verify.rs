@@ -120,7 +120,7 @@ fn judge(pond: &Pond, options: Options) -> Report {
 async fn judged(pipeline: &Pipeline, options: Options) -> Result<Report, millpond::verify::VerifyError> {
     let local = DurableLocal::open(&pipeline.lake.root).unwrap();
     let root = local.root().to_path_buf();
-    let lake = Lake { store: Arc::new(local), root, state_folder: format!("_millpond/{}", pipeline.name) };
+    let lake = Lake::new(Arc::new(local), root, format!("_millpond/{}", pipeline.name));
     let open = |spec: &SourceSpec| source::open(spec, "judge", "judge");
     verify(pipeline, &lake, &options, &open, &|_, _| {}).await
 }
