@@ -327,7 +327,7 @@ fn a_source_that_ends_before_the_log_is_refused_by_a_run_to_its_end() {
     fs::write(&file, whole.lines().take(20).map(|l| format!("{l}\n")).collect::<String>()).unwrap();
     for options in [&["--until-end"][..], &["--until-end", "--final"]] {
         let ended = pond.millpond(&[&["run", "pipeline.yaml"], options].concat());
-        assert_eq!(ended.code, Some(75), "{options:?}: {}", ended.stderr);
+        assert_eq!(ended.code, 75, "{options:?}: {}", ended.stderr);
         assert!(ended.stderr.contains("ends at offset 20, and the epoch log goes on at 60"), "{}", ended.stderr);
     }
     fs::write(&file, whole).unwrap();
