@@ -92,7 +92,7 @@ pub async fn main(a: Arguments) -> i32 {
         );
         if get("dead") > 0 {
             for source in &sources {
-                text += &format!("why dead: millpond query {} 'select _reason, cast(_value as varchar) as _value from {source}__dead limit 5'\n", a.file.display());
+                text += &format!("why dead: millpond query {} 'select _reason, try_cast(_value as varchar) as _value from {source}__dead limit 5'\n", a.file.display());
             }
         }
     }
