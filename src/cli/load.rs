@@ -34,14 +34,16 @@ pub fn load(file: &Path) -> Result<Loaded, Vec<Problem>> {
         problems.extend(option_problems(&text, source));
     }
     let declared: Vec<Declared<'_>> = parts.sources.iter().map(SourcePart::declared).collect();
+    // Tables that are there are judged as they are, by the log and by themselves.
+    let begun = pipeline.as_ref().is_ok_and(has_run);
     for table in &parts.tables {
         let mut found: Vec<Problem> = property_problems(&text, table).collect();
         let plain = match sql::check(&table.decl, &declared, parts.unsure) {
             Ok(plan) => {
                 found.extend(partition_problems(&text, table, &plan));
-                // Tables that are there are judged as they are, by the log and by themselves.
-                let begun = pipeline.as_ref().is_ok_and(has_run);
-                found.extend((!begun).then(|| format_problems(&text, table, &plan, |column| sql::column_place(&table.decl, &declared, parts.unsure, column))).into_iter().flatten());
+                if !begun {
+                    found.extend(format_problems(&text, table, &plan, |column| sql::column_place(&table.decl, &declared, parts.unsure, column)));
+                }
                 let plain = plan.window.is_none();
                 plans.push(Arc::new(plan));
                 plain

@@ -19,7 +19,7 @@ use crate::support::disk::Mounted;
 use crate::support::kafka::Broker;
 use crate::support::process::{Enough, Pipeline, until};
 use crate::support::skip;
-use crate::support::spending::source;
+use crate::support::spending::{SPEND, source};
 
 const PARTITIONS: i32 = 3;
 const NAME: &str = "chaos";
@@ -32,10 +32,7 @@ pipeline: {NAME}
 {source}
 tables:
   spend:
-    sql: |
-      select window_start, user_id, sum(amount) as total, count(*) as n, max(id) as last_id
-      from tumble(events, interval '1 minute') group by window_start, user_id
-    key: [window_start, user_id]
+{SPEND}
     allowed_lateness: 10m
     partition_by: [hour(window_start)]
   live:

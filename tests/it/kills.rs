@@ -2,7 +2,7 @@
 
 use crate::support::kafka::Broker;
 use crate::support::process::{Enough, Pipeline};
-use crate::support::spending::{TRICKLE, Terms, assert_content, content, difference, expected, first_part, pipeline, produce, produce_by, second_part, source, stepping};
+use crate::support::spending::{SPEND, TRICKLE, Terms, assert_content, content, difference, expected, first_part, pipeline, produce, produce_by, second_part, source, stepping};
 use millpond::failpoint;
 use std::collections::VecDeque;
 use std::os::unix::process::ExitStatusExt;
@@ -169,10 +169,7 @@ fn killed_while_a_long_log_is_made_short_nothing_is_lost() {
 {}
 tables:
   spend:
-    sql: |
-      select window_start, user_id, sum(amount) as total, count(*) as n, max(id) as last_id
-      from tumble(events, interval '1 minute') group by window_start, user_id
-    key: [window_start, user_id]
+{SPEND}
     allowed_lateness: 2h
 lake: {{root: ./lake}}
 epoch: {{every: 10ms}}

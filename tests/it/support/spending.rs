@@ -170,6 +170,12 @@ pub fn source(broker: &Broker, topic: &str, options: &str) -> String {
     )
 }
 
+/// What every user spent in a minute: the beginning of a table, below its name.
+pub const SPEND: &str = "    sql: |
+      select window_start, user_id, sum(amount) as total, count(*) as n, max(id) as last_id
+      from tumble(events, interval '1 minute') group by window_start, user_id
+    key: [window_start, user_id]";
+
 pub fn pipeline(dir: PathBuf, name: &str, broker: &Broker, topic: &str, terms: &Terms<'_>) -> Pipeline {
     let yaml = format!(
         r#"
@@ -177,10 +183,7 @@ pipeline: {name}
 {source}
 tables:
   spend:
-    sql: |
-      select window_start, user_id, sum(amount) as total, count(*) as n, max(id) as last_id
-      from tumble(events, interval '1 minute') group by window_start, user_id
-    key: [window_start, user_id]
+{SPEND}
     allowed_lateness: 30m
   spend_log:
     sql: |
