@@ -196,7 +196,7 @@ mod tests {
                     continue;
                 };
                 accepted += 1;
-                let facts = SourceFacts { incarnation: None, topic: "e".into(), partitions: BTreeMap::from([(0, (0, 0))]), held: BTreeMap::new(), names: BTreeMap::new() };
+                let facts = SourceFacts { incarnation: None, topic: "e".into(), partitions: BTreeMap::from([(0, (0, 0))]), held: BTreeMap::new(), names: BTreeMap::new(), last: BTreeMap::new() };
                 let facts = BTreeMap::from([("events".to_string(), facts)]);
                 let given = Given { pipeline: &loaded.pipeline, plans: &loaded.plans, facts: &facts, starts: &BTreeMap::new() };
                 let born = plan::birth(given).unwrap_or_else(|e| panic!("{ty}: {sql}: {e}"));

@@ -1,7 +1,7 @@
 //! `millpond status FILE`.
 
 use super::{OK, SystemClock, answer, fail, has_run, load, report};
-use crate::epoch::ledger::PartitionState;
+use crate::epoch::ledger::{LiveRun, PartitionState};
 use crate::pipeline::{Pipeline, SourceSpec};
 use crate::source::{self, kafka};
 use crate::worker::progress::instant;
@@ -90,8 +90,6 @@ async fn status(pipeline: &Arc<Pipeline>) -> Result<Value, WorkerError> {
             formats.insert(format.to_string(), entry);
         }
         let planned = head.plan.tables.get(&record.name);
-        let windows: std::collections::BTreeSet<i64> =
-            head.runs.get(&record.name).into_iter().flatten().map(|r| r.run.last_window_end_us).collect();
         tables.insert(
             record.name.clone(),
             json!({
@@ -99,7 +97,7 @@ async fn status(pipeline: &Arc<Pipeline>) -> Result<Value, WorkerError> {
                 "lacking_until": time(head.lacking_until.get(&record.name).copied()),
                 "horizon": head.horizons.get(&record.name).copied().flatten().map(instant),
                 "allowed_lateness_s": planned.filter(|p| p.window.is_some()).map(|p| p.allowed_lateness_us / 1_000_000),
-                "windows_kept": planned.filter(|p| p.window.is_some()).map(|_| windows.len()),
+                "kept": planned.filter(|p| p.window.is_some()).map(|_| kept(head.runs.get(&record.name).map_or(&[], Vec::as_slice))),
             }),
         );
     }
@@ -137,6 +135,22 @@ fn files(counts: &Value) -> String {
     format!(", {data} data files of {} KiB{deletes}", counts["bytes"].as_u64().unwrap_or(0).div_ceil(1024))
 }
 
+/// What waits in the log for windows that are not final yet.
+fn kept(runs: &[LiveRun]) -> Value {
+    let rows: u64 = runs.iter().map(|r| r.run.run.rows).sum();
+    json!({ "runs": runs.len(), "rows": rows, "last_window_end": runs.iter().map(|r| r.run.last_window_end_us).max().map(instant) })
+}
+
+fn kept_text(kept: &Value) -> String {
+    let Some(end) = kept["last_window_end"].as_str() else { return "; no window is open".into() };
+    format!("; {} rows in {} runs kept for windows that end by {end}", kept["rows"], kept["runs"])
+}
+
+/// `, WHAT VALUE`, or nothing.
+fn known(what: &str, value: &Value) -> String {
+    value.as_str().map_or_else(String::new, |value| format!(", {what} {value}"))
+}
+
 fn text_of(value: &Value) -> String {
     let mut lines = vec![];
     let text = |v: &Value| v.as_str().map_or_else(|| v.to_string(), str::to_string);
@@ -150,13 +164,13 @@ fn text_of(value: &Value) -> String {
             (None, Some(why)) => format!("lag unknown ({why})"),
             (None, None) => "not in the pipeline file".into(),
         };
-        lines.push(format!("source {name}: {} records, {} dead, {lag}, complete to {}", source["records"], source["dead"], text(&source["watermark"])));
+        lines.push(format!("source {name}: {} records, {} dead, {lag}{}", source["records"], source["dead"], known("complete to", &source["watermark"])));
         if let Some(group) = source["group"].as_str() {
             lines.push(format!("  consumer group {group}"));
         }
         for (partition, p) in source["partitions"].as_object().into_iter().flatten() {
             let of = p["end"].as_i64().map_or_else(String::new, |end| format!(" of {end}"));
-            lines.push(format!("  partition {partition}: offset {}{of}, latest event {}", p["offset"], text(&p["latest_event"])));
+            lines.push(format!("  partition {partition}: offset {}{of}{}", p["offset"], known("latest event", &p["latest_event"])));
         }
     }
     for (name, table) in value["tables"].as_object().into_iter().flatten() {
@@ -166,7 +180,7 @@ fn text_of(value: &Value) -> String {
         }).collect();
         let formats = formats.join(", ");
         match table["horizon"].as_str() {
-            Some(horizon) => lines.push(format!("table {name}: {formats}; rows before {horizon} are late; {} windows kept", table["windows_kept"])),
+            Some(horizon) => lines.push(format!("table {name}: {formats}; rows before {horizon} are late{}", kept_text(&table["kept"]))),
             None => lines.push(format!("table {name}: {formats}")),
         }
         if let Some(until) = table["lacking_until"].as_str() {

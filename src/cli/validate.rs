@@ -7,7 +7,7 @@ use crate::epoch::plan::{self, Fit, Given};
 use crate::pipeline::sql::{Place as SqlPlace, SqlError};
 use crate::pipeline::{PartitionTransform, Pipeline, Problem, Span, TableFormatKind, TablePart, sql_problem};
 use crate::store::probe;
-use crate::worker::{Clock, Place, WorkerError, check_declared, check_free};
+use crate::worker::{Clock, Place, WorkerError, check_declared, check_free, known_source};
 use object_store::path::Path;
 use serde_json::json;
 use std::collections::BTreeMap;
@@ -178,6 +178,11 @@ async fn connected(loaded: &Loaded) -> Result<Vec<String>, Vec<Trouble>> {
                 Err(e) => failures.push(Trouble { error: e.into(), at: At::Pipeline }),
                 Ok(None) => notes.push("the pipeline has not run yet: its tables will be made at the first run".into()),
                 Ok(Some(reading)) => {
+                    for (name, known) in &reading.head.sources {
+                        let Some(facts) = facts.get(name) else { continue };
+                        let held = known_source::check_same(name, known, facts).and_then(|()| known_source::check_ends(name, known, facts));
+                        failures.extend(held.err().map(|error| Trouble { error, at: At::Source(name.clone()) }));
+                    }
                     // What a source that does not answer would change cannot be told; its own failure is.
                     if facts.len() == pipeline.sources.len() {
                         let given = Given { pipeline, plans, facts: &facts, starts: &starts };

@@ -44,7 +44,7 @@ pub(crate) fn loaded(text: &str) -> (Pipeline, Vec<Arc<TablePlan>>) {
 
 pub(crate) fn facts(partitions: i32) -> BTreeMap<String, SourceFacts> {
     let at = (0..partitions).map(|p| (p, (0, 0))).collect();
-    [("events".to_string(), SourceFacts { incarnation: None, topic: "events.ndjson".into(), partitions: at, held: BTreeMap::new(), names: BTreeMap::new() })].into()
+    [("events".to_string(), SourceFacts { incarnation: None, topic: "events.ndjson".into(), partitions: at, held: BTreeMap::new(), names: BTreeMap::new(), last: BTreeMap::new() })].into()
 }
 
 pub(crate) fn starts(partitions: i32) -> ByPartition<i64> {

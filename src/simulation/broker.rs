@@ -256,7 +256,7 @@ impl Source for SimSource {
         Ok(self.topic(|topic| {
             let partitions = topic.partitions.iter().zip(0..).map(|(p, n)| (n, (p.begin, p.end(now)))).collect();
             let held = topic.partitions.iter().zip(0..).filter(|(p, _)| p.held(now).is_some()).map(|(p, n)| (n, p.written())).collect();
-            SourceFacts { incarnation: Some(format!("topic-{}", topic.incarnation)), topic: self.name.clone(), partitions, held, names: BTreeMap::new() }
+            SourceFacts { incarnation: Some(format!("topic-{}", topic.incarnation)), topic: self.name.clone(), partitions, held, names: BTreeMap::new(), last: BTreeMap::new() }
         }))
     }
 

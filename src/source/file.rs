@@ -2,7 +2,8 @@
 //! line number from 0. Blank lines are no records but keep their offsets.
 //!
 //! Files are taken to be finished: a line count is taken once, by reading each file to its end. Reading goes on only behind
-//! the very line that was the last one read: its hash is kept where Kafka has a leader epoch.
+//! the very line that was the last one read: its hash is kept where Kafka has a leader epoch. A last line without a line
+//! feed is a record; whoever writes on in it changes what was read.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fs::File;
@@ -30,7 +31,8 @@ pub struct FileSource {
     kept_bytes: usize,
     /// Partition = index. `None` until the pattern was first looked at.
     files: Option<Vec<PathBuf>>,
-    lines: BTreeMap<i32, i64>,
+    /// How many lines each has, and the hash of the last one, or -1.
+    lines: BTreeMap<i32, (i64, i32)>,
     assigned: bool,
     /// In the order in which their turn comes.
     turns: VecDeque<Reading>,
@@ -103,7 +105,7 @@ impl FileSource {
             ErrorKind::NotFound => format!("{path} is gone; put it back"),
             ErrorKind::PermissionDenied => format!("{path} may not be read by this user; allow it"),
             _ if error.get_ref().is_some_and(|e| e.is::<Changed>()) => {
-                format!("{path}: {error}: the file was cut or replaced since; put the old file back, or begin anew under another pipeline name")
+                format!("{path}: {error}: the file was cut or replaced since, or its last line was written on; put the old file back, or begin anew under another pipeline name")
             }
             // What the decompressors say of bytes that are not theirs.
             ErrorKind::InvalidData | ErrorKind::InvalidInput | ErrorKind::UnexpectedEof | ErrorKind::Other => {
@@ -114,23 +116,26 @@ impl FileSource {
         SourceError::Refused(format!("source `{}`: {text}", self.name))
     }
 
-    /// The number of lines of a file, counted once.
-    fn count(&mut self, partition: i32) -> Result<i64, SourceError> {
+    /// The number of lines of a file, and the hash of the last one: both taken once.
+    fn count(&mut self, partition: i32) -> Result<(i64, i32), SourceError> {
         if let Some(lines) = self.lines.get(&partition) {
             return Ok(*lines);
         }
         let mut counted = 0;
         let path = self.path(partition).map(Path::to_path_buf).unwrap_or_default();
-        let end = (|| {
+        let last = (|| {
             let mut lines = Lines::open(&path)?;
-            while lines.skip()?.is_some() {
+            let (mut bytes, mut last) = (vec![], None);
+            while !lines.at_end()? {
+                bytes.clear();
+                last = Some(lines.read(&mut bytes, self.kept_bytes)?);
                 counted += 1;
             }
-            Ok(())
+            Ok(last.map_or(-1, |line| hash(&bytes, &line)))
         })();
-        end.map_err(|e| self.broken(partition, counted, &e))?;
-        self.lines.insert(partition, counted);
-        Ok(counted)
+        let last = last.map_err(|e| self.broken(partition, counted, &e))?;
+        self.lines.insert(partition, (counted, last));
+        Ok((counted, last))
     }
 
     /// The next batch of one file; `true` where the file is at its end.
@@ -298,11 +303,13 @@ impl Lines {
 impl Source for FileSource {
     fn facts(&mut self) -> Result<SourceFacts, SourceError> {
         let names: BTreeMap<i32, String> = self.files()?.iter().zip(0..).map(|(path, p)| (p, path.display().to_string())).collect();
-        let mut partitions = BTreeMap::new();
+        let (mut partitions, mut last) = (BTreeMap::new(), BTreeMap::new());
         for partition in names.keys() {
-            partitions.insert(*partition, (0, self.count(*partition)?));
+            let (lines, hash) = self.count(*partition)?;
+            partitions.insert(*partition, (0, lines));
+            last.insert(*partition, hash);
         }
-        Ok(SourceFacts { incarnation: None, topic: self.pattern.clone(), partitions, held: BTreeMap::new(), names })
+        Ok(SourceFacts { incarnation: None, topic: self.pattern.clone(), partitions, held: BTreeMap::new(), names, last })
     }
 
     /// A file has no identity beyond its path.
@@ -327,7 +334,7 @@ impl Source for FileSource {
         self.paused.clear();
         self.failed = None;
         for (partition, at) in positions {
-            let lines = self.count(*partition)?;
+            let (lines, _) = self.count(*partition)?;
             if at.offset < 0 || at.offset > lines {
                 let path = self.path(*partition).map_or_else(String::new, |p| p.display().to_string());
                 return Err(SourceError::Refused(format!(
@@ -500,7 +507,7 @@ mod tests {
         // Reading without having counted: the whole lines come, then the refusal.
         let mut source = source(&path, 100);
         source.files().unwrap();
-        source.lines.insert(0, 50_000);
+        source.lines.insert(0, (50_000, -1));
         assert!(matches!(read_all(&mut source, 0), Err(SourceError::Refused(t)) if t.contains("cut.ndjson.gz")));
     }
 

@@ -575,7 +575,7 @@ impl Source for KafkaSource {
         // Asked for after the stable ends: what lies between may be new, and the next answer shows it.
         let written = self.ask(|client, name, pump| admin::list_offsets(client, name, &topic.partitions, At::HighWatermark, pump))?;
         let held = written.into_iter().filter(|(p, high)| partitions.get(p).is_some_and(|(_, stable)| high > stable)).collect();
-        Ok(SourceFacts { incarnation: topic.id, topic: self.topic.clone(), partitions, held, names: BTreeMap::new() })
+        Ok(SourceFacts { incarnation: topic.id, topic: self.topic.clone(), partitions, held, names: BTreeMap::new(), last: BTreeMap::new() })
     }
 
     fn incarnation(&mut self) -> Result<Option<String>, SourceError> {

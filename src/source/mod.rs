@@ -77,6 +77,8 @@ pub struct SourceFacts {
     pub held: BTreeMap<i32, i64>,
     /// Partition to its name where it is not a mere number (a file's path), for lineage.
     pub names: BTreeMap<i32, String>,
+    /// [`RawBatch::leader_epoch`] of the last record before the end, where the source can tell it at once.
+    pub last: BTreeMap<i32, i32>,
 }
 
 #[derive(Debug)]

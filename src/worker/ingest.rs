@@ -7,9 +7,9 @@ use super::head::{Appended, Head};
 use super::lane::{EpochTerms, LaneCommand, LanePart};
 use super::sources::{Command, Event, SourceThread};
 use super::surroundings::Ids;
-use super::{Clock, Pressure, WorkerError};
+use super::{Clock, Pressure, WorkerError, known_source};
 use crate::epoch::entry::{Body, ByPartition, Data, Interval, Note, RunEntry, RunObject, StagedFile};
-use crate::epoch::ledger::{Ledger, PartitionState, SourceState};
+use crate::epoch::ledger::{Ledger, SourceState};
 use crate::failpoint;
 use crate::mutant::{self, Mutant};
 use crate::observe::{Metrics, cpu};
@@ -354,23 +354,12 @@ impl Ingest {
         Ok(())
     }
 
-    /// A source that ends before the log's positions lost what was read of it, or is another one: all of it would
-    /// count as read.
+    /// Refused: the source does not hold any more what the log read of it: all of it would count as read.
     pub(super) async fn check_ends(&self, nth: usize) -> Result<(), WorkerError> {
         let name = &self.sources[nth].name;
         // Before the ends are asked for, for others read on meanwhile.
-        let read = self.head.with(|l| l.positions()).await.remove(name).unwrap_or_default();
-        let facts = self.facts(nth).await?;
-        for (partition, at) in read {
-            if let Some((_, end)) = facts.partitions.get(&partition).filter(|(_, end)| *end < at) {
-                let of = facts.names.get(&partition).map_or_else(|| format!("partition {partition} of {}", facts.topic), Clone::clone);
-                return Err(WorkerError::Refused(format!(
-                    "source `{name}`: {of} ends at offset {end}, and the epoch log goes on at {at}: what was read of it was cut off, or replaced by something \
-                     else; put it back as it was, or give the pipeline another name, under which it reads all from the beginning"
-                )));
-            }
-        }
-        Ok(())
+        let Some(known) = self.head.with(|l| l.sources.get(name).cloned()).await else { return Ok(()) };
+        known_source::check_ends(name, &known, &self.facts(nth).await?)
     }
 
     async fn facts(&self, nth: usize) -> Result<SourceFacts, WorkerError> {
@@ -435,7 +424,7 @@ impl Ingest {
         let mut all_facts = vec![];
         for (nth, reading) in readings.iter_mut().enumerate() {
             let facts = self.facts(nth).await?;
-            self.check_incarnation(nth, &facts).await?;
+            self.check_same(nth, &facts).await?;
             self.watch_transactions(nth, reading, &facts);
             self.claim_idle(nth, reading, &facts, &mut work).await;
             all_facts.push(facts);
@@ -495,40 +484,10 @@ impl Ingest {
         }
     }
 
-    /// Are these facts of the topic that the log was written from?
-    pub(super) async fn check_incarnation(&self, nth: usize, facts: &SourceFacts) -> Result<(), WorkerError> {
+    /// Refused: these facts are of another source than the log was written from.
+    pub(super) async fn check_same(&self, nth: usize, facts: &SourceFacts) -> Result<(), WorkerError> {
         let name = &self.sources[nth].name;
-        let (known, renamed) = self
-            .head
-            .with(|l| {
-                let Some(source) = l.sources.get(name) else { return (None, None) };
-                let other = |(p, known): (&i32, &PartitionState)| {
-                    let known = known.name.clone()?;
-                    let found = facts.names.get(p).cloned();
-                    (found.as_ref() != Some(&known)).then_some((*p, known, found))
-                };
-                (source.incarnation.clone(), source.partitions.iter().find_map(other))
-            })
-            .await;
-        if let Some((partition, known, None)) = renamed {
-            return Err(WorkerError::Refused(format!(
-                "source {name}: {known}, which is partition {partition} in the log, is gone, or `path` does not match it any more; put it back, or begin anew under another pipeline name"
-            )));
-        }
-        if let Some((partition, known, Some(found))) = renamed {
-            return Err(WorkerError::Refused(format!(
-                "source {name}: partition {partition} is {found} now, and the log was written from {known}: files came or went before it in the order of names; \
-                 put the old files back (new ones must sort after them), or begin anew under another pipeline name"
-            )));
-        }
-        match (known, &facts.incarnation) {
-            (Some(known), Some(found)) if known != *found => Err(WorkerError::Refused(format!(
-                "source {name}: topic {} is another than the log was written from (topic id {found}, expected {known}): it was deleted and made again, and its offsets mean other records; \
-                 restore the old topic, or read the new one under another source and table name",
-                facts.topic
-            ))),
-            _ => Ok(()),
-        }
+        self.head.with(|l| l.sources.get(name).map_or(Ok(()), |known| known_source::check_same(name, known, facts))).await
     }
 
     /// Tells of transactions that stay open: nothing behind their first record can be read, whoever wrote it.

@@ -7,6 +7,7 @@ mod clean;
 mod faulty_store_tests;
 pub mod head;
 pub mod ingest;
+pub mod known_source;
 pub mod lane;
 mod merge;
 pub mod progress;
@@ -371,7 +372,7 @@ async fn once(pipeline: &Arc<Pipeline>, plans: &[Arc<TablePlan>], options: RunOp
     };
     // Before it is asked whether the ends are reached: those of another topic say nothing.
     for (nth, spec) in pipeline.sources.iter().enumerate() {
-        ingest.check_incarnation(nth, &facts[&spec.name]).await?;
+        ingest.check_same(nth, &facts[&spec.name]).await?;
         if ingest.until.is_some() {
             ingest.check_ends(nth).await?;
         }

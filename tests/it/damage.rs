@@ -330,10 +330,30 @@ fn a_source_that_ends_before_the_log_is_refused_by_a_run_to_its_end() {
         assert_eq!(ended.code, 75, "{options:?}: {}", ended.stderr);
         assert!(ended.stderr.contains("ends at offset 20, and the epoch log goes on at 60"), "{}", ended.stderr);
     }
+    let validated = pond.millpond(&["validate", "pipeline.yaml"]);
+    assert_eq!(validated.code, 78, "{}", validated.stderr);
+    assert!(validated.stderr.contains("ends at offset 20"), "{}", validated.stderr);
     fs::write(&file, whole).unwrap();
     arrive(pond.path(), 1);
     pond.until_end();
     assert_holds(&pond, 2, "after it was put back");
+}
+
+/// Half a line that was read as a record, and is written on: its other half would be lost.
+#[test]
+fn a_last_line_that_is_written_on_after_it_was_read_is_refused() {
+    let pond = Pond::new(PIPELINE);
+    arrive(pond.path(), 0);
+    let file = pond.path().join("events.ndjson");
+    let whole = fs::read_to_string(&file).unwrap();
+    fs::write(&file, &whole[..whole.len() - 10]).unwrap();
+    pond.until_end();
+    fs::write(&file, &whole).unwrap();
+    for command in [&["run", "pipeline.yaml", "--until-end"][..], &["validate", "pipeline.yaml"]] {
+        let ended = pond.millpond(command);
+        assert_ne!(ended.code, 0, "{command:?}");
+        assert!(ended.stderr.contains("its last line was written on after it was read"), "{command:?}: {}", ended.stderr);
+    }
 }
 
 /// FAULTS 69: who has the name has the log. A second pipeline of the name is refused, in the same
