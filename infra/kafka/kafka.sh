@@ -11,7 +11,7 @@ set -euo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 version=4.3.1
-cache=${MILLPOND_CACHE:-$HOME/.cache/millpond}/kafka-$version
+cache=${MILLPOND_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/millpond}/kafka-$version
 lib=$cache/lib
 # 22 characters of base64url: any id will do, but it must stay the same for a folder's life.
 cluster_id=TWlsbHBvbmRUZXN0S2Fma2

@@ -5,7 +5,7 @@ use super::{CONFIG, OK, SystemClock, answer, code_of, has_run, load, report, tel
 use crate::epoch::ledger::Ledger;
 use crate::epoch::plan::{self, Fit, Given};
 use crate::pipeline::sql::{Place as SqlPlace, SqlError};
-use crate::pipeline::{PartitionTransform, Pipeline, Problem, Span, TableFormatKind, TablePart, sql_problem};
+use crate::pipeline::{PartitionTransform, Parts, Pipeline, Problem, Span, TableFormatKind, TablePart, sql_problem};
 use crate::store::probe;
 use crate::worker::{Clock, Place, WorkerError, check_declared, check_free, known_source};
 use object_store::path::Path;
@@ -70,6 +70,8 @@ enum At {
     Pipeline,
     Lake,
     Source(String),
+    /// What a source is read from.
+    Input(String),
     /// Of a table, its late table among them, or of a source's dead letters.
     Table(String),
 }
@@ -82,6 +84,7 @@ impl Trouble {
             At::Pipeline => parts.pipeline_at,
             At::Lake => parts.root_at,
             At::Source(name) => source(name),
+            At::Input(name) => input_at(parts, name, &message).or_else(|| source(name)),
             At::Table(name) => match parts.tables.iter().find(|t| t.decl.name == name.trim_end_matches("__late")) {
                 Some(table) => Some(declared_at(loaded, table, &message)),
                 None => source(name.trim_end_matches("__dead")),
@@ -89,6 +92,12 @@ impl Trouble {
         };
         loaded.text.problem(span.or(parts.pipeline_at).unwrap_or(Span::START), message)
     }
+}
+
+/// The topic where the message is about one, else the brokers.
+fn input_at(parts: &Parts, name: &str, message: &str) -> Option<Span> {
+    let (brokers, topic) = parts.sources.iter().find(|s| s.spec.name == name)?.input_at?;
+    Some(if message.contains("topic") { topic } else { brokers })
 }
 
 /// The part of a table's declaration that a message is about.
@@ -138,7 +147,7 @@ async fn connected(loaded: &Loaded) -> Result<Vec<String>, Vec<Trouble>> {
                 facts.insert(spec.name.clone(), found);
                 starts.insert(spec.name.clone(), from);
             }
-            Err(e) => failures.push(Trouble { error: e.into(), at: At::Source(spec.name.clone()) }),
+            Err(e) => failures.push(Trouble { error: e.into(), at: At::Input(spec.name.clone()) }),
         }
     }
     let mut notes = vec![];
@@ -181,7 +190,7 @@ async fn connected(loaded: &Loaded) -> Result<Vec<String>, Vec<Trouble>> {
                     for (name, known) in &reading.head.sources {
                         let Some(facts) = facts.get(name) else { continue };
                         let held = known_source::check_same(name, known, facts).and_then(|()| known_source::check_ends(name, known, facts));
-                        failures.extend(held.err().map(|error| Trouble { error, at: At::Source(name.clone()) }));
+                        failures.extend(held.err().map(|error| Trouble { error, at: At::Input(name.clone()) }));
                     }
                     // What a source that does not answer would change cannot be told; its own failure is.
                     if facts.len() == pipeline.sources.len() {

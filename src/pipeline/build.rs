@@ -76,6 +76,8 @@ pub struct Parts {
 pub struct SourcePart {
     pub spec: SourceSpec,
     pub name_at: Span,
+    /// Where the brokers stand and where the topic; both times the path of a file source.
+    pub input_at: Option<(Span, Span)>,
     /// Columns whose declarations are wrong.
     pub doubtful: Vec<String>,
     /// Its columns cannot be read at all.

@@ -352,6 +352,9 @@ pub(crate) fn reason(e: &DataFusionError) -> String {
     while let Some(rest) = kinds.iter().find_map(|k| text.strip_prefix(k)) {
         text = rest;
     }
-    let mut chars = text.trim_end_matches('.').chars();
+    // The value that did not fit, in quotes, is left as it is.
+    let (value, rest) = text.split_at(text.rfind("' ").unwrap_or(0));
+    let text = format!("{value}{}", error::in_our_words(rest.trim_end_matches('.')));
+    let mut chars = text.chars();
     chars.next().map(|c| c.to_lowercase().chain(chars).collect()).unwrap_or_default()
 }

@@ -86,7 +86,7 @@ impl FileSource {
                 }
             }
             if files.is_empty() {
-                return Err(refused(format!("no file matches `{}`; correct `path`", self.pattern)));
+                return Err(refused(format!("no file matches `{}`; correct the path", self.pattern)));
             }
             files.sort();
             self.files = Some(files);

@@ -69,11 +69,20 @@ impl LakeStorage {
     fn at(&self, location: &str) -> Result<(&Arc<dyn ObjectStore>, Path)> {
         let store = self.store.as_ref().ok_or_else(|| Error::new(ErrorKind::Unexpected, "a lake's storage was sent elsewhere without its store"))?;
         let below = self.root.relative(location).ok_or_else(|| {
-            Error::new(ErrorKind::DataInvalid, format!("the file {location} is not below the lake's root {}", self.root.base))
+            Error::new(ErrorKind::FeatureUnsupported, outside(location, &self.root))
         })?;
         let path = Path::parse(below).map_err(|e| Error::new(ErrorKind::DataInvalid, format!("the file {location}: {e}")))?;
         Ok((store, path))
     }
+}
+
+/// Why a file that a table names is none of this lake's.
+pub fn outside(location: &str, root: &LakeRoot) -> String {
+    format!(
+        "the file {location} is not below the lake's root {}: the lake was moved, or lake.root is another than before (Iceberg names files by whole paths); \
+         put the lake back where it was, or name its old path",
+        root.base
+    )
 }
 
 fn failed(doing: &str, location: &str, e: object_store::Error) -> Error {

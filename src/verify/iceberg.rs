@@ -40,7 +40,7 @@ impl Reader {
         };
         let metadata = TableMetadata::read_from(&self.io, &location)
             .await
-            .map_err(|e| finding("table-unreadable", format!("its metadata file {location} cannot be read: {e}")))?;
+            .map_err(|e| finding("table-unreadable", format!("its metadata file {location} cannot be read: {}", e.message())))?;
         let mut state = TableState::new(KIND, location.clone(), metadata.uuid().to_string());
         state.folder = format!("iceberg/{pipeline}/{table}");
         self.place(&metadata, &mut state, table);

@@ -115,6 +115,12 @@ fn no_error_hides_another_and_each_is_underlined() {
             sql(&format!("select window_start, user_id, sum(distinct x) as s, median(x) as m, avg(sum(x)) as a {by} having sum(y) > 1"), ""),
             &[("sum(distinct x)", "distinct is supported for count only", None), ("median", "not in this version", None), ("sum(x)", "within another aggregate", None), ("y", "no column is named y", None)],
         ),
+        (sql("select * from hop(events, interval '5 minutes', interval '1 minute')", ""), &[("hop", "hop() is not in this version", None), ("hop", "a window is used without an aggregate", None)]),
+        (
+            sql(&format!("with e as (select * from events) {}", several.replace("T ", "tumble(e, interval '5 minutes') ")), ""),
+            &[("with e as (select * from events)", "with … is not supported", None)],
+        ),
+        (sql(&format!("select window_start, user_id, sum(x) as _op {by}"), ""), &[("sum(x) as _op", "_op is taken", None)]),
         // Types are told of each expression for itself.
         (
             sql("select user_id + 1 as a, upper(n, 1) as b, cast(n as bigimt) as c, null as d, 9223372036854775807 + 1 as e, n as f from events where user_id", ""),
@@ -202,13 +208,14 @@ fn what_is_said_in_vain_is_told() {
         assert!(told.iter().any(|(at, said, _)| at == marked && said.contains(message)), "{text}\n{told:#?}");
     }
     for (text, marked, message) in [
+        (file(plain, "").replace("column: at}", "column: at, max_ahead: 1d}"), "1d", "`max_ahead` has no effect"),
         (file(plain, "observe: {listen: \"0.0.0.0:9090\"}\n"), "\"0.0.0.0:9090\"", "open to whoever reaches this machine"),
         (file(&format!("{plain}, properties: {{write.target-file-size-bytes: 1000}}"), ""), "write.target-file-size-bytes", "do not follow"),
         (file(&format!("{plain}, formats: iceberg, properties: {{delta.checkpointInterval: 5}}"), ""), "delta.checkpointInterval", "kept in Iceberg only"),
     ] {
         let pond = Pond::new(&text);
         let ended = pond.millpond(&["validate", "pipeline.yaml", "--offline"]);
-        assert!(ended.code == 0 && ended.stderr.contains("warning: ") && ended.stderr.contains(message) && ended.stderr.contains("^^^"), "{text}\n{ended:?}");
+        assert!(ended.code == 0 && ended.stderr.contains("warning: ") && ended.stderr.contains(message) && ended.stderr.contains("^^"), "{text}\n{ended:?}");
         let ended = pond.millpond(&["validate", "pipeline.yaml", "--offline", "--json"]);
         let answer: Value = serde_json::from_str(&ended.stdout).unwrap();
         let told = &answer["problems"][0];
@@ -584,6 +591,7 @@ fn a_missing_topic_and_one_made_again_are_told() {
         let ended = pond.millpond(&[verb, "pipeline.yaml"]);
         assert_ne!(ended.code, 0, "{ended:?}");
         assert!(ended.stderr.contains("made-again") && ended.stderr.contains("kafka-topics.sh") && ended.stderr.contains("--create"), "{ended:?}");
+        assert!(verb == "run" || ended.stderr.contains(&format!(" {}\n", "^".repeat(topic.len()))), "the topic is underlined: {ended:?}");
     }
     broker.create_topic(topic, 1);
     for id in 0..5 {

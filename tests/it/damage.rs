@@ -339,6 +339,26 @@ fn a_source_that_ends_before_the_log_is_refused_by_a_run_to_its_end() {
     assert_holds(&pond, 2, "after it was put back");
 }
 
+/// Iceberg names its files by whole paths: a lake that is elsewhere is no damage, and right again where it was.
+#[test]
+fn a_lake_that_was_moved_is_told_from_a_damaged_one() {
+    let pond = Pond::new(PIPELINE);
+    arrive(pond.path(), 0);
+    pond.until_end();
+    let (here, there) = (pond.path().join("lake"), pond.path().join("elsewhere"));
+    fs::rename(&here, &there).unwrap();
+    fs::write(pond.path().join("moved.yaml"), PIPELINE.replace("./lake", "./elsewhere")).unwrap();
+    for command in ["run", "validate", "verify", "status"] {
+        let ended = pond.millpond(&[command, "moved.yaml"]);
+        let said = ended.stdout + &ended.stderr;
+        assert!(said.contains("the lake was moved") && !said.contains("damaged"), "{command}: {said}");
+    }
+    fs::rename(&there, &here).unwrap();
+    arrive(pond.path(), 1);
+    pond.until_end();
+    assert_holds(&pond, 2, "back where it was");
+}
+
 /// Half a line that was read as a record, and is written on: its other half would be lost.
 #[test]
 fn a_last_line_that_is_written_on_after_it_was_read_is_refused() {

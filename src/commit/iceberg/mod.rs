@@ -314,7 +314,11 @@ fn damaged(what: &str, location: &str, e: iceberg::Error) -> CommitError {
 }
 
 fn storage(e: iceberg::Error) -> CommitError {
-    CommitError::Unavailable(e.to_string())
+    match e.kind() {
+        // A file outside the lake: it will not come into it.
+        ErrorKind::FeatureUnsupported => CommitError::Refused(e.message().to_string()),
+        _ => CommitError::Unavailable(e.to_string()),
+    }
 }
 
 #[cfg(test)]

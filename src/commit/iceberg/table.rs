@@ -155,7 +155,7 @@ impl IcebergTable {
     /// The path below the lake's root of a file that the table names.
     fn relative(&self, location: &str) -> Result<String, CommitError> {
         let path = self.lake.root.relative(location).ok_or_else(|| {
-            CommitError::Refused(format!("the Iceberg table {} names the file {location}, which is not below the lake's root", self.name()))
+            CommitError::Refused(format!("the Iceberg table {}: {}", self.name(), crate::store::iceberg_io::outside(location, &self.lake.root)))
         })?;
         Ok(path.to_string())
     }

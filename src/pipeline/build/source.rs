@@ -65,7 +65,7 @@ impl Columns {
 pub(super) fn unreadable(name: &Key) -> SourcePart {
     let input = Input::File(FileInput { path: String::new() });
     let spec = SourceSpec { name: name.text.clone(), input, format: Format::Json, columns: vec![], watermark: None, max_record_bytes: 0, max_depth: 0 };
-    SourcePart { spec, name_at: name.span, doubtful: vec![], open: true, timeless: true, options: vec![], options_open: false }
+    SourcePart { spec, name_at: name.span, input_at: None, doubtful: vec![], open: true, timeless: true, options: vec![], options_open: false }
 }
 
 impl Build<'_> {
@@ -96,6 +96,7 @@ impl Build<'_> {
         };
         let mut part = unreadable(name);
         (part.options, part.options_open) = fields.get("kafka").map(|node| self.option_parts(node)).unwrap_or_default();
+        part.input_at = fields.get("kafka").and_then(kafka_at).or_else(|| fields.get("file").map(|node| (node.span, node.span)));
         part.spec.watermark = watermark.clone().flatten().filter(|w| columns.right.iter().any(|c| c.name == w.column));
         part.timeless = fields.has("watermark") && part.spec.watermark.is_none();
         part.spec.columns = columns.right.clone();
@@ -471,9 +472,20 @@ impl Build<'_> {
                 Some(column) => Some(column.name.clone()),
             }
         });
+        if let Some(ahead) = fields.get("max_ahead").filter(|_| source.get("file").is_some()) {
+            let problem = self.text.problem(ahead.span, "`max_ahead` has no effect: the lines of a file have no times of their own");
+            self.parts.borrow_mut().warnings.push(problem.warning());
+        }
         let (delay, idle, ahead) = (self.duration_us(&fields, "delay"), self.duration_or_never(&fields, "idle_after"), self.duration_us(&fields, "max_ahead"));
         Some(Watermark { column: column?, delay_us: delay?, idle_after_us: idle?, max_ahead_us: ahead? })
     }
+}
+
+/// Where the brokers stand, and where the topic.
+fn kafka_at(kafka: &Node) -> Option<(Span, Span)> {
+    let Value::Map(entries) = &kafka.value else { return None };
+    let at = |word: &str| entries.iter().find(|(key, _)| key.text == word).map(|(_, node)| node.span);
+    Some((at("brokers")?, at("topic")?))
 }
 
 /// Whether librdkafka could have a property of this name.

@@ -231,7 +231,7 @@ fn ungrouped(text: &str) -> Option<String> {
 }
 
 /// Arrow's names of types as a pipeline file has them.
-fn in_our_words(text: &str) -> String {
+pub(super) fn in_our_words(text: &str) -> String {
     const TYPES: [(&str, &str); 16] = [
         ("Interval(MonthDayNano)", "interval"),
         ("FixedSizeBinary(16)", "uuid"),

@@ -111,7 +111,7 @@ pub(super) fn split(decl: &TableDecl, statement: Statement, frame: &Frame<'_>) -
         }
         LogicalPlan::TableScan(_) | LogicalPlan::SubqueryAlias(_) => {
             if windowed {
-                return Err(SqlError::new("tumble() is used without an aggregate").placed(Place::Source));
+                return Err(SqlError::new("a window is used without an aggregate").placed(Place::Source));
             }
             if decl.key.is_some() {
                 let error = SqlError::later("key on a select without an aggregate is not in this version");
@@ -284,7 +284,7 @@ fn refuse_names(output: &SchemaRef) -> Result<(), SqlError> {
     for (i, f) in output.fields().iter().enumerate() {
         let marker = f.name() == OP && i + 1 == output.fields().len();
         if f.name().eq_ignore_ascii_case(OP) && !marker {
-            return Err(SqlError::new(format!("the column name {OP} is taken by append-only tables; choose another with `as`")));
+            return Err(SqlError::new(format!("the column name {OP} is taken by append-only tables")).expecting("another name with `as`"));
         }
         if !seen.insert(f.name().to_lowercase()) {
             return Err(SqlError::new(format!("two columns are named {}; name one of them with `as` (case does not tell columns apart)", f.name())));

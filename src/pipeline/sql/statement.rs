@@ -144,6 +144,8 @@ pub(super) fn check(sql: &str, sources: &[Declared<'_>], unsure: bool) -> Result
         return Err(vec![SqlError::new(format!("a table is one select; found {word}"))]);
     };
     words_are_columns(query);
+    // What a `with` names may stand where a source does.
+    let unsure = unsure || query.with.is_some();
     let Some(select) = only_select(query, sql, &mut errors) else { return Err(errors) };
     let from = select.from.first().map_or(Span::empty(), |f| covering(sql, f.relation.span()));
     let alias = select.from.first().and_then(|f| match &f.relation {
@@ -247,7 +249,7 @@ fn whole(checked: &mut Checked, sql: &str) {
         checked.errors.push(error);
     }
     if windowed && !aggregated {
-        let message = "tumble() is used without an aggregate";
+        let message = "a window is used without an aggregate";
         checked.errors.push(SqlError::at_span(message, from).expecting(format!("group by window_start and aggregates, or `from {source}` alone")));
     }
     let (mut found, mut mixed) = (vec![], vec![]);
