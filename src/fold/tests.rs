@@ -548,26 +548,3 @@ fn many_small_windows_share_files() {
         }
     }
 }
-
-/// Ten million keys in one window under 128 MiB for the fold; prints what it took. Minutes of work: run by hand.
-#[test]
-#[ignore = "a measurement"]
-fn ten_million_keys_in_one_window() {
-    let dir = tempfile::tempdir().unwrap();
-    let plan = planned("select window_start, i, sum(amount) as s, count(*) as n from T group by window_start, i", Some(&["window_start", "i"]));
-    let mut fold = fold(&plan, Emit::OnClose, 128 << 20, dir.path());
-    let began = std::time::Instant::now();
-    const KEYS: i64 = 10_000_000;
-    for epoch in 0..100 {
-        let rows: Vec<Row> = (0..KEYS / 100).map(|k| (None, 1, 1, ((epoch * KEYS / 100 + k) * 7_919_317) % KEYS)).collect();
-        let parts: Vec<(i64, Vec<Row>)> = rows.chunks(8192).map(|c| (0, c.to_vec())).collect();
-        fold.apply(&EntryTimes::default(), runs(&plan, &[parts], None)).unwrap();
-    }
-    let changes = fold.apply(&EntryTimes { watermark_after: Some(5 * MINUTE), ..Default::default() }, vec![]).unwrap();
-    assert_eq!(changes.rows[0].rows.rows() as i64, KEYS);
-    let total: i64 = changes.rows[0].rows.batches().unwrap().map(|b| arrow::compute::sum(b.unwrap()["n"].as_primitive::<arrow::datatypes::Int64Type>()).unwrap()).sum();
-    assert_eq!(total, KEYS);
-    let status = std::fs::read_to_string("/proc/self/status").unwrap();
-    let peak = status.lines().find(|l| l.starts_with("VmHWM")).unwrap();
-    println!("{KEYS} keys in {:?}; {peak}", began.elapsed());
-}

@@ -95,6 +95,27 @@ fn a_million_keys_in_one_open_window() {
     }
 }
 
+/// FAULTS 65: more groups in one window than the memory that the file allows has room for, by far.
+#[test]
+fn ten_million_keys_in_one_open_window() {
+    const FILES: u64 = 10;
+    const KEYS: u64 = 10_000_000;
+    let dir = tempfile::Builder::new().prefix("millpond-ten-million-").tempdir().unwrap();
+    for file in 0..FILES {
+        keys::write_rows(&dir.path().join(format!("{file}.ndjson")), file * KEYS / FILES..(file + 1) * KEYS / FILES, KEYS);
+    }
+    let total = keys::total(KEYS);
+    let keys = Pipeline::new(dir.path().to_path_buf(), &keys::pipeline("many", "256MiB", "5s", "10s"));
+    let own_kib = own_pages_to_the_end(&keys, &["--until-end", "--final"], &format!("{KEYS} keys in one open window"));
+    // 272 MiB where it was measured.
+    assert!((1..400 * 1024).contains(&own_kib), "{} MiB of own pages for memory: 256MiB", own_kib / 1024);
+    let sql = "select count(*) as rows, sum(total) as total, min(n) as least, max(n) as most, min(k) as first, max(k) as last, sum(k) as keys from by_key";
+    for format in ["iceberg", "delta"] {
+        let found = keys.numbers(format, sql, ["rows", "total", "least", "most", "first", "last", "keys"]);
+        assert_eq!(found, [KEYS, total, 1, 1, 0, KEYS - 1, KEYS * (KEYS - 1) / 2], "{format}");
+    }
+}
+
 /// A window that stays open over hundreds of epochs: their runs are merged, many keys and all, within what the file allows.
 #[test]
 fn runs_of_many_keys_are_merged_within_memory() {
