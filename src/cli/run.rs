@@ -5,7 +5,7 @@ use crate::console::note;
 use crate::observe::{Metrics, http};
 use crate::worker::surroundings::System;
 use crate::worker::{self, RunOptions, WorkerError, progress};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -92,11 +92,18 @@ pub async fn main(a: Arguments) -> i32 {
         );
         if get("dead") > 0 {
             for source in &sources {
-                text += &format!("why dead: millpond query {} 'select _reason, try_cast(_value as varchar) as _value from {source}__dead limit 5'\n", a.file.display());
+                text += &format!("why dead: millpond query {} 'select _reason, try_cast(_value as varchar) as _value from {source}__dead limit 5'\n", in_shell(&a.file));
             }
         }
     }
     answer(text, OK)
+}
+
+/// A path as a shell takes it.
+fn in_shell(path: &Path) -> String {
+    let text = path.display().to_string();
+    let plain = |c: char| c.is_alphanumeric() || "_-./+,@%:".contains(c);
+    if text.chars().all(plain) { text } else { format!("'{}'", text.replace('\'', r"'\''")) }
 }
 
 /// How long a worker that is still starting may take to end by itself.
@@ -136,4 +143,16 @@ fn watch_signals(stop: Arc<AtomicBool>, metrics: Arc<Metrics>) {
             }
         }
     });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_path_is_one_word_of_a_shell() {
+        for (path, word) in [("a/p-1.yaml", "a/p-1.yaml"), ("a b.yaml", "'a b.yaml'"), ("it's.yaml", r"'it'\''s.yaml'"), ("$x.yaml", "'$x.yaml'")] {
+            assert_eq!(in_shell(Path::new(path)), word);
+        }
+    }
 }

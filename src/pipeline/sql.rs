@@ -172,7 +172,7 @@ pub fn check(decl: &TableDecl, sources: &[Declared<'_>], unsure: bool) -> Result
         found.push(SqlError::new(message).placed(Place::Emit).expecting("on_close, or no `emit`"));
     }
     if checked.errors.is_empty() && found.is_empty() && !checked.in_doubt() {
-        match split::split(decl, checked.statement.clone(), &checked.frame()) {
+        match split::split(decl, checked.planned(|_| true), &checked.frame()) {
             Ok(plan) => return Ok(plan),
             Err(whole) => found.extend(isolate::find(decl, &checked, Some(whole))),
         }
@@ -184,7 +184,8 @@ pub fn check(decl: &TableDecl, sources: &[Declared<'_>], unsure: bool) -> Result
     let mut errors = checked.errors;
     for error in found {
         let same_name = |e: &SqlError| error.message == error::SAME_NAME && e.message.contains("no two columns have the same name");
-        let told = |e: &SqlError| e.message == error.message || (error.place.is_sql() && e.place == error.place) || same_name(e);
+        let unnamed = |e: &SqlError| error.message.ends_with(error::UNNAMED) && e.message.ends_with(error::UNNAMED);
+        let told = |e: &SqlError| unnamed(e) || e.message == error.message || (error.place.is_sql() && e.place == error.place) || same_name(e);
         if !errors.iter().any(told) {
             errors.push(error);
         }

@@ -1,8 +1,8 @@
 //! SQL over tables, and its answer as text: a table for people, NDJSON for programs.
 
 use super::adapt::{is_uuid, uuid_to_text};
-use crate::pipeline::TYPE_KEY;
-use crate::pipeline::sql::bounded;
+use crate::pipeline::sql::{bounded, write_uuids_out};
+use crate::pipeline::{Column, ColumnType, From, TYPE_KEY};
 use arrow::array::{Array, ArrayAccessor, AsArray, Float64Array, Int64Array, ListArray, MapArray, RecordBatch};
 use arrow::compute::cast;
 use arrow::datatypes::{DataType, Field, FieldRef, Float64Type, Int64Type, Schema, SchemaRef};
@@ -19,6 +19,8 @@ use datafusion::execution::SendableRecordBatchStream;
 use datafusion::execution::context::SQLOptions;
 use datafusion::prelude::{SessionConfig, SessionContext};
 use datafusion::sql::TableReference;
+use datafusion::sql::parser::Statement;
+use std::collections::BTreeMap;
 use std::io::Write;
 use std::sync::{Arc, LazyLock};
 
@@ -41,6 +43,7 @@ pub async fn run(tables: Vec<(String, Arc<dyn TableProvider>)>, sql: &str) -> Re
     let refused = |e: DataFusionError| QueryError::Refused(e.strip_backtrace());
     let context = SessionContext::new_with_config(SessionConfig::new().with_information_schema(true));
     bounded(&context).into_iter().for_each(|function| context.register_udf(function.as_ref().clone()));
+    let uuids = uuid_columns(&tables);
     for (name, table) in tables {
         let reference = match name.split_once('.') {
             None => TableReference::bare(name),
@@ -55,9 +58,30 @@ pub async fn run(tables: Vec<(String, Arc<dyn TableProvider>)>, sql: &str) -> Re
         context.register_table(reference, table).map_err(refused)?;
     }
     let only_queries = SQLOptions::new().with_allow_ddl(false).with_allow_dml(false).with_allow_statements(false);
-    let frame = context.sql_with_options(sql, only_queries).await.map_err(refused)?;
+    let state = context.state();
+    let mut statement = state.sql_to_statement(sql, &state.config_options().sql_parser.dialect).map_err(refused)?;
+    if let Statement::Statement(statement) = &mut statement
+        && let Some((text, _)) = write_uuids_out(statement.as_mut(), &uuids).first()
+    {
+        return Err(QueryError::Refused(format!("'{text}' is no uuid")));
+    }
+    let plan = state.statement_to_plan(statement).await.map_err(refused)?;
+    only_queries.verify_plan(&plan).map_err(refused)?;
+    let frame = context.execute_logical_plan(plan).await.map_err(refused)?;
     let stream = frame.execute_stream().await.map_err(refused)?;
     Ok((stream.schema(), stream))
+}
+
+/// The columns that are uuids in every table that has a column of the name.
+fn uuid_columns(tables: &[(String, Arc<dyn TableProvider>)]) -> Vec<Column> {
+    let mut names: BTreeMap<String, bool> = BTreeMap::new();
+    for (_, table) in tables {
+        for field in table.schema().fields() {
+            *names.entry(field.name().clone()).or_insert(true) &= is_uuid(field);
+        }
+    }
+    let column = |name: String| Column { name, ty: ColumnType::Uuid, nullable: true, from: From::Path(vec![]) };
+    names.into_iter().filter(|(_, uuid)| *uuid).map(|(name, _)| column(name)).collect()
 }
 
 /// `batches` as a table with borders, for a terminal. Nulls are empty cells. Ends with a line break.

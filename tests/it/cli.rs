@@ -121,6 +121,14 @@ fn no_error_hides_another_and_each_is_underlined() {
             &[("with e as (select * from events)", "with … is not supported", None)],
         ),
         (sql(&format!("select window_start, user_id, sum(x) as _op {by}"), ""), &[("sum(x) as _op", "_op is taken", None)]),
+        (sql("select n + 1 from events", ""), &[("n + 1", "the column n + 1 needs a name", None)]),
+        // A key that does not fit hides behind no word of the planner's.
+        (sql("select window_start, count(*) as n from T group by all", ", key: [window_start, user_id]"), &[("user_id", "the key of an aggregated table is its group key", None)]),
+        (file("user_id: {type: decimal(9,2)}, at: timestamp", "  t: {sql: select user_id from events}"), &[("9", "`,` is missing at the end", None)]),
+        (
+            file("user_id: string, at: timestamp, k: {type: string not null, from: _key}", "  t: {sql: select user_id from events}").replace("kafka: {brokers: 'h:1', topic: t}", "file: ~/x.ndjson"),
+            &[("~/x.ndjson", "`~` is not expanded", None), ("string not null", "the lines of a file have no `_key`", None)],
+        ),
         // Types are told of each expression for itself.
         (
             sql("select user_id + 1 as a, upper(n, 1) as b, cast(n as bigimt) as c, null as d, 9223372036854775807 + 1 as e, n as f from events where user_id", ""),

@@ -85,7 +85,11 @@ fn uuids_are_found_by_their_text_and_handed_on() {
         let most = [json!({"u": "a", "m": id(1), "t": id(0), "n": 2}), json!({"u": "b", "m": id(2), "t": id(2), "n": 1})];
         assert_eq!(pond.query_in(format, "select u, m, t, n from most order by u"), most, "{format}");
         assert_eq!(pond.query_in(format, "select uid, n from by_id order by uid"), [json!({"uid": id(1), "n": 1}), json!({"uid": id(2), "n": 1})], "{format}");
+        let asked = format!("select cast(uid as varchar) as t from one join by_id using (uid) where by_id.uid = '{}'", id(1).to_uppercase());
+        assert_eq!(pond.query_in(format, &asked.replace("cast(uid", "cast(one.uid")), [json!({"t": id(1)})], "{format}");
     }
+    let wrong = pond.millpond(&["query", "pipeline.yaml", "select id from one where uid = 'seven'"]);
+    assert!(wrong.code == 2 && wrong.stderr.contains("'seven' is no uuid"), "{wrong:?}");
     pond.assert_proven();
 }
 

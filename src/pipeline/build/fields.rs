@@ -37,6 +37,16 @@ impl<'n> Fields<'n> {
     }
 }
 
+/// A type with a comma in it, such as `decimal(12,2)`, that YAML tore there: its first half, which says so when it is read.
+pub(super) fn is_torn(value: &Node) -> bool {
+    matches!(&value.value, Value::Scalar(s) if s.text.matches(['(', '<']).count() > s.text.matches([')', '>']).count())
+}
+
+/// The other half, which looks like a key.
+pub(super) fn is_rest(key: &Key, value: &Node) -> bool {
+    matches!(value.value, Value::Null) && key.text.ends_with([')', '>'])
+}
+
 impl Build<'_> {
     /// Reads a map with fixed keys. Unknown keys are problems; one that is nearly a known key is
     /// read as that key, so that what stands below it is checked too.
@@ -53,7 +63,12 @@ impl Build<'_> {
         let mut found: Vec<(&'static KnownKey, Span, &'n Node)> = Vec::new();
         let mut misspelt = Vec::new();
         let mut later = false;
+        let mut torn = false;
         for (key, value) in entries {
+            if torn && is_rest(key, value) {
+                continue;
+            }
+            torn = is_torn(value);
             match section.key(&key.text) {
                 Some(known) if known.later => {
                     let problem = self.text.problem(key.span, format!("`{}` of {} is not in this version", key.text, section.title));

@@ -9,7 +9,7 @@ use super::super::raw::{Key, Node, Scalar, Value};
 use super::super::types::{Misfit, column_type, from, reserved_from};
 use super::super::{Column, ColumnType, EpochUnit, FileInput, Format, From, Input, KafkaInput, Segment, SourceSpec, Start, Watermark};
 use super::{Build, OptionPart, SourcePart};
-use super::fields::Fields;
+use super::fields::{Fields, is_rest, is_torn};
 use super::lake::absolute;
 
 /// Properties of librdkafka that Millpond sets itself, and why.
@@ -88,7 +88,8 @@ impl Build<'_> {
             }
         };
         let format = self.word(fields, "format").and_then(Format::named);
-        let columns = fields.get("columns").map(|node| self.columns(node, fields.span("columns")));
+        let absent: &[From] = if fields.get("file").is_some() { &[From::Key, From::Timestamp] } else { &[] };
+        let columns = fields.get("columns").map(|node| self.columns(node, fields.span("columns"), absent));
         let columns = columns.unwrap_or_else(|| Columns { open: true, ..Columns::default() });
         let watermark = match fields.get("watermark") {
             Some(node) => self.watermark(node, fields, &columns).map(Some),
@@ -305,6 +306,10 @@ impl Build<'_> {
             self.wrong(node.span, format!("`{}` is no path", scalar.shown()), "a path or glob of the local file system");
             return None;
         }
+        if scalar.text.starts_with('~') {
+            self.wrong(node.span, "`~` is not expanded", "an absolute or relative path; ${HOME} is substituted");
+            return None;
+        }
         // The working directory is a name, not a pattern.
         let cwd = glob::Pattern::escape(&self.cwd.to_string_lossy());
         let path = absolute(Path::new(&cwd), &scalar.text);
@@ -315,7 +320,7 @@ impl Build<'_> {
         Some(FileInput { path: path.to_string_lossy().into_owned() })
     }
 
-    fn columns(&self, node: &Node, at: Span) -> Columns {
+    fn columns(&self, node: &Node, at: Span, absent: &[From]) -> Columns {
         let mut columns = Columns::default();
         let Some(entries) = self.entries(node, "columns") else { return Columns { open: true, ..columns } };
         if entries.is_empty() || entries.len() > MAX_COLUMNS {
@@ -325,19 +330,17 @@ impl Build<'_> {
         let mut names: BTreeMap<String, &str> = BTreeMap::new();
         let mut torn = false;
         for (key, value) in entries {
-            // What is left of `decimal(12,2)` when YAML tore it at its comma; the first half has
-            // said so already.
-            if torn && matches!(value.value, Value::Null) && key.text.ends_with([')', '>']) {
+            if torn && is_rest(key, value) {
                 continue;
             }
-            torn = matches!(&value.value, Value::Scalar(s) if s.text.matches(['(', '<']).count() > s.text.matches([')', '>']).count());
+            torn = is_torn(value);
             if let Some(first) = names.insert(key.text.to_lowercase(), &key.text) {
                 self.wrong(key.span, format!("the columns `{first}` and `{}` differ only in case", key.text), "names that differ in more than case, which Iceberg's and Delta's readers do not look at; `from` takes each from its own name");
                 // Which of the two a word of the SQL means cannot be told.
                 columns.open = true;
             }
             let named = self.is_column_name(key);
-            match self.column(key, value) {
+            match self.column(key, value, absent) {
                 Some(column) if named => columns.right.push(column),
                 _ => columns.wrong.push(key.text.clone()),
             }
@@ -355,7 +358,8 @@ impl Build<'_> {
         !trouble
     }
 
-    fn column(&self, key: &Key, value: &Node) -> Option<Column> {
+    /// `absent`: what the source's records do not have.
+    fn column(&self, key: &Key, value: &Node, absent: &[From]) -> Option<Column> {
         let (ty_node, path_node, unit, nullable) = match &value.value {
             Value::Map(_) => {
                 let fields = self.fields(value, &COLUMN, key.span)?;
@@ -407,6 +411,11 @@ impl Build<'_> {
         };
         self.is_reserved(key, &from)?;
         self.holds(ty_node, scalar, &from, &ty)?;
+        if absent.contains(&from) && !is_nullable {
+            let beside = if from == From::Key { "_key" } else { "_timestamp" };
+            self.wrong(ty_node.span, format!("the lines of a file have no `{beside}`: every record would be dead"), "a column that may be null, without `not null`");
+            return None;
+        }
         Some(Column { name: key.text.clone(), ty, nullable: is_nullable, from })
     }
 

@@ -8,6 +8,9 @@ use datafusion::sql::sqlparser::tokenizer::Span;
 /// Said where only the planner saw it.
 pub(super) const SAME_NAME: &str = "two columns of the table have the same name";
 
+/// How the complaint of a column without a name ends: the planner writes the column otherwise than the file.
+pub(super) const UNNAMED: &str = "needs a name";
+
 /// Names that are listed where none is near: more would hide the message.
 const MOST_NAMES: usize = 24;
 

@@ -31,10 +31,8 @@ pub(super) fn find(decl: &TableDecl, checked: &Checked, whole: Option<SqlError>)
     // What is right by itself, together: what is amiss between the parts.
     let usable = groups && checked.windowed == aggregated && !checked.source.open && !(checked.source.timeless && checked.windowed);
     if usable && sound.contains(&true) {
-        let mut statement = checked.statement.clone();
+        let mut statement = checked.planned(|nth| sound[nth]);
         edit(&mut statement, |select| {
-            let mut keep = sound.iter();
-            select.projection.retain(|_| keep.next() == Some(&true));
             select.selection = select.selection.take().filter(|_| condition);
             select.having = select.having.take().filter(|_| having);
         });

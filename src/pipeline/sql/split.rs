@@ -1,6 +1,7 @@
 //! From DataFusion's analyzed plan to the parts of a [`TablePlan`].
 
 use super::aggregate::output_type;
+use super::error::UNNAMED;
 use super::{Aggregate, AggregateCall, AggregateFunction, GroupColumn, OP, Place, Projected, SqlError, Step, TablePlan, Tumble, bounded, caught, functions, types};
 use crate::pipeline::{SourceSpec, TYPE_KEY, TableDecl};
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef, TimeUnit};
@@ -31,6 +32,8 @@ pub(super) fn session() -> SessionState {
     options.sql_parser.collect_spans = true;
     options.execution.time_zone = Some("UTC".to_string());
     let mut state = SessionStateBuilder::new().with_config(config).with_default_features().build();
+    // Another build has another answer.
+    let _ = state.deregister_udf("version");
     for function in bounded(&state) {
         // Only registries that cannot be written to refuse.
         let _ = state.register_udf(function);
@@ -81,7 +84,7 @@ pub(super) fn split(decl: &TableDecl, statement: Statement, frame: &Frame<'_>) -
     if let LogicalPlan::Projection(p) = &logical
         && let Some(e) = p.expr.iter().find(|e| !matches!(e, Expr::Alias(_) | Expr::Column(_)))
     {
-        return Err(SqlError::new(format!("the column {} needs a name: write `… as name`", short(e))));
+        return Err(unnamed(e));
     }
     let logical = planned(floats_stay_floats(logical))?;
     let analyzed = planned(state.analyzer().execute_and_check(logical, state.config_options(), |_, _| {}))?;
@@ -279,6 +282,10 @@ fn exact_or_float(e: Expr, schema: &DFSchema) -> DataFusionResult<Transformed<Ex
     Ok(Transformed::yes(e))
 }
 
+fn unnamed(e: &Expr) -> SqlError {
+    SqlError::new(format!("the column {} {UNNAMED}", short(e))).expecting("`… as name` behind it")
+}
+
 fn refuse_names(output: &SchemaRef) -> Result<(), SqlError> {
     let mut seen: BTreeSet<String> = BTreeSet::new();
     for (i, f) in output.fields().iter().enumerate() {
@@ -335,7 +342,7 @@ impl Builder<'_> {
                 Expr::Alias(a) => a.name.clone(),
                 Expr::Column(c) => c.name.clone(),
                 other => {
-                    return Err(SqlError::new(format!("the column {} needs a name: write `… as name`", short(other))));
+                    return Err(unnamed(other));
                 }
             };
             let plain = match e.clone().unalias() {

@@ -5,7 +5,7 @@
 //! what is left is a plain query over one plain table. One error does not hide the next: a part that cannot be
 //! judged any more is left open, and what depends on it is not judged either.
 
-use super::error::{Place, SqlError};
+use super::error::{Place, SqlError, UNNAMED};
 use super::names::{Clause, Part, Pick, Scope, covering, is_aggregate, pick, words_are_columns};
 use super::split::Frame;
 use super::window::whole_days;
@@ -65,6 +65,27 @@ impl Checked {
             },
             _ => None,
         }
+    }
+
+    /// The statement for the planner, with these items of its select list. The planner knows no `count(*)` under
+    /// `group by all`: its groups are written out.
+    pub fn planned(&self, keeps: impl Fn(usize) -> bool) -> Statement {
+        let mut statement = self.statement.clone();
+        let Statement::Query(query) = &mut statement else { return statement };
+        let SetExpr::Select(select) = query.body.as_mut() else { return statement };
+        if matches!(select.group_by, GroupByExpr::All(_)) {
+            let group = |(item, part): (&SelectItem, &Part)| match item {
+                // A number would be the place of a column.
+                SelectItem::UnnamedExpr(Expr::Value(_)) | SelectItem::ExprWithAlias { expr: Expr::Value(_), .. } => None,
+                SelectItem::UnnamedExpr(e) | SelectItem::ExprWithAlias { expr: e, .. } if !part.aggregates => Some(e.clone()),
+                _ => None,
+            };
+            let kept = select.projection.iter().zip(&self.items).enumerate().filter(|(nth, _)| keeps(*nth));
+            select.group_by = GroupByExpr::Expressions(kept.filter_map(|(_, item)| group(item)).collect(), vec![]);
+        }
+        let mut nth = 0..;
+        select.projection.retain(|_| nth.next().is_some_and(&keeps));
+        statement
     }
 
     fn parts(&self) -> impl Iterator<Item = &Part> {
@@ -260,7 +281,7 @@ fn whole(checked: &mut Checked, sql: &str) {
             match (item, &checked.names[nth]) {
                 // An aggregate alone has its own text for a name.
                 (SelectItem::UnnamedExpr(e), None) if !part.wrong && !is_aggregate(e) => {
-                    found.push(SqlError::at_span(format!("the column {} needs a name", short(e)), span).expecting("`… as name` behind it"));
+                    found.push(SqlError::at_span(format!("the column {} {UNNAMED}", short(e)), span).expecting("`… as name` behind it"));
                 }
                 (SelectItem::UnnamedExpr(e) | SelectItem::ExprWithAlias { expr: e, .. }, _)
                     if matches!(select.group_by, GroupByExpr::All(_)) && part.aggregates && !part.wrong && !is_aggregate(e) =>

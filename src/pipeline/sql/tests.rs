@@ -191,6 +191,7 @@ fn what_cannot_be_split_is_refused_with_the_reason() {
         ("select window_start, bool_and(user_id) as s from T group by window_start", "there is no bool_and of string"),
         ("select window_start, sum(i) + 1 as s from T group by all", "group by all cannot group by sum(i) + 1, which holds an aggregate"),
         ("select user_id, count(*) as n from T group by all", "window_start"),
+        ("select window_start, version() as v, count(*) as n from T group by all", "no function is named version"),
         ("select user_id from events where id = user_id", "there is no uuid = string"),
         ("select user_id from events where id = 'abc'", "'abc' is no uuid"),
         ("select cast(id as bigint) as n from events", "no cast from uuid to int64"),
@@ -229,7 +230,7 @@ fn what_cannot_be_split_is_refused_with_the_reason() {
 
 #[test]
 fn what_was_taken_before_is_taken() {
-    for sql in ["select window_start, count(*) from T group by window_start", "select window_start, user_id, sum(i) as s from T group by all", "select window_start as w, upper(user_id) as U, count(*) as cnt from T as e group by 1, u having CNT > 1"] {
+    for sql in ["select window_start, count(*) from T group by window_start", "select window_start, user_id, sum(i) as s from T group by all", "select 1 as one, window_start, count(*) as n from T group by all", "select window_start as w, upper(user_id) as U, count(*) as cnt from T as e group by 1, u having CNT > 1"] {
         let sql = sql.replace(" T", &format!(" {T}"));
         planned(&sql, None).unwrap_or_else(|e| panic!("{sql}: {e}"));
     }
