@@ -90,11 +90,12 @@ pub async fn read(lake: &Lake, pipeline: &str, table: &str) -> Result<TableState
     let mut state = TableState::new(KIND, newest.to_string(), String::new());
     state.folder = folder.clone();
     state.referenced.extend(listing.all.iter().cloned());
-    let mut provenance = Provenance { pipeline, table, ..Provenance::default() };
+    let mut provenance = Provenance { pipeline, table, folder: &folder, ..Provenance::default() };
     // Commits below the checkpoint tell where files came from, as far as they are still there.
     for (&version, path) in &listing.commits {
         let actions = commit(lake, path).await.map_err(|e| finding("metadata-missing", format!("commit {version}: {e}")))?;
-        provenance.commit(version, &actions, &folder, &mut state);
+        provenance.look(lake, &actions).await;
+        provenance.commit(version, &actions, &mut state);
         if base.is_none_or(|b| version > b) {
             // Within a commit order means nothing.
             actions.iter().filter(|a| a.get("add").is_none()).for_each(|a| snapshot.apply(a));
@@ -176,30 +177,85 @@ async fn checkpoint(lake: &Lake, path: &str) -> Result<Vec<Value>, String> {
 struct Provenance<'a> {
     pipeline: &'a str,
     table: &'a str,
+    folder: &'a str,
     /// Log and entry of the newest commit of ours, with its offsets.
     ours: Option<(String, u64, Value)>,
     id: Option<String>,
-    /// Rows of every file that a retained commit added, less those that its deletion vector takes.
-    rows: HashMap<String, u64>,
+    /// Rows that readers see of every live file that a retained commit added, where that is known.
+    rows: HashMap<String, Option<u64>>,
+    /// Rows of files by their own footers, deleted ones included.
+    looked: HashMap<String, u64>,
+}
+
+/// The actions of a kind.
+fn of(actions: &[Value], kind: &str) -> Vec<Value> {
+    actions.iter().filter_map(|a| a.get(kind).cloned()).filter(|a| !a.is_null()).collect()
+}
+
+fn info(actions: &[Value]) -> Value {
+    of(actions, "commitInfo").into_iter().next().unwrap_or_default()
+}
+
+fn ours(info: &Value) -> Option<(&str, u64)> {
+    info["millpond.log"].as_str().zip(info["millpond.entry"].as_u64())
+}
+
+fn changes_data(actions: &[Value]) -> bool {
+    of(actions, "add").iter().chain(&of(actions, "remove")).any(|a| a["dataChange"].as_bool() != Some(false))
+}
+
+fn records(add: &Value) -> Option<u64> {
+    add["stats"].as_str().and_then(|s| serde_json::from_str::<Value>(s).ok()).and_then(|s| s["numRecords"].as_u64())
 }
 
 impl Provenance<'_> {
-    fn commit(&mut self, version: u64, actions: &[Value], folder: &str, state: &mut TableState) {
-        let of = |kind: &str| actions.iter().filter_map(|a| a.get(kind).cloned()).filter(|a| !a.is_null()).collect::<Vec<Value>>();
-        let (adds, removes) = (of("add"), of("remove"));
-        let info = of("commitInfo").into_iter().next().unwrap_or_default();
+    /// Of a compaction of others: files of which the log does not say how many rows they hold tell it themselves, as far as
+    /// they are still there.
+    async fn look(&mut self, lake: &Lake, actions: &[Value]) {
+        if ours(&info(actions)).is_some() || changes_data(actions) {
+            return;
+        }
+        let silent = of(actions, "add").into_iter().filter(|a| records(a).is_none());
+        let unknown = of(actions, "remove").into_iter().filter(|r| r["path"].as_str().is_some_and(|p| self.rows.get(p).copied().flatten().is_none()));
+        for action in silent.chain(unknown).collect::<Vec<_>>() {
+            let Some((written, path)) = action["path"].as_str().and_then(|w| Some((w, format!("{}/{}", self.folder, decoded(w)?)))) else { continue };
+            let Ok(Some(size)) = footer::size(lake, &path).await else { continue };
+            let rows = footer::metadata(lake, &path, size).await.ok().and_then(|m| u64::try_from(m.file_metadata().num_rows()).ok());
+            self.looked.extend(rows.map(|rows| (written.to_string(), rows)));
+        }
+    }
+
+    /// Rows that readers see of a file, by an action that names it.
+    fn shown(&self, action: &Value) -> Option<u64> {
+        let all = records(action).or_else(|| self.looked.get(action["path"].as_str()?).copied())?;
+        Some(all.saturating_sub(action["deletionVector"]["cardinality"].as_u64().unwrap_or(0)))
+    }
+
+    /// Rows that readers saw of what a commit takes away or names again. `whole`: every file that was there is known; otherwise
+    /// what only adds may add what is there already.
+    fn rows_out(&mut self, adds: &[Value], removes: &[Value], whole: bool) -> Option<u64> {
+        let path = |a: &Value| a["path"].as_str().unwrap_or_default().to_string();
+        let removed: Vec<Option<u64>> = removes.iter().map(|r| self.rows.remove(&path(r)).flatten().or_else(|| self.shown(r))).collect();
+        let again: Vec<Option<u64>> = adds.iter().filter_map(|a| self.rows.get(&path(a)).copied()).collect();
+        let known = whole || adds.is_empty() || !removes.is_empty();
+        removed.into_iter().chain(again).sum::<Option<u64>>().filter(|_| known)
+    }
+
+    fn commit(&mut self, version: u64, actions: &[Value], state: &mut TableState) {
+        let folder = self.folder;
+        let (adds, removes) = (of(actions, "add"), of(actions, "remove"));
+        let info = info(actions);
         let mut say = |kind: &'static str, text: String| state.findings.push(Finding::new(kind, text).of(self.table, KIND));
-        for metadata in of("metaData") {
+        for metadata in of(actions, "metaData") {
             let id = metadata["id"].as_str().unwrap_or_default().to_string();
             if let Some(known) = self.id.replace(id.clone()).filter(|known| *known != id) {
                 say("table-uuid", format!("version {version} gives it the id {id}, and it had {known}: it was made anew in its place"));
             }
         }
-        let ours = info["millpond.log"].as_str().zip(info["millpond.entry"].as_u64());
-        let records = |a: &Value| a["stats"].as_str().and_then(|s| serde_json::from_str::<Value>(s).ok()).and_then(|s| s["numRecords"].as_u64()).unwrap_or(0);
+        let ours = ours(&info);
         if ours.is_some() {
             let number = |key: &str| info["operationMetrics"][key].as_str().and_then(|v| v.parse::<u64>().ok());
-            let rows = adds.iter().map(records).sum::<u64>();
+            let rows = adds.iter().filter_map(records).sum::<u64>();
             for (key, found) in [("numAddedFiles", adds.len() as u64), ("numRemovedFiles", removes.len() as u64), ("numOutputRows", rows)] {
                 if let Some(said) = number(key).filter(|said| *said != found) {
                     say("commit-counts", format!("version {version} says {key} = {said}, and its actions add up to {found}"));
@@ -207,17 +263,16 @@ impl Provenance<'_> {
             }
         }
         let path = |a: &Value| a["path"].as_str().and_then(decoded).map(|p| format!("{folder}/{p}"));
-        let shown = |a: &Value| a["stats"].as_str().map(|_| records(a).saturating_sub(a["deletionVector"]["cardinality"].as_u64().unwrap_or(0)));
-        // Of a file that came by a commit that is gone nobody knows.
-        let rows_out = removes.iter().map(|a| self.rows.get(a["path"].as_str()?).copied()).sum();
-        let rows_in = adds.iter().map(shown).sum();
-        self.rows.extend(adds.iter().filter_map(|a| Some((a["path"].as_str()?.to_string(), shown(a)?))));
-        let changes = adds.iter().chain(&removes).any(|a| a["dataChange"].as_bool() != Some(false));
+        let whole = version == 0 || state.commits.first().is_some_and(|c| c.version == "0");
+        let rows_out = self.rows_out(&adds, &removes, whole);
+        let rows_in = adds.iter().map(|a| self.shown(a)).sum();
+        let added: Vec<_> = adds.iter().filter_map(|a| Some((a["path"].as_str()?.to_string(), self.shown(a)))).collect();
+        self.rows.extend(added);
         state.commits.push(Commit {
             version: version.to_string(),
             entry: ours.map(|(_, entry)| entry),
             operation: info["operation"].as_str().unwrap_or("unknown").to_string(),
-            changes_data: changes || info["operation"].as_str().is_some_and(|o| o.eq_ignore_ascii_case("restore")),
+            changes_data: changes_data(actions) || info["operation"].as_str().is_some_and(|o| o.eq_ignore_ascii_case("restore")),
             rows_in,
             rows_out,
             by: info["engineInfo"].as_str().or(info["clientVersion"].as_str()).map(str::to_string),

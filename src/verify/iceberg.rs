@@ -6,7 +6,7 @@ use super::manifests::{Lists, Tally};
 use super::position_deletes::{self, DeleteFile, Live};
 use super::schema::Layout;
 use super::structure::{Commit, TableState};
-use super::{Finding, Lake, VerifyError, footer};
+use super::{Finding, Lake, VerifyError, footer, rewrites};
 use crate::pipeline::{LakeSpec, TableFormatKind};
 use crate::read::LiveFile;
 use crate::store::iceberg_io::{LakeRoot, file_io};
@@ -52,6 +52,7 @@ impl Reader {
         state.referenced.extend(metadata.metadata_log().iter().filter_map(|m| self.root.relative(&m.metadata_file).map(str::to_string)));
         self.commits(&metadata, &mut state);
         self.files(lake, &metadata, &mut state, table).await?;
+        rewrites::count(lake, &self.io, &self.root, &metadata, &mut state.commits).await;
         Ok(state)
     }
 

@@ -4,7 +4,7 @@
 //! partition, whether every staged file is in its table once, whether files, counts and stamps agree.
 //! [`schema`] compares columns and partitioning with the plan's, [`contents`] reads every file once:
 //! what may be there but once is ([`once`]), and what readers prune by ([`bounds`]) holds every row. [`runs`] reads what a
-//! start needs, and [`coverage`] asks whether that is all of it. [`deep`] reads the source again over the logged offsets and computes every table by a way of
+//! start needs, and [`coverage`] asks whether that is all of it, and [`rewrites`] counts what compactions of others kept. [`deep`] reads the source again over the logged offsets and computes every table by a way of
 //! its own: it judges lateness row by row from the facts of the log, runs the SQL as one batch in
 //! DataFusion, and compares rows.
 //!
@@ -33,6 +33,7 @@ mod once;
 mod order;
 mod position_deletes;
 mod reach;
+mod rewrites;
 mod runs;
 mod schema;
 mod select;

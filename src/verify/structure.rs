@@ -5,7 +5,7 @@ use super::facts::Facts;
 use super::schema::Layout;
 use super::shown::Shown;
 use super::{Finding, Lake, Options, Report, TableReport, VerifyError, contents, delta, footer, iceberg, schema};
-use crate::epoch::entry::SpecRecord;
+use crate::epoch::entry::{Plan, SpecRecord};
 use crate::pipeline::{Pipeline, TableFormatKind};
 use crate::read::LiveFile;
 use crate::stage::{TableSpec, names};
@@ -113,17 +113,33 @@ pub struct Checked {
     pub shown: Option<Shown>,
 }
 
-/// Every table that the newest plan asks for.
-fn wanted(facts: &Facts) -> Vec<(SpecRecord, Role, u64)> {
+/// Every table that a plan asks for.
+fn wanted(plan: &Plan) -> Vec<(SpecRecord, Role, u64)> {
     let mut wanted = vec![];
-    for (name, table) in &facts.plan().tables {
+    for (name, table) in &plan.tables {
         wanted.push((table.table.clone(), Role::Declared { windowed: table.window.is_some() }, table.born));
         wanted.extend(table.late.clone().map(|late| (late, Role::Late(name.clone()), table.born)));
     }
-    for (name, source) in &facts.plan().sources {
+    for (name, source) in &plan.sources {
         wanted.push((source.dead.clone(), Role::Dead(name.clone()), 0));
     }
     wanted
+}
+
+/// Tables that an older plan asked for and the newest does not, each with the entry that took it out.
+fn taken_out(facts: &Facts) -> BTreeMap<String, u64> {
+    let mut ended = BTreeMap::new();
+    for pair in facts.eras.windows(2) {
+        ended.extend(wanted(&pair[0].plan).into_iter().map(|(record, _, _)| (record.name, pair[1].entry)));
+        for (record, _, _) in wanted(&pair[1].plan) {
+            ended.remove(&record.name);
+        }
+    }
+    ended
+}
+
+fn not_judged(table: &str, entry: u64) -> String {
+    format!("table {table} is in the log and no longer in the pipeline file, out of which entry {entry} took it: not judged")
 }
 
 pub fn chosen(options: &Options, name: &str, role: &Role) -> bool {
@@ -136,12 +152,17 @@ pub fn chosen(options: &Options, name: &str, role: &Role) -> bool {
 pub async fn check(pipeline: &Pipeline, lake: &Lake, facts: &Facts, options: &Options, report: &mut Report) -> Result<Vec<Checked>, VerifyError> {
     let reader = iceberg::Reader::new(lake)?;
     let mut checked = vec![];
-    let all = wanted(facts);
+    let all = wanted(facts.plan());
+    let ended = taken_out(facts);
     if let Some(table) = &options.table
         && !all.iter().any(|(r, _, _)| r.name == *table)
     {
         let names: Vec<&str> = all.iter().map(|(r, _, _)| r.name.as_str()).collect();
-        return Err(VerifyError::NoTable(format!("there is no table {table}; there are {}", names.join(", "))));
+        let why = ended.get(table).map_or_else(|| format!("there is no table {table}"), |entry| not_judged(table, *entry));
+        return Err(VerifyError::NoTable(format!("{why}; there are {}", names.join(", "))));
+    }
+    if options.table.is_none() {
+        report.notes.extend(ended.iter().map(|(table, entry)| not_judged(table, *entry)));
     }
     for (record, role, born) in all {
         if !chosen(options, &record.name, &role) {
@@ -183,6 +204,8 @@ async fn one(lake: &Lake, facts: &Facts, mut table: Checked, report: &mut Report
         schema::check(facts, &table.spec, &table.role, table.born, state, report);
         contents::check(lake, facts, &table.spec, &table.role, table.shown.as_ref(), state).await?;
         staged(facts, &name, &table.role, table.born, state);
+        let miscounted = state.commits.iter().filter_map(Commit::miscounted).map(|text| Finding::new("rewrite-rows", text).of(&name, state.format));
+        state.findings.extend(miscounted.collect::<Vec<_>>());
         orphans(lake, facts, &name, state, report).await?;
         for commit in state.commits.iter().filter(|c| c.changed_rows_and_is_not_ours()) {
             report.notes.push(format!("{} table {name}: {}", state.format, commit.told()));

@@ -28,6 +28,7 @@ mod forgotten;
 mod letters;
 mod metadata;
 mod readers;
+mod rewrites;
 
 const MINUTE: i64 = 60_000;
 /// 2026-01-31T10:00:00Z.

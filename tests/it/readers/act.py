@@ -37,6 +37,61 @@ class Delta:
         metrics = self.open(table).optimize.compact()
         return {"added": metrics["numFilesAdded"], "removed": metrics["numFilesRemoved"]}
 
+    def live(self, table):
+        """The live files as the commits of the log have them, oldest first, and the number of the next one."""
+        commits = sorted((pathlib.Path(self.path(table)) / "_delta_log").glob("*.json"))
+        live = {}
+        for action in (json.loads(line) for commit in commits for line in commit.read_text().splitlines()):
+            if "remove" in action:
+                live.pop(action["remove"]["path"], None)
+            if "add" in action:
+                live[action["add"]["path"]] = action["add"]
+        return list(live.values()), int(commits[-1].stem) + 1
+
+    def publish(self, table, version, operation, actions):
+        info = {"timestamp": int(time.time() * 1000), "operation": operation, "engineInfo": "another engine"}
+        lines = [json.dumps(action) + "\n" for action in [{"commitInfo": info}, *actions]]
+        with open(pathlib.Path(self.path(table)) / f"_delta_log/{version:020}.json", "x") as out:
+            out.writelines(lines)
+
+    def hide(self, table, rows, **_):
+        """Deletes the first rows of the oldest file by a deletion vector, as engines do that know them."""
+        from deltalake import TableFeatures
+
+        t = self.open(table)
+        t.alter.add_feature([TableFeatures.DeletionVectors, *features(t)], allow_protocol_versions_increase=True)
+        (old, *_), version = self.live(table)
+        removed = {"path": old["path"], "deletionTimestamp": int(time.time() * 1000), "dataChange": True}
+        self.publish(table, version, "DELETE", [{"remove": removed}, {"add": {**old, "deletionVector": deletion_vector(rows)}}])
+
+    def replace(self, table, files=None, lose=0, double=0, stats=True, **_):
+        """A compaction as another engine commits it: the oldest files, or all, become one. A faulty engine loses rows, or doubles some."""
+        import pyarrow
+        import pyarrow.parquet
+
+        chosen, version = self.live(table)
+        chosen, hidden = chosen[:files], {}
+        for batch in pyarrow.RecordBatchReader.from_stream(self.open(table).deletion_vectors()):
+            hidden.update({row["filepath"].rsplit("/", 1)[-1]: row["selection_vector"] for row in batch.to_pylist()})
+        parts = []
+        for add in chosen:
+            part = pyarrow.parquet.read_table(self.root / table / add["path"])
+            shown = hidden.get(add["path"], [])
+            parts.append(part.filter(pyarrow.array(shown + [True] * (part.num_rows - len(shown)))))
+        rows = faulty(pyarrow.concat_tables(parts), lose, double)
+        name = f"another-{version}.parquet"
+        pyarrow.parquet.write_table(rows, self.root / table / name)
+        now = int(time.time() * 1000)
+        actions = []
+        for add in chosen:
+            vector = {"deletionVector": add["deletionVector"]} if "deletionVector" in add else {}
+            actions.append({"remove": {"path": add["path"], "deletionTimestamp": now, "dataChange": False, **vector}})
+        size = (self.root / table / name).stat().st_size
+        counted = {"stats": json.dumps({"numRecords": rows.num_rows})} if stats else {}
+        actions.append({"add": {"path": name, "partitionValues": {}, "size": size, "modificationTime": now, "dataChange": False, **counted}})
+        self.publish(table, version, "OPTIMIZE", actions)
+        return {"files": len(chosen), "rows": rows.num_rows}
+
     def vacuum(self, table, full=False, **_):
         return len(self.open(table).vacuum(retention_hours=0, enforce_retention_duration=False, dry_run=False, full=full))
 
@@ -122,6 +177,36 @@ class Iceberg:
                     overwrite.append_data_file(file)
         return {"removed": len(old), "operation": str(Operation.OVERWRITE.value)}
 
+    def replace(self, table, files=None, at=None, lose=0, double=0, **_):
+        """A compaction as another engine commits it, a snapshot `replace`: the oldest data files, or all, become one, and their deletes are
+        applied. `at`: the snapshot at which it began, whose sequence number its file keeps. A faulty engine loses rows, or doubles some."""
+        from pyiceberg.expressions import AlwaysTrue
+        from pyiceberg.io.pyarrow import ArrowScan, _dataframe_to_data_files
+        from pyiceberg.manifest import ManifestContent
+
+        t = self.open(table)
+        began = t.snapshot_by_id(at) if at else t.current_snapshot()
+        entries = [e for m in began.manifests(t.io) if m.content == ManifestContent.DATA for e in m.fetch_manifest_entry(t.io)]
+        entries.sort(key=lambda e: (e.sequence_number, e.data_file.file_path))
+        chosen = [e.data_file for e in entries[:files]]
+        paths = {f.file_path for f in chosen}
+
+        def rows_at(snapshot):
+            tasks = [task for task in t.scan(snapshot_id=snapshot.snapshot_id).plan_files() if task.file.file_path in paths]
+            return ArrowScan(t.metadata, t.io, t.schema(), AlwaysTrue()).to_table(tasks), sum(len(task.delete_files) > 0 for task in tasks)
+
+        rows, with_deletes = rows_at(began)
+        # What was deleted from these files meanwhile would come back: then it starts over.
+        assert rows_at(t.current_snapshot())[0].num_rows == rows.num_rows
+        rows = faulty(rows, lose, double)
+        with t.transaction() as transaction:
+            with replacing(t, transaction, began.sequence_number if at else None) as replace:
+                for file in chosen:
+                    replace.delete_data_file(file)
+                for file in _dataframe_to_data_files(table_metadata=transaction.table_metadata, df=rows, io=t.io):
+                    replace.append_data_file(file)
+        return {"files": len(chosen), "rows": rows.num_rows, "with_deletes": with_deletes, "records": sum(f.record_count for f in chosen)}
+
     def delete(self, table, where, **_):
         before = self.open(table).scan().count()
         self.open(table).delete(where)
@@ -168,6 +253,56 @@ class Iceberg:
         schema, spec, location, properties = t.schema(), t.spec(), t.location(), dict(t.properties)
         self.drop(table)
         self.catalog.create_table((self.namespace, table), schema, location=location, partition_spec=spec, properties=properties if keep_properties else {})
+
+
+def faulty(rows, lose, double):
+    import pyarrow
+
+    return pyarrow.concat_tables([rows.slice(lose), rows.slice(lose, double)])
+
+
+def features(table):
+    """Those that a table of the older protocol has without saying so: an upgrade must not lose them."""
+    from deltalake import TableFeatures
+
+    protocol = table.protocol()
+    return [] if protocol.writer_features else [TableFeatures.AppendOnly, TableFeatures.Invariants]
+
+
+def deletion_vector(rows):
+    """Of the first rows of a file, within the log: a roaring bitmap of one array, in the alphabet of Z85."""
+    import base64
+    import struct
+
+    plain = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz!#$%&()*+-;<=>?@^_`{|}~"
+    z85 = b"0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ.-:+=^!/*?&<>()[]{}@%$#"
+    data = struct.pack("<IQIIIHHI", 1681511377, 1, 0, 12346, 1, 0, rows - 1, 16) + struct.pack(f"<{rows}H", *range(rows))
+    padded = data + bytes(-len(data) % 4)
+    text = base64.b85encode(padded).translate(bytes.maketrans(plain, z85)).decode()
+    return {"storageType": "i", "pathOrInlineDv": text, "sizeInBytes": len(data), "cardinality": rows}
+
+
+def replacing(table, transaction, sequence):
+    """PyIceberg's overwrite as a `replace`, which it has not; its files keep this sequence number, where one is given."""
+    from pyiceberg.table.snapshots import Operation, Summary
+    from pyiceberg.table.update.snapshot import _OverwriteFiles
+
+    class Replace(_OverwriteFiles):
+        def _summary(self, snapshot_properties={}):
+            return Summary(operation=Operation.REPLACE, **super()._summary(snapshot_properties).additional_properties)
+
+        def new_manifest_writer(self, spec):
+            writer = super().new_manifest_writer(spec)
+            add = writer.add
+
+            def add_as_of_then(entry):
+                entry.sequence_number = sequence
+                return add(entry)
+
+            writer.add = add_as_of_then
+            return writer
+
+    return Replace(operation=Operation.OVERWRITE, transaction=transaction, io=table.io, snapshot_properties={"engine-name": "another engine"})
 
 
 def arrow_rows(schema, rows):
