@@ -22,3 +22,15 @@ pub fn in_place<T>(work: impl FnOnce() -> T) -> T {
 pub async fn offload<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, tokio::task::JoinError> {
     if one_thread() { Ok(work()) } else { tokio::task::spawn_blocking(work).await }
 }
+
+/// Waits for work of a library that has threads of its own. Where there is a single thread, all else waits, too.
+///
+/// # Errors
+/// The work panicked, or nothing could be started for it.
+pub async fn apart<T: Send>(work: impl Future<Output = T> + Send) -> Result<T, String> {
+    if !one_thread() {
+        return Ok(work.await);
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|e| e.to_string())?;
+    std::thread::scope(|scope| scope.spawn(move || runtime.block_on(work)).join()).map_err(|_| "it panicked".to_string())
+}

@@ -1,6 +1,7 @@
 //! Table properties, told before a table is made: what cannot hold, and what Millpond's own files do not follow.
 
 use crate::commit::delta::{interval_ms, property_refusal};
+use crate::commit::iceberg::{KEEP_SNAPSHOTS, MERGE_MANIFESTS};
 use crate::pipeline::TableFormatKind::{self, Delta, Iceberg};
 
 /// What is to be told of a property.
@@ -21,7 +22,7 @@ pub(super) fn judge(name: &str, value: &str, formats: &[TableFormatKind]) -> Opt
     let number = |from: i64| value.parse::<i64>().is_ok_and(|n| n >= from);
     let of = if name.starts_with("delta.") {
         Delta
-    } else if name.starts_with("write.") || name == "format-version" {
+    } else if name.starts_with("write.") || name == "format-version" || name == MERGE_MANIFESTS || name == KEEP_SNAPSHOTS {
         Iceberg
     } else {
         return None;
@@ -42,6 +43,8 @@ pub(super) fn judge(name: &str, value: &str, formats: &[TableFormatKind]) -> Opt
         "write.format.default" | "write.delete.format.default" => only("parquet, which is what Millpond writes", lower == "parquet"),
         "write.metadata.compression-codec" => only("none, which is what Millpond writes", lower == "none"),
         "write.metadata.previous-versions-max" => only("a whole number from 1", number(1)),
+        MERGE_MANIFESTS => only("a whole number of manifests from 2", number(2)),
+        KEEP_SNAPSHOTS => only("a whole number of snapshots from 2", number(2)),
         "write.data.path" | "write.metadata.path" | "write.object-storage.enabled" => {
             Some(Told::Name(format!("`{name}` is not in this version: files lie in the table's own folder below `lake.root`"), "no such property".into()))
         }
@@ -75,6 +78,8 @@ mod tests {
             ("write.parquet.compression-codec", "ZSTD"),
             ("write.parquet.compression-level", "9"),
             ("write.metadata.previous-versions-max", "10"),
+            ("commit.manifest.min-count-to-merge", "100"),
+            ("history.expire.min-snapshots-to-keep", "20"),
             ("format-version", "2"),
             ("delta.checkpointInterval", "10"),
             ("delta.logRetentionDuration", "interval 30 days"),
@@ -89,6 +94,8 @@ mod tests {
             ("write.parquet.compression-codec", "gzip"),
             ("write.parquet.compression-level", "90"),
             ("write.metadata.previous-versions-max", "0"),
+            ("commit.manifest.min-count-to-merge", "1"),
+            ("history.expire.min-snapshots-to-keep", "1"),
             ("format-version", "3"),
             ("delta.checkpointInterval", "ten"),
             ("delta.checkpointInterval", "0"),

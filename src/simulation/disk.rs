@@ -73,7 +73,7 @@ impl UnderWay {
     pub fn begin(world: &Arc<World>, who: &str, at: &Object, bytes: &[u8]) -> Option<Self> {
         let lake = world.lake()?;
         let now_ms = super::broker::wall(world);
-        let so_far = world.below(bytes.len() as u64 + 1) as usize;
+        let so_far = world.dice(at, bytes.len() as u64 + 1, 5) as usize;
         let file = lake.write(at, &bytes[..so_far], now_ms).unwrap_or_else(|e| panic!("the simulated lake: {e}"));
         Some(Self { world: world.clone(), who: who.into(), at: at.clone(), file, began_ms: now_ms, finished: false })
     }

@@ -79,6 +79,38 @@ pub struct File {
     pub column_added: bool,
     /// How often somebody wrote another comment and property.
     pub remarks: u64,
+    /// Tables are kept small all the time; otherwise no table grows so large that anything were done.
+    pub kept_small: Option<KeptSmall>,
+}
+
+/// What tables say of their upkeep.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct KeptSmall {
+    snapshots: u64,
+    metadata_files: u64,
+    /// So many manifests become one.
+    manifests: u64,
+    /// Commits between the checkpoints of a Delta table.
+    commits: u64,
+    log_ms: u64,
+    removed_ms: u64,
+}
+
+impl KeptSmall {
+    fn roll(rng: &mut Rng) -> Self {
+        let log_ms = [0, 500, 3000][rng.below(3) as usize];
+        let removed_ms = [0, 500, 3000][rng.below(3) as usize];
+        Self { snapshots: 2 + rng.below(2), metadata_files: 1 + rng.below(3), manifests: 2 + rng.below(2), commits: 1 + rng.below(3), log_ms, removed_ms }
+    }
+
+    /// As properties of a table.
+    fn text(self) -> String {
+        format!(
+            "history.expire.min-snapshots-to-keep: \"{}\", write.metadata.previous-versions-max: \"{}\", commit.manifest.min-count-to-merge: \"{}\", delta.checkpointInterval: \"{}\", \
+             delta.logRetentionDuration: interval {} milliseconds, delta.deletedFileRetentionDuration: interval {} milliseconds",
+            self.snapshots, self.metadata_files, self.manifests, self.commits, self.log_ms, self.removed_ms
+        )
+    }
 }
 
 /// Files that seeds begin with.
@@ -106,7 +138,8 @@ impl File {
         });
         let partitioning = [Partitioning::None, Partitioning::None, Partitioning::Identity, time][rng.below(4) as usize];
         let (zoned, distinct, having) = (rng.chance(20), rng.chance(35), rng.chance(25));
-        Self { tables, formats, lateness_min, on_update, idle, partitioning, window_min, zoned, distinct, having, column_added: false, remarks: 0 }
+        let kept_small = rng.chance(40).then(|| KeptSmall::roll(rng));
+        Self { tables, formats, lateness_min, on_update, idle, partitioning, window_min, zoned, distinct, having, column_added: false, remarks: 0, kept_small }
     }
 
     pub fn sources(&self) -> Vec<&'static str> {
@@ -147,8 +180,13 @@ impl File {
                 _ => writeln!(text, "    partition_by: [k]"),
             };
             let _ = writeln!(text, "    formats: [{}]", self.formats);
+            let remark = (self.remarks > 0).then(|| format!("remark: \"{}\"", self.remarks));
+            let properties: Vec<String> = remark.into_iter().chain(self.kept_small.map(KeptSmall::text)).collect();
+            if !properties.is_empty() {
+                let _ = writeln!(text, "    properties: {{{}}}", properties.join(", "));
+            }
             if self.remarks > 0 {
-                let _ = write!(text, "    comment: remark {0}\n    properties: {{remark: \"{0}\"}}\n", self.remarks);
+                let _ = writeln!(text, "    comment: remark {}", self.remarks);
             }
         }
         text + "lake: {root: ./lake}\nepoch: {every: 200ms}\ncommit: {every: 800ms}\n"

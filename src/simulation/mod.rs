@@ -25,6 +25,7 @@ mod upkeep;
 mod world;
 
 use crate::mutant::Mutant;
+use references::Upkeep;
 use run::{Outcome, run_seed};
 use std::io::Write;
 use std::sync::Mutex;
@@ -152,11 +153,17 @@ fn seeds() {
         sum(|o| o.virtual_ms as u64) as f64 / 1000.0
     );
     say(&summary);
+    let upkeep = |what: Upkeep| well.iter().filter_map(|o| o.upkeep.get(&what)).sum::<u64>();
+    say(&format!("upkeep by workers: {:?}", Upkeep::ALL.map(|what| (what, upkeep(what)))));
     if let Some(first) = failed.first() {
         let report = report(first, mutant, whole);
         say(&report);
         say(&format!("{} of {} seeds failed: {:?}", failed.len(), well.len() + failed.len(), failed.iter().map(|o| o.seed).collect::<Vec<_>>()));
         panic!("{report}");
+    }
+    if to - from >= SEEDS && mutant.is_none() {
+        let never: Vec<Upkeep> = Upkeep::ALL.into_iter().filter(|what| upkeep(*what) == 0).collect();
+        assert!(never.is_empty(), "no worker did any of this in {} seeds: {never:?}", to - from);
     }
 }
 

@@ -9,7 +9,7 @@ use crate::pipeline::TableFormatKind;
 use crate::stage::names::{self, Owner};
 use bytes::Bytes;
 use futures::{FutureExt, TryStreamExt};
-use iceberg::spec::{DataContentType, FormatVersion, Manifest, ManifestEntry, ManifestList, TableMetadata};
+use iceberg::spec::{DataContentType, FormatVersion, Manifest, ManifestEntry, ManifestList, ManifestStatus, TableMetadata};
 use object_store::path::Path;
 use object_store::{ObjectMeta, ObjectStore, ObjectStoreExt};
 use std::collections::{BTreeMap, BTreeSet};
@@ -36,13 +36,70 @@ struct Table {
     /// In Delta, how each live file was added, and what the table asks of its readers and writers.
     adds: BTreeMap<Path, serde_json::Value>,
     protocol: serde_json::Value,
-    /// In Delta, by file, the version that removed it.
-    removed: BTreeMap<Path, u64>,
+    /// In Delta, by file, what took it out of the table.
+    removed: BTreeMap<Path, Removal>,
+    /// In Delta, for how long a removed file is kept, and the log below a checkpoint.
+    removed_kept_ms: i64,
+    log_kept_ms: i64,
+    /// Metadata files that were the table's once.
+    past: BTreeSet<Path>,
 }
+
+/// What took a file out of a Delta table.
+#[derive(Debug, Clone, Copy)]
+struct Removal {
+    version: u64,
+    at_ms: i64,
+}
+
+/// What a worker does to keep a table small.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Upkeep {
+    /// A snapshot of an Iceberg table is expired: its manifest list is deleted.
+    SnapshotExpired,
+    /// A manifest that only expired snapshots named is deleted.
+    ManifestDeleted,
+    /// Manifests are merged into one.
+    ManifestsMerged,
+    /// A metadata file that fell off the log of them is deleted.
+    MetadataDropped,
+    /// A file of rows or deletes that only expired snapshots named is deleted.
+    ExpiredFileDeleted,
+    DeltaCheckpoint,
+    /// A commit below a checkpoint is deleted.
+    DeltaCommitDeleted,
+    DeltaCheckpointDeleted,
+    /// A file that a commit removed is deleted.
+    RemovedFileDeleted,
+}
+
+impl Upkeep {
+    pub const ALL: [Self; 9] = [
+        Self::SnapshotExpired,
+        Self::ManifestDeleted,
+        Self::ManifestsMerged,
+        Self::MetadataDropped,
+        Self::ExpiredFileDeleted,
+        Self::DeltaCheckpoint,
+        Self::DeltaCommitDeleted,
+        Self::DeltaCheckpointDeleted,
+        Self::RemovedFileDeleted,
+    ];
+}
+
+/// Days that removed files of a Delta table are kept which says nothing of it.
+const REMOVED_KEPT_MS: i64 = 7 * 86_400_000;
+/// What Millpond sets where nothing else is said.
+const LOG_KEPT_MS: i64 = 3_600_000;
 
 impl Table {
     fn names(&self, at: &Path) -> bool {
         self.own.contains(at) || self.snapshots.iter().any(|s| s.contains(at))
+    }
+
+    /// Whether this file was removed so long ago that nobody may count on it.
+    fn is_over(&self, at: &Path, now_ms: i64) -> bool {
+        !self.adds.contains_key(at) && self.removed.get(at).is_some_and(|by| by.at_ms <= now_ms.saturating_sub(self.removed_kept_ms))
     }
 }
 
@@ -90,7 +147,13 @@ impl References {
                 let at = Path::from(format!("delta/{PIPELINE}/{table}/{path}"));
                 of.rows_of.remove(&at);
                 of.adds.remove(&at);
-                of.removed.insert(at, version);
+                of.removed.insert(at, Removal { version, at_ms: action["remove"]["deletionTimestamp"].as_i64().unwrap_or(i64::MAX) });
+            }
+            if let Some(configuration) = action["metaData"]["configuration"].as_object() {
+                // The files of the simulation say it in milliseconds.
+                let interval = |name: &str| configuration.get(name)?.as_str()?.strip_prefix("interval ")?.strip_suffix(" milliseconds")?.parse().ok();
+                of.removed_kept_ms = interval("delta.deletedFileRetentionDuration").unwrap_or(REMOVED_KEPT_MS);
+                of.log_kept_ms = interval("delta.logRetentionDuration").unwrap_or(LOG_KEPT_MS);
             }
             if action["protocol"].is_object() {
                 of.protocol = action["protocol"].clone();
@@ -135,7 +198,7 @@ impl References {
     /// A checkpoint of this version does not name removed files any more: for who wrote it, their retention is over.
     pub fn forgot_removed(&mut self, table: &str, version: u64) {
         let Some(of) = self.tables.get_mut(&(TableFormatKind::Delta, table.to_string())) else { return };
-        of.own.retain(|at| of.adds.contains_key(at) || of.removed.get(at).is_none_or(|by| *by > version));
+        of.own.retain(|at| of.adds.contains_key(at) || of.removed.get(at).is_none_or(|by| by.version > version));
     }
 
     /// The files that only snapshots named which are not among the retained ones any more.
@@ -153,8 +216,9 @@ impl References {
     /// A Delta table was put back: its versions are those that its log holds now, with what landed behind them while it
     /// was away.
     pub fn delta_anew(&mut self, world: &World, table: &str) -> Result<(), String> {
-        self.tables.remove(&(TableFormatKind::Delta, table.to_string()));
-        let versions = (0..).map(|v: u64| (v, Path::from(format!("delta/{PIPELINE}/{table}/_delta_log/{v:020}.json"))));
+        // Its first versions may have been deleted below a checkpoint.
+        let next = self.version(table).map_or(0, |newest| newest + 1);
+        let versions = (next..).map(|v: u64| (v, Path::from(format!("delta/{PIPELINE}/{table}/_delta_log/{v:020}.json"))));
         for (version, commit) in versions.map_while(|(v, at)| Some((v, read(world, &at).ok()?))) {
             self.delta(world, table, version, &commit)?;
         }
@@ -188,8 +252,16 @@ impl References {
             }
             snapshots.push(self.lists[&list].0.clone());
         }
+        let keep = metadata.properties().get("history.expire.min-snapshots-to-keep").and_then(|k| k.parse::<usize>().ok());
+        let before = self.tables.get(&(TableFormatKind::Iceberg, table.to_string())).map_or(0, |t| t.snapshots.len());
+        if let Some(keep) = keep.filter(|_| world.author(&at).is_some())
+            && !(before.min(keep)..=before.max(keep + keep / 2)).contains(&snapshots.len())
+        {
+            return Err(format!("I8: {at} holds {} snapshots after {before}, and is to keep {keep}", snapshots.len()));
+        }
         let newest = metadata.current_snapshot().map(|s| self.lists[&inside(s.manifest_list())].1);
         let of = self.tables.entry((TableFormatKind::Iceberg, table.to_string())).or_default();
+        of.past.insert(at.clone());
         of.own = metadata.metadata_log().iter().map(|m| inside(&m.metadata_file)).chain([at.clone()]).collect();
         of.version = match at.filename().and_then(names::owner) {
             Some(Owner::Metadata(version)) => version,
@@ -214,6 +286,10 @@ impl References {
                 // A row is deleted at most once: what we and others write holds no position twice.
                 let signed = |e: &Arc<ManifestEntry>| e.record_count() as i64 * if e.content_type() == DataContentType::Data { 1 } else { -1 };
                 let counted = parsed.entries().iter().filter(|e| e.is_alive()).map(signed).sum();
+                // Others write their manifests anew.
+                if parsed.entries().iter().any(|e| e.status() == ManifestStatus::Existing) {
+                    world.did(Upkeep::ManifestsMerged);
+                }
                 self.manifests.insert(at.clone(), (files, counted));
             }
             let (files, counted) = &self.manifests[&at];
@@ -258,8 +334,12 @@ impl References {
             return (seq.is_none() || seq > decided.upto()).then(|| format!("the newest checkpoint is as of {:?}", decided.upto()));
         }
         let table = self.table_of(at);
-        if table.is_some_and(|t| t.names(at)) {
+        if table.is_some_and(|t| t.names(at) && !t.is_over(at, world.latest_shown(who))) {
             return Some("the table names it".into());
+        }
+        if let Some((folder, name)) = text.split_once("/_delta_log/") {
+            let kept = table.map_or(i64::MAX, |t| t.log_kept_ms);
+            return log_objection(world, folder, name, world.latest_shown(who).saturating_sub(kept));
         }
         // Whoever wrote it may know that what it was for was refused.
         let another = world.author(at).is_none_or(|by| by != who);
@@ -272,6 +352,24 @@ impl References {
             },
             Owner::Stamp(from) => (another && table.is_none_or(|t| t.stamp <= from)).then(|| format!("the table is still at {:?}", table.map(|t| t.stamp))),
             Owner::Metadata(version) => (another && table.is_none_or(|t| t.version < version)).then(|| "a swap to it may be under way".into()),
+        }
+    }
+
+    /// Whether it is upkeep of a table that a worker deletes this. What was never a table's is an orphan.
+    pub fn upkeep(&self, at: &Path) -> Option<Upkeep> {
+        let (table, name) = (self.table_of(at)?, at.filename()?);
+        match at.as_ref().split_once("/_delta_log/") {
+            Some(_) if name.ends_with(".json") => return Some(Upkeep::DeltaCommitDeleted),
+            Some(_) => return name.ends_with(".checkpoint.parquet").then_some(Upkeep::DeltaCheckpointDeleted),
+            None => {}
+        }
+        let expired = || self.lists.values().any(|(below, _)| below.contains(at)).then_some(Upkeep::ExpiredFileDeleted);
+        match () {
+            () if table.removed.contains_key(at) => Some(Upkeep::RemovedFileDeleted),
+            () if table.past.contains(at) => Some(Upkeep::MetadataDropped),
+            () if self.lists.contains_key(at) => Some(Upkeep::SnapshotExpired),
+            () if self.manifests.contains_key(at) => Some(Upkeep::ManifestDeleted),
+            () => expired(),
         }
     }
 
@@ -296,6 +394,24 @@ impl References {
             Owner::Metadata(version) => !named && world.author(at).is_some() && table.is_some_and(|t| t.version >= version),
         }
     }
+}
+
+/// The version in the name of a Delta checkpoint.
+pub fn checkpoint_version(name: &str) -> Option<u64> {
+    name.strip_suffix(".checkpoint.parquet")?.parse().ok()
+}
+
+/// Why this file of a Delta log may not be deleted now: a version can be read for as long as the log is kept, and from the
+/// newest checkpoint somebody may be about to read.
+fn log_objection(world: &World, folder: &str, name: &str, before_ms: i64) -> Option<String> {
+    let version: u64 = name.split_once('.').and_then(|(version, _)| version.parse().ok())?;
+    let log: Vec<ObjectMeta> = world.objects.list(Some(&Path::from(format!("{folder}/_delta_log")))).try_collect().now_or_never()?.ok()?;
+    let mut checkpoints: Vec<_> = log.iter().filter_map(|o| Some((checkpoint_version(o.location.filename()?)?, world.modified_at(&o.location)))).collect();
+    checkpoints.sort_unstable();
+    // What others wrote has no date here.
+    let old = |at: Option<i64>| at.is_none_or(|at| at <= before_ms);
+    let covered = checkpoints.iter().rev().skip(1).any(|(of, at)| *of > version && old(*at));
+    (!covered).then(|| format!("no checkpoint above it but the newest was there at {before_ms}: {checkpoints:?}"))
 }
 
 impl super::check::Decided {

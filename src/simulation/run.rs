@@ -7,6 +7,7 @@ use super::file::{File, OTHER, Table, What};
 use super::foreign::{self, Rewrite};
 use super::marks;
 use super::reckoning::MINUTE;
+use super::references::Upkeep;
 use super::store::pause;
 use super::upkeep;
 use super::world::{Life, PIPELINE, START_MS, Temper, World};
@@ -42,6 +43,7 @@ pub struct Outcome {
     /// Puts that a kill cut short.
     pub cut_short: u64,
     pub virtual_ms: i64,
+    pub upkeep: BTreeMap<Upkeep, u64>,
 }
 
 /// Rolls how a world behaves.
@@ -264,7 +266,7 @@ enum Happening {
     Vacuumed,
 }
 
-fn happenings(rng: &mut Rng) -> Vec<(u64, Happening)> {
+fn happenings(rng: &mut Rng, kept_small: bool) -> Vec<(u64, Happening)> {
     use Happening::*;
     let mut all: Vec<(u64, Happening)> = vec![];
     for (what, percent) in [(LatenessChanges, 35), (EndOfInput, 15), (PartitionAdded, 10), (ColumnAdded, 15), (Remarked, 5), (TableAdded, 10), (TableRemoved, 10), (TableRetaken, 15), (SourceAdded, 8), (SourceRemoved, 8), (EmitChanges, 5)] {
@@ -273,7 +275,13 @@ fn happenings(rng: &mut Rng) -> Vec<(u64, Happening)> {
         }
     }
     for what in [Compacted, Appended, Deleted, Marked, Expired, LogCleaned, Vacuumed] {
-        for _ in 0..if rng.chance(if matches!(what, Compacted | Appended | Expired) { 30 } else { 20 }) { 1 + rng.below(3) } else { 0 } {
+        let percent = match what {
+            // What it replaces is ours to delete.
+            Compacted if kept_small => 70,
+            Compacted | Appended | Expired => 30,
+            _ => 20,
+        };
+        for _ in 0..if rng.chance(percent) { 1 + rng.below(3) } else { 0 } {
             all.push((600 + rng.below(2600), what));
         }
     }
@@ -547,7 +555,7 @@ pub fn run_seed(seed: u64) -> Outcome {
     runtime.block_on(async {
         let mut rng = Rng(seed);
         let (temper, file) = (temper(&mut rng), File::roll(&mut rng));
-        let all = happenings(&mut rng);
+        let all = happenings(&mut rng, file.kept_small.is_some());
         let (partitions, rows) = (1 + rng.below(3), 10 + rng.below(14) as i64);
         let world = World::new(seed, rng, temper);
         if world.temper.local {
@@ -586,6 +594,7 @@ pub fn run_seed(seed: u64) -> Outcome {
             truncated: decided.ledger.as_ref().is_some_and(|l| l.checkpoint.is_some()),
             cut_short: world.cut_short.load(Ordering::Relaxed),
             virtual_ms: world.trace.now_ms(),
+            upkeep: world.upkeep.lock().unwrap().clone(),
         }
     })
 }

@@ -60,8 +60,8 @@ impl WorkerStore {
 
     fn later(&self, at: &Path, bytes: Bytes, create: bool) {
         let (store, at) = (self.clone(), at.clone());
-        let wait = self.world.a_long_time();
-        tokio::spawn(async move {
+        let wait = self.world.a_long_time(&at);
+        self.world.later(async move {
             tokio::time::sleep(wait).await;
             let landed = store.put_for_real(&at, bytes, create).await.is_ok();
             store.world.trace.note(&store.who, format_args!("put of {at} arrives late: {}", if landed { "lands" } else { "is refused" }));
@@ -234,7 +234,7 @@ impl Catalog for WorkerCatalog {
                 Err(lost())
             }
             Fate::LandsLate => {
-                let (world, who, wait) = (self.world.clone(), self.who.clone(), self.world.a_long_time());
+                let (world, who, wait) = (self.world.clone(), self.who.clone(), self.world.a_long_time(&at));
                 let (namespace, table, from, to) = (namespace.to_string(), table.to_string(), from.to_string(), to.to_string());
                 tokio::spawn(async move {
                     tokio::time::sleep(wait).await;

@@ -5,7 +5,7 @@ use super::broker::{Broker, SimSource, Topics, wall};
 use super::check::{self, Decided};
 use super::disk::LocalLake;
 use super::reckoning::{Reckoning, Rows, sorted};
-use super::references::References;
+use super::references::{References, Upkeep, checkpoint_version};
 use super::store::{Fate, WorkerCatalog, WorkerStore};
 use super::trace::Trace;
 use crate::commit::iceberg::Ambient;
@@ -115,7 +115,12 @@ pub struct World {
     /// How often a table was read whole, of how many commits.
     pub compared: AtomicU64,
     pub commits: AtomicU64,
+    /// How often workers did something to keep tables small.
+    pub upkeep: Mutex<BTreeMap<Upkeep, u64>>,
+    /// The latest time that each life's clock has shown.
+    shown: Mutex<BTreeMap<String, i64>>,
     ids: AtomicU64,
+    runtime: tokio::runtime::Handle,
     me: std::sync::Weak<World>,
 }
 
@@ -150,6 +155,9 @@ impl World {
             away: Mutex::default(),
             compared: AtomicU64::new(0),
             commits: AtomicU64::new(0),
+            upkeep: Mutex::default(),
+            shown: Mutex::default(),
+            runtime: tokio::runtime::Handle::current(),
             ids: AtomicU64::new(1),
             me: me.clone(),
         })
@@ -177,6 +185,41 @@ impl World {
 
     pub fn chance(&self, percent: u64) -> bool {
         self.rng.lock().unwrap().chance(percent)
+    }
+
+    /// As [`World::below`], for who is called about an object. A library on a thread of its own must not draw between
+    /// others: what it gets is decided by the object and the time.
+    pub fn dice(&self, at: &Path, n: u64, nth: u64) -> u64 {
+        if !self.trace.elsewhere() {
+            return self.below(n);
+        }
+        let object = at.as_ref().bytes().fold(self.seed, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01B3));
+        Rng(object ^ (self.trace.now_ms() as u64).rotate_left(20) ^ nth.rotate_left(50)).below(n.max(1))
+    }
+
+    /// Does something later, whoever has died by then.
+    pub fn later(&self, what: impl Future<Output = ()> + Send + 'static) {
+        drop(self.runtime.spawn(what));
+    }
+
+    /// A worker did something to keep a table small.
+    pub fn did(&self, what: Upkeep) {
+        *self.upkeep.lock().unwrap().entry(what).or_default() += 1;
+    }
+
+    /// The clock of a life shows this.
+    pub fn shows(&self, who: &str, now_ms: i64) -> i64 {
+        let mut shown = self.shown.lock().unwrap();
+        match shown.get_mut(who) {
+            Some(latest) => *latest = (*latest).max(now_ms),
+            None => _ = shown.insert(who.to_string(), now_ms),
+        }
+        now_ms
+    }
+
+    /// The latest time that somebody's clock has shown.
+    pub fn latest_shown(&self, who: &str) -> i64 {
+        self.shown.lock().unwrap().get(who).copied().unwrap_or_else(|| wall(self))
     }
 
     pub fn new_id(&self) -> Uuid {
@@ -266,8 +309,8 @@ impl World {
         self.calm.load(Ordering::Relaxed)
     }
 
-    pub fn a_long_time(&self) -> Duration {
-        Duration::from_millis(50 + self.below(if self.chance(30) { 6000 } else { 600 }))
+    pub fn a_long_time(&self, at: &Path) -> Duration {
+        Duration::from_millis(50 + self.dice(at, if self.dice(at, 100, 3) < 30 { 6000 } else { 600 }, 4))
     }
 
     /// A call takes its time, or its worker is stopped in it until others have gone on.
@@ -292,6 +335,10 @@ impl World {
     }
 
     async fn doze(&self, who: &str, at: &Path, naps: u64) {
+        // All wait for it already.
+        if self.trace.elsewhere() {
+            return;
+        }
         let ms = match self.below(10_000) {
             n if n < naps => 300 + self.below(3000),
             n if n % 2 == 0 => 0,
@@ -326,10 +373,10 @@ impl World {
         }
         // What decides is where it hurts.
         let here = if create || at.as_ref().starts_with("catalog/") { self.temper.faults * 2 } else { self.temper.faults };
-        if self.below(1000) >= here {
+        if self.dice(at, 1000, 0) >= here {
             return Fate::Done;
         }
-        match self.below(if create { 6 } else { 3 }) {
+        match self.dice(at, if create { 6 } else { 3 }, 1) {
             0 => Fate::Denied,
             1 => Fate::AnswerLost,
             2 => Fate::LandsLate,
@@ -340,7 +387,7 @@ impl World {
     }
 
     pub fn read_fails(&self, at: &Path) -> bool {
-        !self.quiet() && !at.as_ref().contains("/probe/") && self.below(1000) < self.temper.faults / 3
+        !self.quiet() && !at.as_ref().contains("/probe/") && self.dice(at, 1000, 2) < self.temper.faults / 3
     }
 
     pub fn broker_fails(&self) -> bool {
@@ -365,6 +412,13 @@ impl World {
         if create && at.as_ref().contains("/_millpond/") | at.as_ref().starts_with("_millpond/") && at.as_ref().contains("/log/") {
             self.entry_landed(who, at, &bytes).await;
         }
+        if let Some((folder, name)) = at.as_ref().split_once("/_delta_log/")
+            && let Some(version) = checkpoint_version(name)
+        {
+            self.did(Upkeep::DeltaCheckpoint);
+            // The library has its clock from the world outside, where days have passed.
+            self.references.lock().unwrap().forgot_removed(folder.rsplit('/').next().unwrap_or_default(), version);
+        }
         if create
             && let Some((folder, version)) = at.as_ref().split_once("/_delta_log/")
             && version.ends_with(".json")
@@ -387,10 +441,12 @@ impl World {
         if !at.as_ref().contains("/probe/") {
             self.trace.note(who, format_args!("deleted {at}"));
         }
-        if self.objects.head(at).await.is_ok()
-            && let Some(why) = self.references.lock().unwrap().objection(self, who, at)
-        {
-            self.fail(format!("I4: {at} is deleted, and {why}"));
+        if self.objects.head(at).await.is_ok() {
+            let mut references = self.references.lock().unwrap();
+            if let Some(why) = references.objection(self, who, at) {
+                self.fail(format!("I4: {at} is deleted, and {why}"));
+            }
+            references.upkeep(at).into_iter().for_each(|what| self.did(what));
         }
         self.objects.delete(at).await
     }
@@ -582,7 +638,7 @@ pub struct Life {
 
 impl Clock for Life {
     fn now_ms(&self) -> i64 {
-        wall(&self.world) + self.skew_ms
+        self.world.shows(&self.who, wall(&self.world) + self.skew_ms)
     }
 }
 

@@ -5,6 +5,7 @@
 //! be read, and a reader that has just picked the newest checkpoint loses nothing.
 
 use super::log::{self, State};
+use crate::runtime::apart;
 use deltalake_core::logstore::{StorageConfig, default_logstore};
 use deltalake_core::table::builder::DeltaTableConfig;
 use futures::StreamExt;
@@ -28,9 +29,12 @@ pub(super) async fn checkpoint(table_store: Arc<dyn ObjectStore>, version: u64) 
     let root = Url::parse("file:///").map_err(|e| e.to_string())?;
     let log_store = default_logstore(table_store.clone(), table_store, &root, &StorageConfig::default());
     let config = DeltaTableConfig { require_files: false, ..Default::default() };
-    let mut table = deltalake_core::DeltaTable::new(log_store, config);
-    table.load_version(version).await.map_err(|e| e.to_string())?;
-    deltalake_core::checkpoints::create_checkpoint(&table, None).await.map_err(|e| e.to_string())
+    let write = async move {
+        let mut table = deltalake_core::DeltaTable::new(log_store, config);
+        table.load_version(version).await.map_err(|e| e.to_string())?;
+        deltalake_core::checkpoints::create_checkpoint(&table, None).await.map_err(|e| e.to_string())
+    };
+    apart(write).await?
 }
 
 /// Deletes expired log files, oldest first; returns how many.

@@ -90,8 +90,11 @@ impl KnownManifests {
 const REFUSED_PROPERTIES: [&str; 5] =
     ["write.data.path", "write.metadata.path", "write.object-storage.enabled", "write.metadata.compression-codec", "format-version"];
 
-/// The number of snapshots that a table keeps.
-pub(crate) const KEEP_SNAPSHOTS: &str = "millpond.keep-snapshots";
+/// The number of snapshots that a table keeps, at least 2.
+pub(crate) const KEEP_SNAPSHOTS: &str = "history.expire.min-snapshots-to-keep";
+
+/// From how many small manifests on they are merged.
+pub(crate) const MERGE_MANIFESTS: &str = "commit.manifest.min-count-to-merge";
 
 /// Where a table lies, relative to the lake's root.
 pub fn table_folder(pipeline: &str, table: &str) -> String {
@@ -180,7 +183,7 @@ impl Lake {
                 return Err(CommitError::Refused(format!("table `{}` has the property {key} = `{value}`, which this version does not honour; remove it", spec.name)));
             }
         }
-        if let Some(key) = spec.properties.keys().find(|k| k.starts_with("millpond.") && *k != KEEP_SNAPSHOTS) {
+        if let Some(key) = spec.properties.keys().find(|k| k.starts_with("millpond.")) {
             return Err(CommitError::Refused(format!("table `{}` has the property {key}, but names that begin with `millpond.` are kept for the stamp; rename it", spec.name)));
         }
         Ok(())

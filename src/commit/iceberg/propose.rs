@@ -1,7 +1,7 @@
 //! One commit: manifests, manifest list, snapshot, metadata, and the swap that decides it.
 
 use super::table::{IcebergTable, Loaded};
-use super::{KEEP_SNAPSHOTS, deletes, schema, stamp, storage};
+use super::{KEEP_SNAPSHOTS, MERGE_MANIFESTS, deletes, schema, stamp, storage};
 use crate::commit::{Base, CommitError, CommitReport, Committed, TableChange};
 use crate::commit::iceberg::catalog::CatalogError;
 use crate::mutant::{self, Mutant};
@@ -15,8 +15,8 @@ use roaring::RoaringTreemap;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
-/// So many small manifests of a kind are merged into one.
-const MERGE_AT: usize = 40;
+/// So many small manifests of a kind are merged into one, unless the table says otherwise.
+const DEFAULT_MERGE_AT: usize = 40;
 /// A manifest of this size is left alone.
 const SMALL_MANIFEST: i64 = 8 << 20;
 /// Snapshots kept unless the table says otherwise.
@@ -236,9 +236,10 @@ impl IcebergTable {
             }
             list.push(writer.write_manifest_file().await.map_err(storage)?);
         }
+        let merge_at = number(metadata, MERGE_MANIFESTS).unwrap_or(DEFAULT_MERGE_AT).max(2);
         for content in [ManifestContentType::Data, ManifestContentType::Deletes] {
             let small = |m: &ManifestFile| m.content == content && m.partition_spec_id == spec.spec_id() && m.manifest_length < SMALL_MANIFEST;
-            if old.iter().filter(|m| small(m)).count() < MERGE_AT {
+            if old.iter().filter(|m| small(m)).count() < merge_at {
                 continue;
             }
             let (merged, kept): (Vec<_>, Vec<_>) = old.into_iter().partition(|m| small(m));
@@ -443,10 +444,15 @@ fn metadata_refs(metadata: &TableMetadata) -> BTreeMap<String, SnapshotReference
     serde_json::to_value(metadata).ok().and_then(|mut v| serde_json::from_value(v.get_mut("refs")?.take()).ok()).unwrap_or_default()
 }
 
+/// A property of the table that is a number.
+fn number(metadata: &TableMetadata, property: &str) -> Option<usize> {
+    metadata.properties().get(property)?.trim().parse().ok()
+}
+
 /// Snapshots of the main branch that go with the next commit: the oldest beyond what is kept, but
 /// none that another branch or a tag reaches.
 fn expirable(metadata: &TableMetadata) -> Vec<Snapshot> {
-    let keep = metadata.properties().get(KEEP_SNAPSHOTS).and_then(|v| v.parse::<usize>().ok()).unwrap_or(DEFAULT_KEEP).max(2);
+    let keep = number(metadata, KEEP_SNAPSHOTS).unwrap_or(DEFAULT_KEEP).max(2);
     // The snapshot that comes with the commit counts.
     let chain = stamp::ancestry(metadata);
     if chain.len() + 1 <= keep + EXPIRE_SLACK.min(keep / 2) {

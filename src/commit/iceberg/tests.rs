@@ -437,7 +437,7 @@ async fn only_files_that_no_snapshot_and_no_commit_under_way_needs_are_unneeded(
     use std::collections::BTreeSet;
     let world = World::new().await;
     let mut t = spec(vec![]).as_ref().clone();
-    t.properties.insert("millpond.keep-snapshots".into(), "3".into());
+    t.properties.insert(super::KEEP_SNAPSHOTS.into(), "3".into());
     t.properties.insert("write.metadata.previous-versions-max".into(), "4".into());
     let t = Arc::new(t);
     let mut table = world.format().open_or_create(t.clone(), &stamp_at(0)).await.unwrap();
