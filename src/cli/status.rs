@@ -169,7 +169,11 @@ fn text_of(value: &Value) -> String {
             lines.push(format!("  consumer group {group}"));
         }
         for (partition, p) in source["partitions"].as_object().into_iter().flatten() {
-            let of = p["end"].as_i64().map_or_else(String::new, |end| format!(" of {end}"));
+            let of = match (p["end"].as_i64(), p["offset"].as_i64()) {
+                (Some(end), Some(offset)) if end < offset => format!(" of {end}, so that what was read is gone (`millpond validate` says what to do)"),
+                (Some(end), _) => format!(" of {end}"),
+                _ => String::new(),
+            };
             lines.push(format!("  partition {partition}: offset {}{of}{}", p["offset"], known("latest event", &p["latest_event"])));
         }
     }

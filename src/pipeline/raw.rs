@@ -116,6 +116,8 @@ fn syntax(text: &SourceText, line: usize, column: usize, info: &str) -> Problem 
         problem.expected("quotes around a variable inside { }: \"${NAME}\"")
     } else if written.contains('{') && written.contains(['<', '(']) {
         problem.expected("quotes around a type inside { }: \"decimal(12,2)\", \"struct<a: int64>\"")
+    } else if near.iter().any(|l| l.contains('{') && l.contains('[')) {
+        problem.expected("quotes around a path with [ ] inside { }: \"lines[0].sku\"")
     } else if info.contains("mapping values are not allowed") || info.contains("comment intercepting") {
         problem.expected("quotes around a value with `: ` or ` #` in it; for SQL `sql: |`, and the select on the lines below")
     } else {

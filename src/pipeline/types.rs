@@ -262,7 +262,9 @@ impl Reader {
             Some(_) => {
                 let rest: String = self.chars[self.at..].iter().collect();
                 let misfit = self.misfit(self.at, format!("`{rest}` is left over"));
-                Err(Misfit { length: rest.chars().count(), ..misfit.expecting("nothing more") })
+                let unit = ["(s)", "(ms)", "(us)", "(ns)"].contains(&rest.as_str());
+                let expected = if unit { format!("nothing more; a unit has a key of its own: {{type: timestamp, unit: {}}}", rest.trim_matches(['(', ')'])) } else { "nothing more".into() };
+                Err(Misfit { length: rest.chars().count(), ..misfit.expecting(&expected) })
             }
         }
     }
@@ -277,6 +279,9 @@ impl Reader {
             Some(found) => format!("`{wanted}` is missing before `{found}`"),
             None => format!("`{wanted}` is missing at the end"),
         };
+        if self.chars[self.at..].iter().collect::<String>().trim_start().to_lowercase().starts_with("not null") {
+            return Err(self.misfit(self.at, "`not null` is for whole columns; what lies in one may be null").expecting(example));
+        }
         // Inside { } or [ ] YAML ends a value at a comma: the usual reason for a torn type.
         let torn = self.peek().is_none() && wanted != '(' && wanted != '<';
         let expected = if torn { format!("{example}; inside {{ }} it needs quotes, since YAML ends a value at a comma: \"{example}\"") } else { example.to_string() };
@@ -404,6 +409,8 @@ mod tests {
         assert_eq!(refused("strng").nearest.as_deref(), Some("string"));
         assert_eq!(refused("list<bigint>").nearest.as_deref(), Some("int64"));
         assert_eq!((refused("list<bigint>").at, refused("list<bigint>").length), (5, 6));
+        assert!(refused("timestamp(ms)").expected.unwrap().contains("unit: ms"));
+        assert!(refused("list<string not null>").message.contains("whole columns"));
         assert!(refused("decimal(12").expected.unwrap().contains("needs quotes"));
         for bad in ["", "decimal", "decimal(39,2)", "decimal(0,0)", "decimal(2,3)", "list", "list<>", "struct<>", "struct<a int64>", "struct<a: int64, A: int64>", "map<int64, string>", "string null", "string not", "string x", "int64)", "decimal(12,2", "decimal(999,1)"] {
             assert!(column_type(bad).is_err(), "{bad}");

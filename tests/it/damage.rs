@@ -333,6 +333,8 @@ fn a_source_that_ends_before_the_log_is_refused_by_a_run_to_its_end() {
     let validated = pond.millpond(&["validate", "pipeline.yaml"]);
     assert_eq!(validated.code, 78, "{}", validated.stderr);
     assert!(validated.stderr.contains("ends at offset 20"), "{}", validated.stderr);
+    let status = pond.millpond(&["status", "pipeline.yaml"]);
+    assert!(status.stdout.contains("offset 60 of 20, so that what was read is gone"), "{}", status.stdout);
     fs::write(&file, whole).unwrap();
     arrive(pond.path(), 1);
     pond.until_end();

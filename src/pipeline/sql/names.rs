@@ -237,7 +237,7 @@ impl Walk<'_, '_> {
             Known::Unknown => {
                 let error = SqlError::at_span(format!("no function is named {word}"), name_span);
                 let nearest = functions::elsewhere(&word).or_else(|| super::error::nearest(&word, &functions::names()));
-                let expected = "a scalar function of DataFusion, or an aggregate: ";
+                let expected = "a scalar function of DataFusion that this build has (none of hashes), or an aggregate: ";
                 self.errors.push(SqlError { nearest: nearest.map(String::from), ..error.expecting(format!("{expected}{}", functions::WRITTEN)) });
             }
             Known::Aggregate => self.aggregate(f, &word, whole),
