@@ -10,6 +10,7 @@ use std::path::PathBuf;
 use crate::support::millpond::{Pond, act, assert_same};
 
 mod columns;
+mod rewrites;
 
 const REFUSED: i32 = 75;
 const UNPROVEN: i32 = 4;
