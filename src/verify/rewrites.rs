@@ -27,20 +27,28 @@ impl Commit {
     }
 }
 
-/// Fills in what each compaction of others in an Iceberg table wrote and took away. Where its parent is no longer retained, or
-/// a file that tells is gone, that stays unknown.
+/// Fills in how many rows readers saw of what each commit of others in an Iceberg table wrote and took away: a summary counts deleted
+/// ones, too. Where its parent is no longer retained, or a file that tells is gone, a compaction's stay unknown.
 pub async fn count(lake: &Lake, io: &FileIO, root: &LakeRoot, metadata: &TableMetadata, commits: &mut [Commit]) {
     let mut counter = Counter { lake, io, root, manifests: HashMap::new(), positions: HashMap::new() };
-    for commit in commits.iter_mut().filter(|c| c.claims_no_change()) {
-        (commit.rows_in, commit.rows_out) = (None, None);
+    for commit in commits.iter_mut().filter(|c| c.entry.is_none()) {
         let after = commit.version.parse().ok().and_then(|id| metadata.snapshot_by_id(id));
         let before = after.and_then(|s| metadata.snapshot_by_id(s.parent_snapshot_id()?));
-        let Some((before, after)) = before.zip(after) else { continue };
-        let (Some(before), Some(after)) = (counter.shown(before).await, counter.shown(after).await) else { continue };
-        // A file whose deletes were rewritten with it shows another number in both.
-        let changed = |of: &BTreeMap<String, u64>, in_other: &BTreeMap<String, u64>| of.iter().filter(|(f, n)| in_other.get(*f) != Some(n)).map(|(_, n)| n).sum();
-        (commit.rows_in, commit.rows_out) = (Some(changed(&after, &before)), Some(changed(&before, &after)));
+        let counted = match before.zip(after) {
+            Some((before, after)) => counter.shown(before).await.zip(counter.shown(after).await),
+            None => None,
+        };
+        match counted {
+            Some((before, after)) => (commit.rows_in, commit.rows_out) = (Some(beyond(&after, &before)), Some(beyond(&before, &after))),
+            None if commit.claims_no_change() => (commit.rows_in, commit.rows_out) = (None, None),
+            None => {}
+        }
     }
+}
+
+/// Rows that one snapshot shows of its files and the other does not.
+fn beyond(one: &BTreeMap<String, u64>, other: &BTreeMap<String, u64>) -> u64 {
+    one.iter().map(|(file, rows)| rows.saturating_sub(other.get(file).copied().unwrap_or(0))).sum()
 }
 
 /// Counts the rows that readers of a snapshot see.

@@ -9,6 +9,9 @@ use std::path::PathBuf;
 
 use crate::support::millpond::{Pond, act, assert_same};
 
+mod columns;
+mod rewrites;
+
 const REFUSED: i32 = 75;
 const UNPROVEN: i32 = 4;
 const FORMATS: [&str; 2] = ["delta", "iceberg"];
@@ -20,7 +23,7 @@ sources:
   events:
     file: events.ndjson
     format: json
-    columns: {id: int64, user_id: string, at: timestamp, amount: int64}
+    columns: {id: int64, user_id: string, at: timestamp, amount: int32}
     watermark: {column: at, delay: 10s}
 tables:
   spend:
@@ -46,9 +49,9 @@ struct Event {
     amount: i64,
 }
 
-/// Ten seconds a step; every fifth, once there is a past, corrects a window of twenty minutes ago.
-fn event(id: i64) -> Event {
-    let back = if id % 5 == 0 && id > 130 { 1200 } else { 0 };
+/// Ten seconds a step; every fifth, once there is a past, corrects a window of `back_s` ago.
+fn event(id: i64, back_s: i64) -> Event {
+    let back = if id % 5 == 0 && id > 130 { back_s } else { 0 };
     Event { id, user: id % 4, at_s: START_S + id * 10 - back, amount: id % 7 + 1 }
 }
 
@@ -60,12 +63,14 @@ struct Lake {
     spend: BTreeMap<(i64, String), (i64, i64)>,
     /// Id to user and amount.
     plain: BTreeMap<i64, (String, i64)>,
+    /// How far back the next events correct.
+    back_s: i64,
 }
 
 impl Lake {
     /// With rows in every table, of two commits.
     fn new() -> Self {
-        let mut lake = Self { pond: Pond::new(PIPELINE), events: vec![], spend: BTreeMap::new(), plain: BTreeMap::new() };
+        let mut lake = Self { pond: Pond::new(PIPELINE), events: vec![], spend: BTreeMap::new(), plain: BTreeMap::new(), back_s: 1200 };
         lake.more();
         lake.more();
         lake
@@ -75,7 +80,7 @@ impl Lake {
     fn arrive(&mut self) {
         let first = self.events.len() as i64;
         let mut out = fs::File::options().create(true).append(true).open(self.pond.path().join("events.ndjson")).unwrap();
-        for e in (first..first + 100).map(event) {
+        for e in (first..first + 100).map(|id| event(id, self.back_s)) {
             let at = chrono::DateTime::from_timestamp(e.at_s, 0).unwrap().format("%Y-%m-%dT%H:%M:%SZ");
             writeln!(out, r#"{{"id":{},"user_id":"u{}","at":"{at}","amount":{}}}"#, e.id, e.user, e.amount).unwrap();
             self.events.push(e);

@@ -136,6 +136,8 @@ pub(super) struct State {
     pub origins: Vec<Origin>,
     /// Offsets of our newest commit.
     pub offsets: Value,
+    /// The highest field id of our columns with our newest commit; one of an older version does not say it.
+    pub last_column: Option<i32>,
 }
 
 impl State {
@@ -150,6 +152,12 @@ impl State {
     pub fn partition_columns(&self) -> Vec<String> {
         let columns = self.metadata["partitionColumns"].as_array();
         columns.map(|a| a.iter().filter_map(|c| c.as_str().map(String::from)).collect()).unwrap_or_default()
+    }
+
+    /// What our newest commit says.
+    fn told(&mut self, info: Option<&Value>) {
+        self.offsets = info.map(|i| i[super::INFO_OFFSETS].clone()).unwrap_or_default();
+        self.last_column = info.and_then(|i| i[super::INFO_LAST_COLUMN].as_i64()).and_then(|id| i32::try_from(id).ok());
     }
 
     fn apply(&mut self, line: Line) {
@@ -177,7 +185,7 @@ impl State {
         let origin = Origin::of(version, info.as_ref());
         if origin.ours.is_some() {
             self.origins.clear();
-            self.offsets = info.as_ref().map(|i| i[super::INFO_OFFSETS].clone()).unwrap_or_default();
+            self.told(info.as_ref());
         }
         self.origins.push(origin);
         let (adds, others): (Vec<_>, Vec<_>) = lines.into_iter().partition(|l| l.add.is_some());
@@ -337,6 +345,7 @@ async fn read_from(store: &dyn ObjectStore, listing: &Listing, newest: u64, chec
         checkpoint,
         origins: Vec::new(),
         offsets: Value::Null,
+        last_column: None,
     };
     if let Some(version) = checkpoint {
         for part in &listing.checkpoints[&version] {
@@ -365,7 +374,7 @@ async fn read_from(store: &dyn ObjectStore, listing: &Listing, newest: u64, chec
             let done = origin.ours.is_some();
             state.origins.insert(0, origin);
             if done {
-                state.offsets = info.map(|i| i[super::INFO_OFFSETS].clone()).unwrap_or_default();
+                state.told(info.as_ref());
                 break;
             }
         }

@@ -40,6 +40,8 @@ const INFO_ATTEMPT: &str = "millpond.attempt";
 const INFO_LOG: &str = "millpond.log";
 const INFO_ENTRY: &str = "millpond.entry";
 const INFO_OFFSETS: &str = "millpond.offsets";
+/// The highest field id of the columns that the commit leaves the table with: later ones are yet to come.
+const INFO_LAST_COLUMN: &str = "millpond.last-column-id";
 const ENGINE: &str = concat!("millpond/", env!("CARGO_PKG_VERSION"));
 
 /// Milliseconds since 1970-01-01 UTC.
@@ -157,7 +159,7 @@ fn creation(spec: &TableSpec, birth: &Stamp, site: &Site, attempt: Uuid) -> Resu
     Ok(vec![
         json!({"commitInfo": {
             "timestamp": now, "operation": "CREATE TABLE", "operationParameters": {}, "isBlindAppend": true, "engineInfo": ENGINE,
-            INFO_ATTEMPT: attempt, INFO_LOG: birth.log, INFO_ENTRY: birth.entry, INFO_OFFSETS: birth.offsets,
+            INFO_ATTEMPT: attempt, INFO_LOG: birth.log, INFO_ENTRY: birth.entry, INFO_OFFSETS: birth.offsets, INFO_LAST_COLUMN: schema::last_column(&spec.schema),
         }}),
         json!({"protocol": protocol::for_new_table(schema::has_ntz(&fields))}),
         json!({"metaData": metadata}),

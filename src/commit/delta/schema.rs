@@ -4,6 +4,7 @@
 //! time: both are strings, as text that sorts as the value does.
 
 use crate::pipeline::TYPE_KEY;
+use crate::stage::layout::field_id;
 use arrow::datatypes::{DataType, Field, Schema, TimeUnit};
 use serde_json::{Value, json};
 
@@ -87,6 +88,19 @@ pub(super) struct Fit {
     pub missing: Vec<Value>,
     /// What no addition can mend, one sentence each.
     pub differences: Vec<String>,
+}
+
+/// The highest field id of the columns. A column that is added later has a higher one.
+pub(super) fn last_column(schema: &Schema) -> Option<i32> {
+    schema.fields().iter().filter_map(|f| field_id(f)).max()
+}
+
+/// Columns that the table had with our newest commit and lacks now, where `upto` was the highest field id then. Others took them
+/// out, and to add them would undo that.
+pub(super) fn dropped(schema: &Schema, missing: &[Value], upto: Option<i32>) -> Vec<String> {
+    let had = |f: &&Value| upto.is_some() && f["name"].as_str().and_then(|n| field_id(schema.field_with_name(n).ok()?)).is_some_and(|id| Some(id) <= upto);
+    let told = |f: &Value| format!("the column `{}` ({}) was dropped from the table, and a commit would bring it back", f["name"].as_str().unwrap_or_default(), type_name(&f["type"]));
+    missing.iter().filter(had).map(told).collect()
 }
 
 /// Compares the wanted fields with the table's. Columns that the table has beyond them are fine as

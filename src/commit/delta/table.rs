@@ -2,7 +2,7 @@
 
 use super::log::{self, Add, Remove, State, Txn, encode_path, object_path, unavailable};
 use super::publish::{self, Verdict};
-use super::{ENGINE, INFO_ATTEMPT, INFO_ENTRY, INFO_LOG, INFO_OFFSETS, Site, lines, protocol, references, rewrite, schema, stats, upkeep};
+use super::{ENGINE, INFO_ATTEMPT, INFO_ENTRY, INFO_LAST_COLUMN, INFO_LOG, INFO_OFFSETS, Site, lines, protocol, references, rewrite, schema, stats, upkeep};
 use crate::commit::{ANOTHER_NAME, Base, CommitError, CommitReport, CommitRow, Committed, LakeTable, LiveFile, Rewritten, Stamp, TableChange};
 use crate::mutant::{self, Mutant};
 use crate::observe::FileCounts;
@@ -118,17 +118,30 @@ impl DeltaTable {
     /// Whether its columns and partitions are those that are asked for, or can become them.
     fn fit(&self) -> Result<(), CommitError> {
         let state = &self.state;
-        let have = schema::parse_schema(state.metadata["schemaString"].as_str().unwrap_or_default()).map_err(|e| self.refuse(e))?;
-        let want = schema::delta_fields(&self.spec.schema).map_err(|e| self.refuse(e))?;
-        let fit = schema::fit(&want, &have);
-        if !fit.differences.is_empty() {
-            return Err(self.refuse(format!("the schema does not fit: {}; change the sql, or name another table", fit.differences.join("; "))));
-        }
+        self.compared(&self.spec)?;
         let (want, have) = (super::partition_columns(&self.spec).map_err(|e| self.refuse(e))?, state.partition_columns());
         if want != have {
-            return Err(self.refuse(format!("it is partitioned by [{}] and the pipeline asks for [{}]", have.join(", "), want.join(", "))));
+            return Err(self.refuse(format!("it is partitioned by [{}] and the pipeline asks for [{}]; {}", have.join(", "), want.join(", "), self.back())));
         }
         Ok(())
+    }
+
+    /// The way out of what others made of the columns.
+    fn back(&self) -> String {
+        let ours = self.state.origins.first().filter(|o| o.ours.is_some()).map_or(String::new(), |o| format!(", or RESTORE it to version {}", o.version));
+        format!("take that back with the tool that did it{ours}, or {ANOTHER_NAME}; what was decided for it waits in the log")
+    }
+
+    /// The table's columns, and those that a commit under this spec adds.
+    fn compared(&self, spec: &TableSpec) -> Result<(Vec<Value>, Vec<Value>), CommitError> {
+        let have = schema::parse_schema(self.state.metadata["schemaString"].as_str().unwrap_or_default()).map_err(|e| self.refuse(e))?;
+        let want = schema::delta_fields(&spec.schema).map_err(|e| self.refuse(e))?;
+        let mut fit = schema::fit(&want, &have);
+        fit.differences.extend(schema::dropped(&spec.schema, &fit.missing, self.state.last_column));
+        if !fit.differences.is_empty() {
+            return Err(self.refuse(format!("the schema does not fit: {}; {}", fit.differences.join("; "), self.back())));
+        }
+        Ok((have, fit.missing))
     }
 
     /// Brings the state up to the newest version.
@@ -283,12 +296,7 @@ impl DeltaTable {
 
     /// Protocol and metadata actions that the spec after the commit asks for.
     fn evolution(&self, spec: &TableSpec) -> Result<Vec<Value>, CommitError> {
-        let have = schema::parse_schema(self.state.metadata["schemaString"].as_str().unwrap_or_default()).map_err(|e| self.refuse(e))?;
-        let want = schema::delta_fields(&spec.schema).map_err(|e| self.refuse(e))?;
-        let fit = schema::fit(&want, &have);
-        if !fit.differences.is_empty() {
-            return Err(self.refuse(format!("the schema does not fit: {}", fit.differences.join("; "))));
-        }
+        let (have, missing) = self.compared(spec)?;
         let mut metadata = self.state.metadata.clone();
         for (key, value) in &spec.properties {
             metadata["configuration"][key] = json!(value);
@@ -296,17 +304,17 @@ impl DeltaTable {
         if let Some(comment) = &spec.comment {
             metadata["description"] = json!(comment);
         }
-        if fit.missing.is_empty() && metadata == self.state.metadata {
+        if missing.is_empty() && metadata == self.state.metadata {
             return Ok(Vec::new());
         }
         let mut actions = Vec::new();
-        if schema::has_ntz(&fit.missing)
+        if schema::has_ntz(&missing)
             && let Some(up) = protocol::with_ntz(&self.state.protocol)
         {
             actions.push(json!({ "protocol": up }));
         }
-        if !fit.missing.is_empty() {
-            let all: Vec<Value> = have.into_iter().chain(fit.missing).collect();
+        if !missing.is_empty() {
+            let all: Vec<Value> = have.into_iter().chain(missing).collect();
             metadata["schemaString"] = json!(schema::schema_string(&all));
         }
         actions.push(json!({ "metaData": metadata }));
@@ -419,6 +427,7 @@ impl LakeTable for DeltaTable {
                 "numInsertedRows": inserted.to_string(), "numCopiedRows": copied.to_string(), "numDeletedRows": deleted.to_string(),
             },
             "engineInfo": ENGINE, INFO_ATTEMPT: change.attempt, INFO_LOG: self.log, INFO_ENTRY: change.stamp.entry, INFO_OFFSETS: change.stamp.offsets,
+            INFO_LAST_COLUMN: schema::last_column(&spec.schema),
         }});
         let txn = json!({"txn": Txn { app_id: self.app_id(), version: change.stamp.entry as i64 }});
         let actions: Vec<Value> = [vec![info], evolution, vec![txn], removes, adds].concat();

@@ -8,7 +8,7 @@ use crate::mutant::{self, Mutant};
 use crate::stage::names;
 use iceberg::TableUpdate;
 use iceberg::spec::{
-    DataFile, MAIN_BRANCH, ManifestContentType, ManifestFile, ManifestListWriter, ManifestWriter, ManifestWriterBuilder, Operation, SchemaRef, Snapshot,
+    DataFile, MAIN_BRANCH, ManifestContentType, ManifestFile, ManifestListWriter, ManifestWriter, ManifestWriterBuilder, Operation, PartitionSpec, SchemaRef, Snapshot,
     SnapshotReference, SnapshotRetention, Struct, Summary, TableMetadata, TableMetadataBuilder,
 };
 use roaring::RoaringTreemap;
@@ -24,8 +24,17 @@ const DEFAULT_KEEP: usize = 100;
 /// Expiry waits until this many are too many: it reads the manifest lists of what it removes.
 const EXPIRE_SLACK: usize = 10;
 
-/// Data files by their path below the lake's root: location and partition.
-type FilePartitions = HashMap<String, (String, Struct)>;
+/// Data files by their path below the lake's root.
+type FilePartitions = HashMap<String, Place>;
+
+/// How readers find the deletes of a data file: by its location, letter by letter as the table has it, and by its partition, which is
+/// of a spec that others may have given the table for a while.
+#[derive(Clone)]
+struct Place {
+    location: String,
+    spec_id: i32,
+    partition: Struct,
+}
 
 /// What was read of immutable files.
 #[derive(Default)]
@@ -124,13 +133,10 @@ impl IcebergTable {
         let apply = |builder: TableMetadataBuilder, update: TableUpdate| update.apply(builder).map_err(refused);
 
         let ours = schema::iceberg_schema(&change.spec)?;
-        let differences = schema::schema_differences(metadata.current_schema(), &ours);
-        if !differences.is_empty() {
-            return Err(CommitError::Refused(format!("the Iceberg table {name} cannot take the new columns: {}", differences.join("; "))));
-        }
+        self.fits(&metadata, &change.spec)?;
         let mut current: SchemaRef = metadata.current_schema().clone();
-        if current.as_struct() != ours.as_struct() {
-            builder = apply(builder, TableUpdate::AddSchema { schema: ours.clone() })?;
+        if let Some(schema) = schema::evolved(&current, &ours).map_err(refused)? {
+            builder = apply(builder, TableUpdate::AddSchema { schema })?;
             builder = apply(builder, TableUpdate::SetCurrentSchema { schema_id: TableMetadataBuilder::LAST_ADDED })?;
             // Built once to learn the id that the schema got.
             current = builder.clone().build().map_err(refused)?.metadata.current_schema().clone();
@@ -212,10 +218,10 @@ impl IcebergTable {
         for file in &change.add {
             added.push(schema::data_file(file, lake.root.location(&file.path), current, &spec)?);
         }
-        let delete_files = self.write_deletes(change, metadata, &old, spec.spec_id(), written).await?;
+        let deletes = self.write_deletes(change, &old, metadata.location(), written).await?;
 
         let mut manifests = 0;
-        let mut open = |content: ManifestContentType, written: &mut Vec<String>| -> Result<ManifestWriter, CommitError> {
+        let mut open = |content: ManifestContentType, spec: &PartitionSpec, written: &mut Vec<String>| -> Result<ManifestWriter, CommitError> {
             let location = format!("{}/metadata/{}", metadata.location(), names::manifest(base, attempt, manifests));
             manifests += 1;
             let output = lake.io.new_output(&location).map_err(storage)?;
@@ -225,11 +231,10 @@ impl IcebergTable {
         };
 
         let mut list = Vec::new();
-        for (content, files) in [(ManifestContentType::Data, &added), (ManifestContentType::Deletes, &delete_files)] {
-            if files.is_empty() {
-                continue;
-            }
-            let mut writer = open(content, written)?;
+        let fresh = (!added.is_empty()).then_some((ManifestContentType::Data, spec.spec_id(), &added));
+        for (content, spec_id, files) in fresh.into_iter().chain(deletes.iter().map(|(id, files)| (ManifestContentType::Deletes, *id, files))) {
+            let of = metadata.partition_spec_by_id(spec_id).ok_or_else(|| CommitError::Refused(format!("{} has data files of the partition spec {spec_id}, which it does not know", self.name())))?;
+            let mut writer = open(content, of, written)?;
             for file in files {
                 // No sequence number of its own: it inherits the snapshot's.
                 writer.add_file(file.clone(), -1).map_err(storage)?;
@@ -244,7 +249,7 @@ impl IcebergTable {
             }
             let (merged, kept): (Vec<_>, Vec<_>) = old.into_iter().partition(|m| small(m));
             old = kept;
-            let mut writer = open(content, written)?;
+            let mut writer = open(content, &spec, written)?;
             for manifest in &merged {
                 for entry in lake.read_manifest(manifest).await?.entries().iter().filter(|e| e.is_alive()) {
                     // What a file inherited so far is written out: the merged manifest is younger.
@@ -259,6 +264,7 @@ impl IcebergTable {
             list.push(writer.write_manifest_file().await.map_err(storage)?);
         }
         list.extend(old);
+        let delete_files: Vec<DataFile> = deletes.into_values().flatten().collect();
         bytes += list.iter().filter(|m| m.added_snapshot_id == id).map(|m| m.manifest_length as u64).sum::<u64>();
         bytes += delete_files.iter().map(|f| f.file_size_in_bytes()).sum::<u64>();
 
@@ -294,25 +300,24 @@ impl IcebergTable {
         Ok((snapshot, bytes))
     }
 
-    /// One position-delete file per partition of the data files that lose rows.
+    /// One position-delete file per partition of the data files that lose rows, by the spec of the partition.
     async fn write_deletes(
         &mut self,
         change: &TableChange,
-        metadata: &TableMetadata,
         manifests: &[ManifestFile],
-        spec_id: i32,
+        folder: &str,
         written: &mut Vec<String>,
-    ) -> Result<Vec<DataFile>, CommitError> {
+    ) -> Result<BTreeMap<i32, Vec<DataFile>>, CommitError> {
         let lake = self.lake.clone();
         let base = self.loaded()?.base.stamp.entry;
         let wanted: Vec<(&str, &RoaringTreemap)> = change.delete.iter().filter(|(_, d)| !d.is_empty()).map(|(p, d)| (p.as_str(), d)).collect();
         if wanted.is_empty() {
-            return Ok(Vec::new());
+            return Ok(BTreeMap::new());
         }
         let targets = self.partitions_of(&wanted.iter().map(|(p, _)| *p).collect::<Vec<_>>(), manifests).await?;
-        let mut by_partition: Vec<(Struct, BTreeMap<&str, &RoaringTreemap>)> = Vec::new();
+        let mut by_partition: Vec<(i32, Struct, BTreeMap<&str, &RoaringTreemap>)> = Vec::new();
         for (path, positions) in &wanted {
-            let Some((named, partition)) = targets.get(*path) else {
+            let Some(Place { location, spec_id, partition }) = targets.get(*path) else {
                 if mutant::on(Mutant::DeletesLostUnderCompaction) {
                     continue;
                 }
@@ -321,28 +326,27 @@ impl IcebergTable {
                     self.name()
                 )));
             };
-            match by_partition.iter_mut().find(|(p, _)| p == partition) {
-                Some((_, files)) => {
-                    files.insert(named, positions);
+            match by_partition.iter_mut().find(|(id, p, _)| id == spec_id && p == partition) {
+                Some((_, _, files)) => {
+                    files.insert(location, positions);
                 }
-                None => by_partition.push((partition.clone(), BTreeMap::from([(named.as_str(), *positions)]))),
+                None => by_partition.push((*spec_id, partition.clone(), BTreeMap::from([(location.as_str(), *positions)]))),
             }
         }
-        let mut files = Vec::with_capacity(by_partition.len());
-        for (partition, positions) in by_partition {
+        let mut files: BTreeMap<i32, Vec<DataFile>> = BTreeMap::new();
+        for (spec_id, partition, positions) in by_partition {
             let bytes = deletes::encode(&positions).map_err(|e| CommitError::Refused(format!("position deletes of {}: {e}", self.name())))?;
-            let location = format!("{}/data/{}", metadata.location(), names::deletes(base, (lake.ambient.new_id)()));
+            let location = format!("{folder}/data/{}", names::deletes(base, (lake.ambient.new_id)()));
             let size = bytes.len() as u64;
             written.push(location.clone());
             lake.io.new_output(&location).map_err(storage)?.write(bytes).await.map_err(storage)?;
-            files.push(deletes::entry(&positions, location, size, partition, spec_id).map_err(storage)?);
+            files.entry(spec_id).or_default().push(deletes::entry(&positions, location, size, partition, spec_id).map_err(storage)?);
         }
         Ok(files)
     }
 
-    /// For each path that is a live data file's: its location, letter by letter as the table has it,
-    /// and its partition. Younger manifests are looked into first, and only until all are found.
-    async fn partitions_of(&mut self, paths: &[&str], manifests: &[ManifestFile]) -> Result<HashMap<String, (String, Struct)>, CommitError> {
+    /// For each path that is a live data file's its place. Younger manifests are looked into first, and only until all are found.
+    async fn partitions_of(&mut self, paths: &[&str], manifests: &[ManifestFile]) -> Result<FilePartitions, CommitError> {
         let mut found = HashMap::new();
         let mut data: Vec<&ManifestFile> = manifests.iter().filter(|m| m.content == ManifestContentType::Data).collect();
         data.sort_by_key(|m| std::cmp::Reverse(m.sequence_number));
@@ -359,7 +363,8 @@ impl IcebergTable {
                         alive
                             .filter_map(|e| {
                                 let path = self.lake.root.relative(e.file_path())?;
-                                Some((path.to_string(), (e.file_path().to_string(), e.data_file().partition().clone())))
+                                let place = Place { location: e.file_path().to_string(), spec_id: manifest.partition_spec_id, partition: e.data_file().partition().clone() };
+                                Some((path.to_string(), place))
                             })
                             .collect(),
                     );

@@ -9,7 +9,7 @@ use crate::pipeline::TableFormatKind;
 use arrow::datatypes::{DataType, Field};
 use iceberg::spec::{
     DataContentType, DataFile, DataFileBuilder, DataFileFormat, Datum, ListType, Literal, MapType, NestedField, NestedFieldRef, PartitionSpec, PrimitiveLiteral,
-    PrimitiveType, Schema, Struct, StructType, Transform, Type, UnboundPartitionSpec,
+    PrimitiveType, Schema, Struct, StructType, TableMetadata, Transform, Type, UnboundPartitionSpec,
 };
 use std::collections::HashMap;
 
@@ -102,14 +102,49 @@ fn transform(ours: PartitionTransform) -> Transform {
     }
 }
 
-/// What differs between the columns of a table and those that we know, in words; empty when the
-/// table may be used. Columns that only we know may yet be added, if they are nullable.
-pub fn schema_differences(table: &Schema, ours: &Schema) -> Vec<String> {
+/// What keeps the table's columns and partitioning from being those that a commit under `spec` writes, in words, with what mends it;
+/// `None` when it may be committed to. Columns that only we know may yet be added, if they are nullable and the table never had them.
+pub fn difference(table: &TableMetadata, spec: &TableSpec) -> Result<Option<String>, CommitError> {
+    let ours = iceberg_schema(spec)?;
+    let partitioning = partition_spec(spec, &ours)?;
+    let columns = schema_differences(table, table.current_schema(), &ours);
+    let parts = partition_difference(table.default_partition_spec(), &partitioning);
+    if columns.is_empty() && parts.is_none() {
+        return Ok(None);
+    }
+    let mut mends = vec![];
+    if !columns.is_empty() {
+        let fits = table.schemas_iter().filter(|s| schema_differences(table, s, &ours).is_empty()).map(|s| s.schema_id()).max();
+        mends.extend(fits.map(|id| format!("make its schema {id} the current one again")));
+    }
+    if parts.is_some() {
+        let fits = table.partition_specs_iter().filter(|p| partition_difference(p, &partitioning).is_none()).map(|p| p.spec_id()).max();
+        mends.extend(fits.map(|id| format!("make its partition spec {id} the default one again")));
+    }
+    let way = if mends.is_empty() { String::new() } else { format!("; {}", mends.join(" and ")) };
+    Ok(Some(format!("{}{way}", columns.into_iter().chain(parts).collect::<Vec<_>>().join("; "))))
+}
+
+/// The schema after a commit: the table's own, as others may have ordered and described it, and our columns that it lacks.
+pub fn evolved(table: &Schema, ours: &Schema) -> Result<Option<Schema>, iceberg::Error> {
+    let missing: Vec<NestedFieldRef> = ours.as_struct().fields().iter().filter(|f| table.as_struct().field_by_name(&f.name).is_none()).cloned().collect();
+    if missing.is_empty() {
+        return Ok(None);
+    }
+    let fields = table.as_struct().fields().iter().cloned().chain(missing);
+    Schema::builder().with_fields(fields).with_identifier_field_ids(table.identifier_field_ids()).build().map(Some)
+}
+
+fn schema_differences(table: &TableMetadata, schema: &Schema, ours: &Schema) -> Vec<String> {
     let mut differences = Vec::new();
     let show = |f: &NestedField| format!("{}{}", f.field_type, if f.required { " required" } else { "" });
-    for theirs in table.as_struct().fields() {
+    let by_id = |s: &Schema, id: i32| s.as_struct().fields().iter().find(|f| f.id == id).map(|f| f.name.clone());
+    for theirs in schema.as_struct().fields() {
         match ours.as_struct().field_by_name(&theirs.name) {
-            None => differences.push(format!("the table has the column `{}` ({}), which the pipeline does not", theirs.name, show(theirs))),
+            None => differences.push(match by_id(ours, theirs.id) {
+                Some(name) => format!("the table calls the column `{name}` `{}` ({})", theirs.name, show(theirs)),
+                None => format!("the table has the column `{}` ({}), which the pipeline does not", theirs.name, show(theirs)),
+            }),
             Some(f) if f.id != theirs.id => {
                 differences.push(format!("column `{}` has the field id {} in the table and {} in the pipeline's plan", f.name, theirs.id, f.id))
             }
@@ -119,8 +154,16 @@ pub fn schema_differences(table: &Schema, ours: &Schema) -> Vec<String> {
             Some(_) => {}
         }
     }
-    for f in ours.as_struct().fields() {
-        if f.required && table.as_struct().field_by_name(&f.name).is_none() {
+    for f in ours.as_struct().fields().iter().filter(|f| schema.as_struct().field_by_name(&f.name).is_none()) {
+        let had = |s: &Schema| s.as_struct().field_by_id(f.id).is_some_and(|old| old.name == f.name);
+        if by_id(schema, f.id).is_some() {
+            // Told with the column that has its id.
+        } else if table.schemas_iter().any(|s| had(s)) {
+            differences.push(format!("the column `{}` ({}) was dropped from the table", f.name, show(f)));
+        } else if f.id <= table.last_column_id() {
+            // Others gave it to a column that they dropped since: files may hold its values.
+            differences.push(format!("the table lacks the column `{}`, whose field id {} was used for another", f.name, f.id));
+        } else if f.required {
             differences.push(format!("the table lacks the column `{}`, which is required", f.name));
         }
     }
@@ -128,7 +171,7 @@ pub fn schema_differences(table: &Schema, ours: &Schema) -> Vec<String> {
 }
 
 /// What differs between a table's partitioning and ours; `None` when they agree.
-pub fn partition_difference(table: &PartitionSpec, ours: &UnboundPartitionSpec) -> Option<String> {
+fn partition_difference(table: &PartitionSpec, ours: &UnboundPartitionSpec) -> Option<String> {
     let theirs: Vec<_> = table.fields().iter().map(|f| (f.source_id, f.transform, f.name.clone())).collect();
     let wanted: Vec<_> = ours.fields().iter().map(|f| (f.source_id, f.transform, f.name.clone())).collect();
     if theirs == wanted {

@@ -55,6 +55,13 @@ impl IcebergTable {
         self.loaded.as_ref().ok_or_else(|| CommitError::Unavailable(format!("the Iceberg table {} is not loaded", self.name())))
     }
 
+    /// Whether a commit under this spec leaves the columns and the partitioning as they are, but for columns that it adds.
+    pub(super) fn fits(&self, metadata: &TableMetadata, spec: &TableSpec) -> Result<(), CommitError> {
+        let Some(how) = schema::difference(metadata, spec)? else { return Ok(()) };
+        let name = self.name();
+        Err(CommitError::Refused(format!("the Iceberg table {name} does not fit: {how}, or {ANOTHER_NAME}; what was decided for it waits in the log")))
+    }
+
     /// Everything that must hold before we touch a table. Pure but for what it was given.
     fn judge(&self, metadata: &TableMetadata, location: &str, expired: &BTreeMap<i64, Link>) -> Result<(Found, Base), CommitError> {
         let name = self.name();
@@ -89,12 +96,7 @@ impl IcebergTable {
         if self.lake.root.relative(metadata.location()).is_none() {
             return refused(format!("the Iceberg table {name} lies at {}, outside of the lake's root {}", metadata.location(), self.lake.root.location("")));
         }
-        let ours = schema::iceberg_schema(&self.spec)?;
-        let mut differences = schema::schema_differences(metadata.current_schema(), &ours);
-        differences.extend(schema::partition_difference(metadata.default_partition_spec(), &schema::partition_spec(&self.spec, &ours)?));
-        if !differences.is_empty() {
-            return refused(format!("the Iceberg table {name} does not fit: {}; change the pipeline's SQL to fit, or {ANOTHER_NAME}", differences.join("; ")));
-        }
+        self.fits(metadata, &self.spec)?;
         let links = stamp::links(metadata, expired);
         let head = links.first().map_or("no snapshot".to_string(), |l| format!("snapshot {} (sequence number {})", l.0, l.2));
         let stamped = found.snapshot.map_or(String::new(), |(id, n)| format!("snapshot {id} (sequence number {n})"));

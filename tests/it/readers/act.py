@@ -92,6 +92,24 @@ class Delta:
         self.publish(table, version, "OPTIMIZE", actions)
         return {"files": len(chosen), "rows": rows.num_rows}
 
+    def columns(self, table, add=(), **_):
+        from deltalake.schema import Field, PrimitiveType
+
+        t = self.open(table)
+        if add:
+            t.alter.add_columns([Field(name, PrimitiveType("string")) for name in add])
+        return [f.name for f in self.open(table).schema().fields]
+
+    def overwrite(self, table, drop=(), retype=(), by=None, **_):
+        """All rows anew, without some columns, with some as text, or partitioned by one."""
+        import pyarrow
+        from deltalake import write_deltalake
+
+        rows = self.open(table).to_pyarrow_table().drop_columns(list(drop))
+        for name in retype:
+            rows = rows.set_column(rows.schema.get_field_index(name), name, rows[name].cast(pyarrow.string()))
+        write_deltalake(self.path(table), rows, mode="overwrite", schema_mode="overwrite", partition_by=by)
+
     def vacuum(self, table, full=False, **_):
         return len(self.open(table).vacuum(retention_hours=0, enforce_retention_duration=False, dry_run=False, full=full))
 
@@ -205,7 +223,41 @@ class Iceberg:
                     replace.delete_data_file(file)
                 for file in _dataframe_to_data_files(table_metadata=transaction.table_metadata, df=rows, io=t.io):
                     replace.append_data_file(file)
-        return {"files": len(chosen), "rows": rows.num_rows, "with_deletes": with_deletes, "records": sum(f.record_count for f in chosen)}
+        ours = self.open(table).snapshot_by_id(replace.snapshot_id)
+        written = [e.sequence_number for m in ours.manifests(t.io) for e in m.fetch_manifest_entry(t.io) if e.snapshot_id == ours.snapshot_id]
+        counts = {"rows": rows.num_rows, "with_deletes": with_deletes, "records": sum(f.record_count for f in chosen)}
+        return {"files": len(chosen), "sequence": max(written), "newest": ours.sequence_number, **counts}
+
+    def columns(self, table, drop=(), rename={}, widen=(), add=(), first=(), describe={}, **_):
+        from pyiceberg.types import LongType, StringType
+
+        with self.open(table).update_schema(allow_incompatible_changes=True) as update:
+            for name in drop:
+                update.delete_column(name)
+            for name, to in rename.items():
+                update.rename_column(name, to)
+            for name in widen:
+                update.update_column(name, field_type=LongType())
+            for name in add:
+                update.add_column(name, StringType())
+            for name in first:
+                update.move_first(name)
+            for name, doc in describe.items():
+                update.update_column(name, doc=doc)
+        return [[f.name, f.doc] for f in self.open(table).schema().fields]
+
+    def partition(self, table, by, **_):
+        with self.open(table).update_spec() as update:
+            update.add_identity(by)
+
+    def layout(self, table, schema=None, spec=None, **_):
+        """Makes a schema or a partition spec that the table knows the one that counts."""
+        from pyiceberg.table.update import SetCurrentSchemaUpdate, SetDefaultSpecUpdate
+
+        updates = [SetCurrentSchemaUpdate(schema_id=schema)] if schema is not None else []
+        updates += [SetDefaultSpecUpdate(spec_id=spec)] if spec is not None else []
+        with self.open(table).transaction() as transaction:
+            transaction._apply(tuple(updates), ())
 
     def delete(self, table, where, **_):
         before = self.open(table).scan().count()

@@ -185,6 +185,16 @@ impl Running {
         }
     }
 
+    /// Until it has stopped itself at a failpoint.
+    pub fn until_stopped(&mut self) {
+        let start = Instant::now();
+        let stopped = |id: u32| std::fs::read_to_string(format!("/proc/{id}/stat")).is_ok_and(|s| s.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with('T')));
+        while !stopped(self.child.id()) {
+            assert!(self.child.try_wait().unwrap().is_none() && start.elapsed() < PATIENCE, "it does not stop: {}", self.stderr());
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
     pub fn wait(mut self) -> Ended {
         let start = Instant::now();
         let status = loop {
