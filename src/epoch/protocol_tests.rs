@@ -385,9 +385,18 @@ impl Delegating for Lying {
     }
 }
 
+fn lying() -> Arc<Double<Lying>> {
+    Arc::new(Double(Lying { inner: InMemory::new(), lie: Mutex::new(None), creates: Mutex::new(0) }))
+}
+
+#[tokio::test]
+async fn a_store_that_was_told_no_lie_is_one_like_any_other() {
+    crate::store::conformance::holds(lying()).await;
+}
+
 /// Proposes entry 1 to a log that has its birth alone, or another's entry 1, too. What became of it, after how many creates.
 async fn proposed(done: bool, says: fn(&Path) -> Error, others: bool) -> (bool, u64) {
-    let store = Arc::new(Double(Lying { inner: InMemory::new(), lie: Mutex::new(None), creates: Mutex::new(0) }));
+    let store = lying();
     let log = Log::new(store.clone(), Path::from("log"));
     assert!(log.give_birth(&birth_of(FILE, PARTITIONS)).await.unwrap());
     let ledger = log.open().await.unwrap().unwrap().head;

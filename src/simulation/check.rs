@@ -45,9 +45,9 @@ pub struct Decided {
 }
 
 impl Decided {
-    /// Entry `seq` has landed on its name for the first time, from a worker whose clock is off by `skew_ms`. Returns
+    /// Entry `seq` has landed on its name for the first time, from a worker in this slot. Returns
     /// what is wrong with it.
-    pub fn landed(&mut self, seq: u64, entry: Entry, world: &World, skew_ms: i64) -> Result<(), String> {
+    pub fn landed(&mut self, seq: u64, entry: Entry, world: &World, slot: usize) -> Result<(), String> {
         if seq as usize != self.entries.len() {
             return Err(format!("entry {seq} landed when the log ended at {}", self.entries.len()));
         }
@@ -69,9 +69,14 @@ impl Decided {
         }
         match &entry.body {
             Body::Data(data) => {
+                let began = world.clocks.moments(slot, data.read_at_ms, world.trace.now_ms());
+                if began.is_empty() {
+                    return Err(format!("entry {seq} says that its making began at {}, which its worker's clock never showed", data.read_at_ms));
+                }
                 let topics = world.broker.topics.lock().unwrap();
                 for (source, p, interval) in intervals(data).filter(|(_, _, i)| i.claims_idle()) {
-                    let end = topics[source].partitions[p as usize].written_at(data.read_at_ms - skew_ms - super::world::START_MS - 1);
+                    // Where the clock was set back, it may have been any of them.
+                    let end = began.iter().map(|at| topics[source].partitions[p as usize].written_at(at - 1)).min().unwrap_or(0);
                     if end > interval.from {
                         return Err(format!("entry {seq} claims partition {p} of {source} idle at {}, and the broker's end was {end} when its making began", interval.from));
                     }

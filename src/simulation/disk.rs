@@ -84,7 +84,7 @@ impl UnderWay {
         if gone {
             self.world.trace.note(&self.who, format_args!("what it writes for {} was swept away", self.at));
             let (grace_ms, age_ms) = (self.world.temper.clean.map_or(i64::MAX, |c| c.after_ms as i64), super::broker::wall(&self.world) - self.began_ms);
-            if age_ms < grace_ms && self.world.temper.skew_ms == [0; 3] {
+            if age_ms < grace_ms && self.world.clocks.are_right() {
                 self.world.fail(format!("what was written for {} is gone after {age_ms} ms, and may lie for {grace_ms} ms", self.at));
             }
         }

@@ -12,6 +12,7 @@
 
 mod broker;
 mod check;
+mod clocks;
 mod disk;
 mod file;
 mod foreign;
@@ -154,7 +155,7 @@ fn seeds() {
     );
     say(&summary);
     let upkeep = |what: Upkeep| well.iter().filter_map(|o| o.upkeep.get(&what)).sum::<u64>();
-    say(&format!("upkeep by workers: {:?}", Upkeep::ALL.map(|what| (what, upkeep(what)))));
+    say(&format!("{} steps of clocks; upkeep by workers: {:?}", sum(|o| o.clock_steps), Upkeep::ALL.map(|what| (what, upkeep(what)))));
     if let Some(first) = failed.first() {
         let report = report(first, mutant, whole);
         say(&report);
@@ -163,6 +164,7 @@ fn seeds() {
     }
     if to - from >= SEEDS && mutant.is_none() {
         let never: Vec<Upkeep> = Upkeep::ALL.into_iter().filter(|what| upkeep(*what) == 0).collect();
+        assert!(sum(|o| o.clock_steps) > SEEDS / 4, "clocks were hardly set");
         assert!(never.is_empty(), "no worker did any of this in {} seeds: {never:?}", to - from);
     }
 }

@@ -2,6 +2,7 @@
 
 use super::broker::{Row, Slot, Topic, wall};
 use super::check;
+use super::clocks::{self, LAST};
 use super::disk;
 use super::file::{File, OTHER, Table, What};
 use super::foreign::{self, Rewrite};
@@ -44,6 +45,7 @@ pub struct Outcome {
     pub cut_short: u64,
     pub virtual_ms: i64,
     pub upkeep: BTreeMap<Upkeep, u64>,
+    pub clock_steps: u64,
 }
 
 /// Rolls how a world behaves.
@@ -60,6 +62,7 @@ fn temper(rng: &mut Rng) -> Temper {
     let memory = rng.chance(12).then_some(1 << 12);
     let off = |rng: &mut Rng| rng.below(2 * 7_200_000) as i64 - 7_200_000;
     let skew_ms = if rng.chance(30) { [off(rng), off(rng), off(rng)] } else { [0; 3] };
+    let clocks_set = rng.chance(12);
     if rng.chance(25) {
         // Whoever is about to decide falls asleep, and the others shorten the log as fast as they can.
         return Temper {
@@ -78,6 +81,7 @@ fn temper(rng: &mut Rng) -> Temper {
             one_host,
             power_cuts,
             skew_ms,
+            clocks_set,
             memory,
         };
     }
@@ -97,6 +101,7 @@ fn temper(rng: &mut Rng) -> Temper {
         one_host,
         power_cuts,
         skew_ms,
+        clocks_set,
         memory,
     }
 }
@@ -158,7 +163,7 @@ impl Scene {
     fn live(&self, slot: usize, options: RunOptions, stop: Arc<AtomicBool>) -> impl Future<Output = Result<(), WorkerError>> + Send + 'static {
         let nth = self.lives.fetch_add(1, Ordering::Relaxed);
         let who = format!("w{slot}.{nth}");
-        let life = Life { world: self.world.clone(), who, skew_ms: self.world.skew_ms(slot), given: Arc::new(AtomicU64::new(slot as u64 * 1_000_000)) };
+        let life = Life { world: self.world.clone(), who, slot, given: Arc::new(AtomicU64::new(slot as u64 * 1_000_000)) };
         let (mut pipeline, plans) = self.file.lock().unwrap().clone();
         pipeline.lake.root = self.host(slot);
         worker::run(Arc::new(pipeline), plans, options, Arc::new(Metrics::default()), Arc::new(life), stop)
@@ -595,6 +600,7 @@ pub fn run_seed(seed: u64) -> Outcome {
             cut_short: world.cut_short.load(Ordering::Relaxed),
             virtual_ms: world.trace.now_ms(),
             upkeep: world.upkeep.lock().unwrap().clone(),
+            clock_steps: world.clock_steps.load(Ordering::Relaxed),
         }
     })
 }
@@ -604,6 +610,7 @@ async fn scenario(scene: &Arc<Scene>, file: File, sources: Vec<&'static str>, ro
     let hosts: Vec<_> = (0..world.temper.workers).map(|slot| Task(tokio::spawn(host(scene.clone(), slot)))).collect();
     let producer = Task(tokio::spawn(produce(world.clone(), sources, rows, begin_us(&file))));
     let hand = Task(tokio::spawn(happen(scene.clone(), file, all)));
+    let clocks = Task(tokio::spawn(clocks::meddle(world.clone())));
     while !(producer.0.is_finished() && hand.0.is_finished()) && world.failed().is_none() {
         pause(50).await;
     }
@@ -620,15 +627,15 @@ async fn scenario(scene: &Arc<Scene>, file: File, sources: Vec<&'static str>, ro
     drop((hosts, producer, hand));
     world.topics(|topics| topics.values_mut().for_each(Topic::calm));
     pause(1).await;
-    finish(scene).await;
+    finish(scene, clocks).await;
 }
 
 /// One more worker, in a world where all goes well: nobody may starve, and everything must be right.
-async fn finish(scene: &Arc<Scene>) {
+async fn finish(scene: &Arc<Scene>, clocks: Task<()>) {
     let world = &scene.world;
     let doomed = world.doomed.load(Ordering::Relaxed);
     let options = RunOptions { until_end: true, last: true, reread_runs: false, deadline: Duration::from_secs(1), accept: world.expects("plan") };
-    let mut life = Task(tokio::spawn(scene.live(9, options, Arc::default())));
+    let mut life = Task(tokio::spawn(scene.live(LAST, options, Arc::default())));
     let ended = tokio::select! {
         biased;
         ended = &mut life.0 => ended,
@@ -663,6 +670,9 @@ async fn finish(scene: &Arc<Scene>) {
         }
     }
     if let Some(clean) = world.temper.clean.filter(|_| !doomed && world.seed % 4 == 0 && world.failed().is_none()) {
+        // A cleaner whose clock stays behind would wait for as long.
+        drop(clocks);
+        world.clocks.set(LAST, world.trace.now_ms(), 0);
         nothing_leaks(scene, clean.after_ms).await;
     }
 }
@@ -676,7 +686,7 @@ async fn nothing_leaks(scene: &Arc<Scene>, after_ms: u64) {
     for _ in 0..4 {
         let began = wall(world);
         pause(after_ms + 1).await;
-        one_life(scene, 9, RunOptions { until_end: true, ..RunOptions::default() }, 600_000).await;
+        one_life(scene, LAST, RunOptions { until_end: true, ..RunOptions::default() }, 600_000).await;
         left = world.orphans(began);
         // What is no longer in the file stays in the lake as it is.
         left.retain(|at| scene.has_folder(at.as_ref()));

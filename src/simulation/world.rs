@@ -3,6 +3,7 @@
 
 use super::broker::{Broker, SimSource, Topics, wall};
 use super::check::{self, Decided};
+use super::clocks::{Clocks, LAST};
 use super::disk::LocalLake;
 use super::reckoning::{Reckoning, Rows, sorted};
 use super::references::{References, Upkeep, checkpoint_version};
@@ -69,6 +70,8 @@ pub struct Temper {
     pub power_cuts: u64,
     /// How far the clock of each worker is off, in milliseconds: by its slot. Those of others are right.
     pub skew_ms: [i64; 3],
+    /// Clocks of workers are set back and forth.
+    pub clocks_set: bool,
     /// Bytes for panes and the like, where they are so few that panes spill all the time.
     pub memory: Option<u64>,
 }
@@ -117,8 +120,9 @@ pub struct World {
     pub commits: AtomicU64,
     /// How often workers did something to keep tables small.
     pub upkeep: Mutex<BTreeMap<Upkeep, u64>>,
-    /// The latest time that each life's clock has shown.
-    shown: Mutex<BTreeMap<String, i64>>,
+    pub clocks: Clocks,
+    /// How often somebody set one of them.
+    pub clock_steps: AtomicU64,
     ids: AtomicU64,
     runtime: tokio::runtime::Handle,
     me: std::sync::Weak<World>,
@@ -132,6 +136,7 @@ impl std::fmt::Debug for World {
 
 impl World {
     pub fn new(seed: u64, rng: Rng, temper: Temper) -> Arc<Self> {
+        let clocks = Clocks::new(temper.skew_ms);
         Arc::new_cyclic(|me| Self {
             seed,
             trace: Trace::new(),
@@ -156,7 +161,8 @@ impl World {
             compared: AtomicU64::new(0),
             commits: AtomicU64::new(0),
             upkeep: Mutex::default(),
-            shown: Mutex::default(),
+            clocks,
+            clock_steps: AtomicU64::new(0),
             runtime: tokio::runtime::Handle::current(),
             ids: AtomicU64::new(1),
             me: me.clone(),
@@ -207,19 +213,9 @@ impl World {
         *self.upkeep.lock().unwrap().entry(what).or_default() += 1;
     }
 
-    /// The clock of a life shows this.
-    pub fn shows(&self, who: &str, now_ms: i64) -> i64 {
-        let mut shown = self.shown.lock().unwrap();
-        match shown.get_mut(who) {
-            Some(latest) => *latest = (*latest).max(now_ms),
-            None => _ = shown.insert(who.to_string(), now_ms),
-        }
-        now_ms
-    }
-
-    /// The latest time that somebody's clock has shown.
+    /// The latest time that a life was shown by its clock.
     pub fn latest_shown(&self, who: &str) -> i64 {
-        self.shown.lock().unwrap().get(who).copied().unwrap_or_else(|| wall(self))
+        self.clocks.latest(who).unwrap_or_else(|| wall(self))
     }
 
     pub fn new_id(&self) -> Uuid {
@@ -262,11 +258,6 @@ impl World {
 
     pub fn expects(&self, why: &str) -> bool {
         self.expected.lock().unwrap().iter().any(|word| why.contains(word))
-    }
-
-    /// How far the clock of the worker in this slot is off.
-    pub fn skew_ms(&self, slot: usize) -> i64 {
-        self.temper.skew_ms.get(slot).copied().unwrap_or(0)
     }
 
     /// Whether the log holds something for this table beyond its stamp.
@@ -486,7 +477,7 @@ impl World {
         let missing = check::missing(self, &entry).await;
         // `w2.17` is the seventeenth life, in slot 2.
         let slot = who.strip_prefix('w').and_then(|w| w.split_once('.')?.0.parse().ok());
-        let done = self.decided.lock().unwrap().landed(seq, entry, self, slot.map_or(0, |s| self.skew_ms(s)));
+        let done = self.decided.lock().unwrap().landed(seq, entry, self, slot.unwrap_or(LAST));
         if let Err(why) = done {
             self.fail(why);
         }
@@ -631,14 +622,14 @@ fn summary(entry: &Entry) -> String {
 pub struct Life {
     pub world: Arc<World>,
     pub who: String,
-    /// How far its clock is off.
-    pub skew_ms: i64,
+    /// Whose clock it has.
+    pub slot: usize,
     pub given: Arc<AtomicU64>,
 }
 
 impl Clock for Life {
     fn now_ms(&self) -> i64 {
-        self.world.shows(&self.who, wall(&self.world) + self.skew_ms)
+        self.world.clocks.shows(&self.who, wall(&self.world) + self.world.clocks.off_ms(self.slot))
     }
 }
 
@@ -657,7 +648,7 @@ impl Life {
 #[async_trait]
 impl Surroundings for Life {
     fn clock(&self) -> Arc<dyn Clock> {
-        Arc::new(Life { world: self.world.clone(), who: self.who.clone(), skew_ms: self.skew_ms, given: self.given.clone() })
+        Arc::new(Life { world: self.world.clone(), who: self.who.clone(), slot: self.slot, given: self.given.clone() })
     }
 
     fn ids(&self) -> Ids {

@@ -166,6 +166,7 @@ mod tests {
     use super::*;
     use crate::store::local::DurableLocal;
     use object_store::memory::InMemory;
+    use std::collections::BTreeMap;
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn local_disk() {
@@ -176,5 +177,67 @@ mod tests {
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn memory_which_tests_and_simulation_use() {
         holds(Arc::new(InMemory::new())).await;
+    }
+
+    /// Every implementation of a store or a catalog: the file that it is in, its name, and the test that holds it to the suite.
+    const HELD: [(&str, &str, &str); 16] = [
+        ("commit/delta/tests.rs", "Faulty", "the_faulty_store_is_a_store_until_it_is_told_to_fail"),
+        ("commit/iceberg/catalog.rs", "SqliteCatalog", "sqlite"),
+        ("epoch/protocol_tests.rs", "Lying", "a_store_that_was_told_no_lie_is_one_like_any_other"),
+        ("epoch/protocol_tests.rs", "Unreliable", "a_store_without_faults_is_one_like_any_other"),
+        ("maintain/tests.rs", "Lying", "a_store_that_tells_the_truth_is_one_like_any_other"),
+        ("model/reader.rs", "Turning", "a_store_that_does_not_turn_is_one_like_any_other"),
+        ("read/counting.rs", "Counting", "it_is_a_store_like_any_other"),
+        ("simulation/store.rs", "TrueCatalog", "the_true_catalog_holds"),
+        ("simulation/store.rs", "WorkerCatalog", "a_catalog_without_faults_holds"),
+        ("simulation/store.rs", "WorkerStore", "a_store_without_faults_holds"),
+        ("store/local.rs", "DurableLocal", "local_disk"),
+        ("store/probe.rs", "Unconditional", "the_conformance_suite_finds_a_store_without_a_conditional_put"),
+        ("verify/reach.rs", "Failing", "a_watched_store_is_one_like_any_other"),
+        ("verify/reach.rs", "Watched", "a_watched_store_is_one_like_any_other"),
+        ("worker/faulty_store_tests.rs", "Faulty", "the_faulty_store_is_a_store_until_it_fails"),
+        ("worker/tables_tests.rs", "Life", "the_store_of_a_worker_that_does_not_die_is_one_like_any_other"),
+    ];
+
+    /// What passes each call on, and is held as part of whatever is passed on; what nobody ever asks.
+    const NOT_HELD: [(&str, &str); 2] = [("store/double.rs", "Double"), ("cli/formats.rs", "NoCatalog")];
+
+    fn sources(folder: &std::path::Path, found: &mut BTreeMap<String, String>, root: &std::path::Path) {
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                sources(&path, found, root);
+            } else if path.extension().is_some_and(|e| e == "rs") {
+                found.insert(path.strip_prefix(root).unwrap().display().to_string(), std::fs::read_to_string(&path).unwrap());
+            }
+        }
+    }
+
+    /// `impl … ObjectStore for Name` and the like.
+    fn implements(line: &str) -> Option<&str> {
+        let (kind, name) = line.trim().strip_prefix("impl")?.split_once(" for ")?;
+        let kind = kind.rsplit([' ', ':']).next()?;
+        ["ObjectStore", "Delegating", "Catalog"].contains(&kind).then(|| name.split(|c: char| !c.is_alphanumeric()).next())?
+    }
+
+    /// A test's body, up to the next function.
+    fn body<'a>(test: &str, texts: impl Iterator<Item = &'a String>) -> Option<&'a str> {
+        let begin = format!(" fn {test}(");
+        let rest = texts.filter_map(|text| text.split_once(&begin)).map(|(_, rest)| rest).next()?;
+        Some(rest.split_once(" fn ").map_or(rest, |(body, _)| body))
+    }
+
+    #[test]
+    fn every_store_and_every_catalog_is_held_to_its_suite() {
+        let (root, mut texts) = (std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("src"), BTreeMap::new());
+        sources(&root, &mut texts, &root);
+        let found: BTreeSet<(&str, &str)> = texts.iter().flat_map(|(file, text)| text.lines().filter_map(implements).map(|name| (file.as_str(), name))).collect();
+        let known: BTreeSet<(&str, &str)> = HELD.iter().map(|(file, name, _)| (*file, *name)).chain(NOT_HELD).collect();
+        assert_eq!(found.difference(&known).collect::<Vec<_>>(), Vec::<&(&str, &str)>::new(), "not held to the suite: hold them to it, and name them here");
+        assert_eq!(known.difference(&found).collect::<Vec<_>>(), Vec::<&(&str, &str)>::new(), "named here, and not there");
+        for (file, name, test) in HELD {
+            let of = body(test, texts.values()).unwrap_or_else(|| panic!("{file}, {name}: there is no test {test}"));
+            assert!(of.contains("holds("), "{file}, {name}: {test} does not run the suite");
+        }
     }
 }

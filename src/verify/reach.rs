@@ -93,6 +93,12 @@ mod tests {
         }
     }
 
+    /// Whatever is asked of it but for what fails.
+    #[tokio::test]
+    async fn a_watched_store_is_one_like_any_other() {
+        crate::store::conformance::holds(Arc::new(WatchedStore::new(Arc::new(Double(Failing(InMemory::new())))))).await;
+    }
+
     #[tokio::test]
     async fn what_cannot_be_read_accuses_nobody() {
         let store = WatchedStore::new(Arc::new(Double(Failing(InMemory::new()))));

@@ -131,6 +131,11 @@ impl Life {
         Err(lost())
     }
 
+    /// One that lasts for as long as nobody says when it ends.
+    fn over(store: Arc<dyn ObjectStore>, last_done: bool) -> Arc<Double<Self>> {
+        Arc::new(Double(Self { store, left: AtomicI64::new(i64::MAX), last_done, dead: AtomicBool::new(false), died: Notify::new() }))
+    }
+
     /// What the worker does, until it dies in the middle of it.
     async fn while_it_lasts<T>(&self, what: impl Future<Output = Result<T, WorkerError>>) -> Result<T, WorkerError> {
         let done = tokio::select! {
@@ -180,6 +185,11 @@ impl Delegating for Life {
     async fn copy_opts(&self, from: &Path, to: &Path, options: CopyOptions) -> object_store::Result<()> {
         self.through(self.store.copy_opts(from, to, options)).await
     }
+}
+
+#[tokio::test]
+async fn the_store_of_a_worker_that_does_not_die_is_one_like_any_other() {
+    crate::store::conformance::holds(Life::over(Arc::new(InMemory::new()), false)).await;
 }
 
 struct Work {
@@ -254,7 +264,7 @@ impl World {
     /// The same, for so many calls of the store once it has started.
     async fn start_for(&self, name: &str, keep_runs: bool, calls: i64, last_done: bool) -> Worker {
         let metrics = Arc::new(Metrics::default());
-        let life = Arc::new(Double(Life { store: self.store.clone(), left: AtomicI64::new(i64::MAX), last_done, dead: AtomicBool::new(false), died: Notify::new() }));
+        let life = Life::over(self.store.clone(), last_done);
         let store: Arc<dyn ObjectStore> = life.clone();
         let log = Log::new(store.clone(), Path::from("log"));
         let reading = log.open().await.unwrap().unwrap();
