@@ -2,6 +2,8 @@
 
 use super::load::Loaded;
 use super::{CONFIG, OK, SystemClock, answer, code_of, has_run, load, report, tell};
+use crate::commit::advance::gone;
+use crate::commit::known::Known;
 use crate::epoch::ledger::Ledger;
 use crate::epoch::plan::{self, Fit, Given};
 use crate::pipeline::sql::{Place as SqlPlace, SqlError};
@@ -187,9 +189,9 @@ async fn connected(loaded: &Loaded) -> Result<Vec<String>, Vec<Trouble>> {
                 Err(e) => failures.push(Trouble { error: e.into(), at: At::Pipeline }),
                 Ok(None) => notes.push("the pipeline has not run yet: its tables will be made at the first run".into()),
                 Ok(Some(reading)) => {
-                    for (name, known) in &reading.head.sources {
+                    for (name, read) in &reading.head.sources {
                         let Some(facts) = facts.get(name) else { continue };
-                        let held = known_source::check_same(name, known, facts).and_then(|()| known_source::check_ends(name, known, facts));
+                        let held = known_source::check_same(name, read, facts).and_then(|()| known_source::check_ends(name, read, facts));
                         failures.extend(held.err().map(|error| Trouble { error, at: At::Input(name.clone()) }));
                     }
                     // What a source that does not answer would change cannot be told; its own failure is.
@@ -201,13 +203,19 @@ async fn connected(loaded: &Loaded) -> Result<Vec<String>, Vec<Trouble>> {
                             Ok(Fit::Change(_, what)) => notes.extend(what.into_iter().map(|w| format!("the next run changes the plan: {w}"))),
                         }
                     }
-                    for (record, _) in reading.head.specs() {
+                    let known = Known::new(place.store.clone(), &place.state_folder, reading.head.log);
+                    for (record, born) in reading.head.specs() {
                         let Ok(spec) = record.shared() else { continue };
                         for format in &record.formats {
-                            if let Err(e) = place.formats[format].open(spec.clone()).await {
-                                let error = WorkerError::Refused(format!("{format} table {}: {e}", record.name));
-                                failures.push(Trouble { error, at: At::Table(record.name.clone()) });
-                            }
+                            let why = match place.formats[format].open(spec.clone()).await {
+                                Ok(Some(_)) => None,
+                                Ok(None) => {
+                                    let uuid = known.uuid(&record.name, *format, born).await.ok().flatten();
+                                    uuid.map(|uuid| gone(*format, &record.name, &uuid, &place.formats[format].place(&record.name)).to_string())
+                                }
+                                Err(e) => Some(format!("{format} table {}: {e}", record.name)),
+                            };
+                            failures.extend(why.map(|why| Trouble { error: WorkerError::Refused(why), at: At::Table(record.name.clone()) }));
                         }
                     }
                 }

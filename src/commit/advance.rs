@@ -120,6 +120,17 @@ impl Side {
     }
 }
 
+/// A table that this log has filled is not where it was.
+pub fn gone(format: TableFormatKind, table: &str, uuid: &str, place: &str) -> CommitError {
+    let keys = match format {
+        TableFormatKind::Iceberg => ", or lake.namespace, lake.iceberg.name or lake.iceberg.uri is another than before",
+        TableFormatKind::Delta => "",
+    };
+    CommitError::Refused(format!(
+        "the {format} table {table} (uuid {uuid}) is gone: it is not at {place}, so that it was dropped, or the place was emptied{keys}; bring it back, or {ANOTHER_NAME}"
+    ))
+}
+
 /// A table that lacks what it held before, without a trace of who took it.
 pub fn set_back(format: TableFormatKind, table: &str, place: &str, found: u64, held: u64) -> CommitError {
     CommitError::Refused(format!(

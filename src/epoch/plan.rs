@@ -250,7 +250,7 @@ fn change(ledger: &Ledger, Given { pipeline, plans, facts, starts }: Given<'_>, 
 fn source_change(name: &str, before: &SourcePlan, after: &SourcePlan, changes: &mut Vec<String>) -> Result<(), PlanError> {
     if before.topic != after.topic {
         return Err(PlanError::Refused(format!(
-            "source {name} reads {} and the log was written from {}: offsets of one mean nothing in the other; give the source another name, or name the topic {} again",
+            "source {name} reads {} and the log was written from {}: offsets of one mean nothing in the other; give the source another name, or name {} again",
             after.topic, before.topic, before.topic
         )));
     }
@@ -422,6 +422,15 @@ fn table_change(name: &str, before: &WindowedOrPlain, after: &WindowedOrPlain, c
     if windowed && before.state != after.state && !adds_columns(name, before, after)? {
         let only = |a: &str, b: &str| a.lines().filter(|l| !b.lines().any(|m| m == *l)).collect::<Vec<_>>().join("; ");
         let or_nothing = |text: String| if text.is_empty() { "nothing".to_string() } else { text };
+        let sorted = |text: &str| text.lines().map(String::from).collect::<BTreeSet<_>>();
+        if sorted(&before.state) == sorted(&after.state) {
+            let moved = |a: &str, b: &str| a.lines().zip(b.lines()).filter(|(x, y)| x != y).map(|(x, _)| x).collect::<Vec<_>>().join("; ");
+            return Err(refuse(&format!(
+                "its windows are kept in another form: its columns, or those of its source that it reads, come in another order\n  the log has:  {}\n  the file has: {}\nput them back into their order, and new ones behind them",
+                moved(&before.state, &after.state),
+                moved(&after.state, &before.state)
+            )));
+        }
         return Err(refuse(&format!(
             "its windows are kept in another form, which needs a replay\n  the log has:  {}\n  the file has: {}\nrows already counted cannot be counted again in the new form",
             or_nothing(only(&before.state, &after.state)),

@@ -21,7 +21,7 @@ pub enum LayoutError {
     )]
     Unsupported { column: String, found: String },
     /// Two columns of one name.
-    #[error("two columns are named `{0}`; give one of them an alias")]
+    #[error("two columns are named `{0}`; give one of them another name (a column of the source: `name: {{type: …, from: {0}}}`)")]
     Duplicate(String),
     /// A schema that was taken for one that already has its ids.
     #[error("field `{0}` carries no field id, but a table's fields must; its plan in the log was not made by this version")]

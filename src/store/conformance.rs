@@ -180,7 +180,7 @@ mod tests {
     }
 
     /// Every implementation of a store or a catalog: the file that it is in, its name, and the test that holds it to the suite.
-    const HELD: [(&str, &str, &str); 16] = [
+    const HELD: [(&str, &str, &str); 17] = [
         ("commit/delta/tests.rs", "Faulty", "the_faulty_store_is_a_store_until_it_is_told_to_fail"),
         ("commit/iceberg/catalog.rs", "SqliteCatalog", "sqlite"),
         ("epoch/protocol_tests.rs", "Lying", "a_store_that_was_told_no_lie_is_one_like_any_other"),
@@ -192,6 +192,7 @@ mod tests {
         ("simulation/store.rs", "WorkerCatalog", "a_catalog_without_faults_holds"),
         ("simulation/store.rs", "WorkerStore", "a_store_without_faults_holds"),
         ("store/local.rs", "DurableLocal", "local_disk"),
+        ("store/probe.rs", "Swept", "a_put_that_is_swept_away_at_a_start_is_tried_again"),
         ("store/probe.rs", "Unconditional", "the_conformance_suite_finds_a_store_without_a_conditional_put"),
         ("verify/reach.rs", "Failing", "a_watched_store_is_one_like_any_other"),
         ("verify/reach.rs", "Watched", "a_watched_store_is_one_like_any_other"),

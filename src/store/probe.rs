@@ -25,11 +25,26 @@ pub enum ProbeError {
     Broken(String),
 }
 
-/// Races [`RACERS`] creates of one new name below `folder`; `id` makes the name new.
+/// How often it is tried.
+const TRIES: u128 = 3;
+
+/// Races [`RACERS`] creates of one new name below `folder`; `id` makes the name new. It is tried
+/// again under another where that fails: a cleaner may take the put of a process that slept for one that a kill cut short.
 ///
 /// # Errors
 /// [`ProbeError`], which parts a store that is away from one that lies.
 pub async fn create_if_absent(store: &Arc<dyn ObjectStore>, folder: &Path, id: uuid::Uuid) -> Result<(), ProbeError> {
+    let mut tried = Ok(());
+    for nth in 0..TRIES {
+        tried = once(store, folder, uuid::Uuid::from_u128(id.as_u128() ^ nth)).await;
+        if tried.is_ok() {
+            break;
+        }
+    }
+    tried
+}
+
+async fn once(store: &Arc<dyn ObjectStore>, folder: &Path, id: uuid::Uuid) -> Result<(), ProbeError> {
     let away = ProbeError::Unavailable;
     let path = folder.clone().join(format!("probe-{id}"));
     let create = |body: String| {
@@ -57,7 +72,11 @@ pub async fn create_if_absent(store: &Arc<dyn ObjectStore>, folder: &Path, id: u
     if late.is_ok() {
         return Err(ProbeError::Broken(format!("{path} was created a second time: this store ignores create-if-absent; use another store")));
     }
-    removed.map_err(|e| away(format!("cannot delete {path}: {e}")))
+    match removed {
+        // Somebody was faster.
+        Ok(()) | Err(Error::NotFound { .. }) => Ok(()),
+        Err(e) => Err(away(format!("cannot delete {path}: {e}"))),
+    }
 }
 
 #[cfg(test)]
@@ -67,6 +86,7 @@ mod tests {
     use async_trait::async_trait;
     use object_store::memory::InMemory;
     use object_store::{PutPayload, PutResult};
+    use std::sync::Mutex;
 
     /// What a store does with a create whose name is taken.
     #[derive(Debug, Clone, Copy, PartialEq)]
@@ -113,6 +133,37 @@ mod tests {
             let suite = tokio::spawn(crate::store::conformance::holds(Arc::new(Double(Unconditional(InMemory::new(), taken)))));
             assert!(suite.await.is_err_and(|e| e.is_panic()), "{taken:?} passed");
         }
+    }
+
+    /// Its first puts fail, as those of a process that slept for longer than a cleaner waits.
+    #[derive(Debug)]
+    struct Swept(InMemory, Mutex<usize>);
+
+    #[async_trait]
+    impl Delegating for Swept {
+        fn inner(&self) -> &dyn ObjectStore {
+            &self.0
+        }
+        async fn put_opts(&self, at: &Path, payload: PutPayload, options: PutOptions) -> object_store::Result<PutResult> {
+            {
+                let mut left = self.1.lock().unwrap();
+                if *left > 0 {
+                    *left -= 1;
+                    return Err(Error::NotFound { path: at.to_string(), source: "No such file or directory".into() });
+                }
+            }
+            self.0.put_opts(at, payload, options).await
+        }
+    }
+
+    #[tokio::test]
+    async fn a_put_that_is_swept_away_at_a_start_is_tried_again() {
+        let swept = |times| -> Arc<dyn ObjectStore> { Arc::new(Double(Swept(InMemory::new(), Mutex::new(times)))) };
+        crate::store::conformance::holds(swept(0)).await;
+        let store = swept(RACERS + 3);
+        create_if_absent(&store, &Path::from("x"), uuid::Uuid::nil()).await.unwrap();
+        let refusal = create_if_absent(&swept(1000), &Path::from("x"), uuid::Uuid::nil()).await.unwrap_err();
+        assert!(matches!(&refusal, ProbeError::Unavailable(why) if why.contains("cannot create x/probe-")), "{refusal}");
     }
 
     /// FAULTS 15.

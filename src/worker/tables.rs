@@ -6,7 +6,7 @@ use super::receipt::{Receipt, Receipts};
 use super::surroundings::Ids;
 use super::{Clock, Pressure, WorkerError};
 use crate::commit::known::Known;
-use crate::commit::advance::{Advance, Pending, Side, advance, set_back};
+use crate::commit::advance::{Advance, Pending, Side, advance, gone, set_back};
 use crate::commit::upsert::ChangeOp;
 use crate::commit::{ANOTHER_NAME, CommitError, Stamp, TableFormat};
 use crate::console::note;
@@ -217,12 +217,7 @@ impl Tables {
         };
         let mut table = match (existing, &uuid) {
             (Some(table), _) => table,
-            (None, Some(uuid)) => {
-                return Err(WorkerError::Refused(format!(
-                    "the {format} table {name} (uuid {uuid}) is gone: it is not at {}, so that it was dropped, or the place was emptied; bring it back, or {ANOTHER_NAME}",
-                    maker.place(name)
-                )));
-            }
+            (None, Some(uuid)) => return Err(refused(gone(format, name, uuid, &maker.place(name)))),
             (None, None) if lives.is_some() => maker.open_or_create(spec, birth).await.map_err(refused)?,
             (None, None) => return Ok(None),
         };

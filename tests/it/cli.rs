@@ -528,6 +528,12 @@ lake: {root: ./lake}
     assert_eq!(pond.millpond(&["validate", "pipeline.yaml"]).code, 0);
     pond.until_end();
     assert_eq!(pond.millpond(&["validate", "pipeline.yaml"]).code, 0);
+    // Another place in the catalog has no tables, and that is no first run.
+    std::fs::write(pond.path().join("other.yaml"), text.replace("./lake}", "./lake, namespace: other}")).unwrap();
+    for verb in ["validate", "run"] {
+        let ended = pond.millpond(&[verb, "other.yaml"]);
+        assert!(ended.code != 0 && ended.stderr.contains("iceberg table all_") && ended.stderr.contains("or lake.namespace"), "{verb}: {ended:?}");
+    }
     // Somebody swaps our table for theirs, and a source is away.
     std::fs::rename(pond.path().join("more.ndjson"), pond.path().join("elsewhere")).unwrap();
     let mut lines: Vec<String> = vec![];

@@ -103,11 +103,15 @@ const EPOCH_FROM_CE: i32 = 719_163;
 /// The first instant of a local date, counted in days since 1970-01-01.
 fn midnight(day: i32, zone: Tz) -> Option<i64> {
     let local: NaiveDateTime = NaiveDate::from_num_days_from_ce_opt(day.checked_add(EPOCH_FROM_CE)?)?.and_hms_opt(0, 0, 0)?;
-    // A clock may skip midnight: the date then starts where the gap ends, which a step of a minute finds.
+    // A clock may skip midnight: the date then starts where the gap ends, to the second in the years of local mean times.
+    let instant = |at: &NaiveDateTime| zone.from_local_datetime(at).earliest();
     let mut at = local;
     for _ in 0..=24 * 60 {
-        if let Some(t) = zone.from_local_datetime(&at).earliest() {
-            return Some(t.naive_utc().and_utc().timestamp_micros());
+        if instant(&at).is_some() {
+            while at > local && instant(&(at - TimeDelta::seconds(1))).is_some() {
+                at -= TimeDelta::seconds(1);
+            }
+            return Some(instant(&at)?.naive_utc().and_utc().timestamp_micros());
         }
         at = at.checked_add_signed(TimeDelta::minutes(1))?;
     }
@@ -164,12 +168,16 @@ mod tests {
         // Beirut skips midnight: the day starts at 01:00.
         let beirut = Tumble { size_us: DAY_US, align: Align::Days { zone: chrono_tz::Asia::Beirut, days: 1 } };
         assert_eq!(beirut.window_of(us("2022-03-27T12:00:00+03:00")).0, us("2022-03-27T01:00:00+03:00"));
+        // Monrovia left its local mean time for UTC: the day starts at 00:44:30, to the second.
+        let monrovia = Tumble { size_us: DAY_US, align: Align::Days { zone: chrono_tz::Africa::Monrovia, days: 1 } };
+        assert_eq!(monrovia.window_of(us("1972-01-07T00:44:40Z")).0, us("1972-01-07T00:44:30Z"));
+        assert_eq!(monrovia.window_of(us("1972-01-07T00:44:20Z")).1, us("1972-01-07T00:44:30Z"));
     }
 
     proptest! {
         #[test]
         fn zoned_windows_tile_time(at in -4_000_000_000_000_000i64..4_000_000_000_000_000, days in 1..9i32, zone in 0usize..7) {
-            let zones = ["Europe/Berlin", "America/Sao_Paulo", "Asia/Beirut", "Pacific/Apia", "America/Havana", "UTC", "America/Scoresbysund"];
+            let zones = ["Europe/Berlin", "America/Sao_Paulo", "Asia/Beirut", "Pacific/Apia", "America/Havana", "Africa/Monrovia", "America/Scoresbysund"];
             let zone: Tz = zones[zone].parse().unwrap();
             let w = Tumble { size_us: days as i64 * DAY_US, align: Align::Days { zone, days } };
             let (start, end) = w.window_of(at);
