@@ -217,6 +217,7 @@ fn what_is_said_in_vain_is_told() {
     }
     for (text, marked, message) in [
         (file(plain, "").replace("column: at}", "column: at, max_ahead: 1d}"), "1d", "`max_ahead` has no effect"),
+        (file(plain, "").replace("./lake}", "./lake, iceberg: {uri: 'sqlite:///c.db'}}"), "'sqlite:///c.db'", "at the root of the file system"),
         (file(plain, "observe: {listen: \"0.0.0.0:9090\"}\n"), "\"0.0.0.0:9090\"", "open to whoever reaches this machine"),
         (file(&format!("{plain}, properties: {{write.target-file-size-bytes: 1000}}"), ""), "write.target-file-size-bytes", "do not follow"),
         (file(&format!("{plain}, formats: iceberg, properties: {{delta.checkpointInterval: 5}}"), ""), "delta.checkpointInterval", "kept in Iceberg only"),

@@ -82,7 +82,12 @@ impl Build<'_> {
             self.wrong(node.span, format!("`{shown}` names no file"), EXPECTED);
             return None;
         }
-        Some(absolute(self.cwd, path))
+        let path = absolute(self.cwd, path);
+        if path.parent() == Some(Path::new("/")) {
+            let problem = self.text.problem(node.span, format!("`{shown}` is the file {} at the root of the file system", path.display()));
+            self.parts.borrow_mut().warnings.push(problem.expected("sqlite://./catalog.db where the working directory is meant, as other programs read three slashes").warning());
+        }
+        Some(path)
     }
 }
 
