@@ -291,11 +291,14 @@ fn a_host_without_file_descriptors_is_told() {
         }
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let start = std::time::Instant::now();
-        // One that has begun waits for descriptors: stopped, it ends.
-        while child.try_wait().unwrap().is_none() && start.elapsed() < Duration::from_secs(60) {
-            if start.elapsed() > Duration::from_secs(5) {
+        // One that has begun waits for descriptors: stopped, it ends. A second signal would end it without a word.
+        let mut stopped = false;
+        while child.try_wait().unwrap().is_none() {
+            assert!(start.elapsed() < Duration::from_secs(90), "with {limit} descriptors it does not end");
+            if !stopped && start.elapsed() > Duration::from_secs(5) {
                 // SAFETY: the child is not reaped yet: the id is its own.
                 unsafe { libc::kill(child.id() as i32, libc::SIGTERM) };
+                stopped = true;
             }
             std::thread::sleep(Duration::from_millis(50));
         }
