@@ -47,17 +47,22 @@ pub async fn main(a: Arguments) -> i32 {
     };
     match run(&loaded.pipeline, &a).await {
         Ok(found) => {
-            let code = match (found.is_right(), found.is_proven()) {
-                (false, _) => DIFFERENT,
-                (true, false) => UNPROVEN,
-                (true, true) => OK,
-            };
+            let code = code(&found);
             match a.json {
                 true => answer(format_args!("{}\n", serde_json::json!({ "ok": found.is_right(), "proven": found.is_proven(), "report": found })), code),
                 false => answer(text(&found), code),
             }
         }
         Err(failure) => fail(failure, a.json),
+    }
+}
+
+fn code(found: &Report) -> i32 {
+    match () {
+        () if !found.is_right() => DIFFERENT,
+        () if !found.unchecked.is_empty() => REFUSED,
+        () if !found.is_proven() => UNPROVEN,
+        () => OK,
     }
 }
 
@@ -131,11 +136,15 @@ fn text(report: &Report) -> String {
     for what in &report.unprovable {
         lines.push(format!("cannot be proven: {what}"));
     }
+    for what in &report.unchecked {
+        lines.push(format!("could not check: {what}"));
+    }
     for finding in &report.findings {
         lines.extend(finding_text(finding));
     }
     let entries = report.entries.map_or(String::new(), |(first, last)| format!(", entries {first} to {last}"));
     lines.push(match (report.findings.len(), report.unprovable.len()) {
+        (0, _) if !report.unchecked.is_empty() => format!("pipeline {}: nothing wrong was found, and {} tables could not be checked{entries}", report.pipeline, report.unchecked.len()),
         (0, 0) => format!("pipeline {} is right{entries}{}", report.pipeline, if report.deep { "" } else { " as far as its structure shows (--deep compares rows)" }),
         (0, n) => format!("pipeline {}: nothing wrong was found, and {n} things could not be proven{entries}", report.pipeline),
         (n, _) => format!("pipeline {} is WRONG: {n} findings{entries}", report.pipeline),
@@ -165,4 +174,24 @@ fn finding_text(finding: &Finding) -> Vec<String> {
         lines.push(format!("  … and {} more", finding.count - finding.rows.len() as u64));
     }
     lines
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What is wrong is told before what could not be checked, and that before what cannot be proven.
+    #[test]
+    fn a_table_that_cannot_be_checked_hides_nothing() {
+        let mut report = Report { pipeline: "p".into(), ..Report::default() };
+        assert_eq!(code(&report), OK);
+        report.unprovable.push("table old".into());
+        assert_eq!(code(&report), UNPROVEN);
+        report.unchecked.push("table odd: why".into());
+        assert!(code(&report) == REFUSED && !report.is_proven());
+        let told = text(&report);
+        assert!(told.contains("could not check: table odd: why\n") && told.contains("nothing wrong was found, and 1 tables could not be checked"), "{told}");
+        report.findings.push(Finding::new("row-extra", "why"));
+        assert!(code(&report) == DIFFERENT && text(&report).contains("pipeline p is WRONG: 1 findings"));
+    }
 }

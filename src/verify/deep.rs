@@ -128,7 +128,10 @@ pub async fn check(
         let mut lost = vec![];
         for table in mine {
             for state in &table.states {
-                compare_table(lake, facts, &rows, table, state, options, &mut lost, report).await?;
+                match compare_table(lake, facts, &rows, table, state, options, &mut lost, report).await {
+                    Err(VerifyError::Refused(why)) => report.unchecked.push(format!("table {}: {why}", table.spec.name)),
+                    done => done?,
+                }
             }
         }
     }
@@ -194,15 +197,19 @@ async fn expect(facts: &Facts, rows: &SourceRows, table: &Checked, options: &Opt
     let name = &table.spec.name;
     let all: Vec<usize> = (0..table.spec.schema.fields().len()).collect();
     let column = |n: &str| table.spec.schema.index_of(n).ok();
-    let computed = |name: &str, report: &mut Report| match rows.tables.get(name) {
-        Some(computed) => match &computed.unplanned {
+    let computed = |name: &str, report: &mut Report| {
+        let computed = rows.tables.get(name)?;
+        if let Some(why) = &computed.unchecked {
+            report.unchecked.push(format!("table {name}: {why}"));
+            return None;
+        }
+        match &computed.unplanned {
             None => Some(computed),
             Some(why) => {
                 report.unprovable.push(format!("table {name}: {why}"));
                 None
             }
-        },
-        None => None,
+        }
     };
     Ok(match &table.role {
         Role::Declared { windowed: false } => {
@@ -241,6 +248,10 @@ async fn expect(facts: &Facts, rows: &SourceRows, table: &Checked, options: &Opt
             Some(Expected { batches, origin: Origin::Rows(origin), compared: all, inexact: BTreeSet::new(), key, paired: true, window: column("window_start"), keep, only_missing: false, lost: vec![] })
         }
         Role::Dead(source) => {
+            if let Some((name, why)) = rows.tables.iter().find_map(|(n, t)| Some((n, t.unchecked.as_ref()?))) {
+                report.unchecked.push(format!("table {}: what is dead for table {name} is not known: {why}", table.spec.name));
+                return Ok(None);
+            }
             if let Some((name, why)) = rows.tables.iter().find_map(|(n, t)| Some((n, t.unplanned.as_ref()?))) {
                 report.unprovable.push(format!("table {}: what is dead for table {name} is not known: {why}", table.spec.name));
                 return Ok(None);

@@ -150,8 +150,11 @@ pub struct Report {
     pub entries: Option<(u64, u64)>,
     pub deep: bool,
     pub findings: Vec<Finding>,
-    /// What could not be checked, and why.
+    /// What cannot be proven, and why.
     pub unprovable: Vec<String>,
+    /// Tables that this version failed to check, and why; the others were.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub unchecked: Vec<String>,
     /// What is worth knowing and nothing wrong: commits of others, tables that have not caught up.
     pub notes: Vec<String>,
     /// Files in the folders of the tables and of the runs that nothing refers to, sorted.
@@ -181,7 +184,7 @@ impl Report {
     }
 
     pub fn is_proven(&self) -> bool {
-        self.unprovable.is_empty()
+        self.unprovable.is_empty() && self.unchecked.is_empty()
     }
 }
 
@@ -258,6 +261,7 @@ pub async fn verify(pipeline: &Pipeline, lake: &Lake, options: &Options, open: O
     // Both formats of a table say the same of their source.
     let mut said = BTreeSet::new();
     report.unprovable.retain(|u| said.insert(u.clone()));
+    report.unchecked.retain(|u| said.insert(u.clone()));
     report.notes.retain(|n| said.insert(n.clone()));
     report.orphans.sort();
     Ok(report)

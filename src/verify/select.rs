@@ -183,8 +183,8 @@ impl Select {
         let values = match parts.len() {
             1 => parts.remove(0).1,
             _ => {
-                let empty = self.values_of(&batch.slice(0, 0))?;
-                arrow::compute::concat_batches(&empty.schema(), parts.iter().map(|(_, b)| b))?
+                let schema = parts.first().map_or_else(|| self.values_schema(), |(_, b)| Ok(b.schema()))?;
+                arrow::compute::concat_batches(&schema, parts.iter().map(|(_, b)| b))?
             }
         };
         Ok(Passed { rows, values, failed })
@@ -203,7 +203,8 @@ impl Select {
         let n = batch.num_rows();
         match self.try_pass(batch, first) {
             Ok(part) => parts.push(part),
-            Err(e) if n == 0 => return Err(e),
+            // Some expressions fail of no row at all: that makes no dead letter.
+            Err(_) if n == 0 => parts.push((vec![], RecordBatch::new_empty(self.values_schema()?))),
             Err(e) if n == 1 => failed.push((first, self.reasons(batch, &e))),
             Err(_) => {
                 self.pass_part(&batch.slice(0, n / 2), first, parts, failed)?;
@@ -220,6 +221,9 @@ impl Select {
         let mask = values(condition, batch)?;
         let mask: BooleanArray = mask.as_boolean().iter().map(|b| Some(b == Some(true))).collect();
         let rows = (0..batch.num_rows()).filter(|i| mask.value(*i)).map(|i| first + i as u32).collect();
+        if mask.true_count() == 0 {
+            return Ok((rows, RecordBatch::new_empty(self.values_schema()?)));
+        }
         Ok((rows, self.values_of(&filter_record_batch(batch, &mask)?)?))
     }
 
@@ -231,6 +235,13 @@ impl Select {
         let fields: Vec<Field> = columns.iter().enumerate().map(|(i, c): (usize, &ArrayRef)| Field::new(format!("c{i}"), c.data_type().clone(), true)).collect();
         let options = RecordBatchOptions::new().with_row_count(Some(batch.num_rows()));
         Ok(RecordBatch::try_new_with_options(Arc::new(Schema::new(fields)), columns, &options)?)
+    }
+
+    /// Of [`Passed::values`], where nothing came through.
+    fn values_schema(&self) -> Result<SchemaRef> {
+        let types = self.values.iter().map(|v| v.to.clone().map_or_else(|| v.expr.data_type(&self.input), Ok));
+        let fields = types.enumerate().map(|(i, ty)| Ok(Field::new(format!("c{i}"), ty?, true))).collect::<Result<Vec<Field>>>()?;
+        Ok(Arc::new(Schema::new(fields)))
     }
 
     pub fn sql(&self) -> &str {
@@ -340,15 +351,16 @@ impl Select {
                 *batch = RecordBatch::try_new(schema.clone(), columns)?;
             }
         }
-        let table = MemTable::try_new(Arc::new(Schema::new(fields)), vec![batches])?;
-        let source = datafusion::datasource::provider_as_source(Arc::new(table));
-        let plan = wide(a, states, &|node| match node {
-            LogicalPlan::TableScan(scan) => Ok(Transformed::yes(LogicalPlanBuilder::scan(scan.table_name.clone(), source.clone(), None)?.build()?)),
-            other => Ok(Transformed::no(other)),
-        })?;
-        let mut schema: Vec<Field> = a.schema.fields().iter().map(|f| f.as_ref().clone()).collect();
-        schema.extend(plan.schema().fields().iter().skip(schema.len()).map(|f| f.as_ref().clone()));
-        let batches = self.context.execute_logical_plan(plan).await?.collect().await?;
+        let input = Arc::new(Schema::new(fields));
+        let (schema, batches) = match self.executed(a, states, &input, batches.clone()).await {
+            Ok(done) => done,
+            // Each row can be computed, and not each of them beside the others.
+            Err(_) => {
+                let mut parts = vec![];
+                batches.iter().for_each(|batch| self.computable(batch, &mut parts));
+                self.executed(a, states, &input, parts).await?
+            }
+        };
         let columns = schema.iter().enumerate().map(|(i, field)| {
             let of: Vec<&dyn Array> = batches.iter().map(|b| b.column(i).as_ref()).collect();
             if of.is_empty() { Ok(new_null_array(field.data_type(), 0)) } else { Ok(concat(&of)?) }
@@ -357,6 +369,32 @@ impl Select {
         let rows = columns.first().map_or(0, |c| c.len());
         let fields: Vec<Field> = schema.iter().zip(&columns).map(|(f, c)| Field::new(f.name(), c.data_type().clone(), true)).collect();
         Ok(RecordBatch::try_new_with_options(Arc::new(Schema::new(fields)), columns, &RecordBatchOptions::new().with_row_count(Some(rows)))?)
+    }
+
+    async fn executed(&self, a: &Aggregate, states: bool, input: &SchemaRef, batches: Vec<RecordBatch>) -> Result<(Vec<Field>, Vec<RecordBatch>)> {
+        let table = MemTable::try_new(input.clone(), vec![batches])?;
+        let source = datafusion::datasource::provider_as_source(Arc::new(table));
+        let plan = wide(a, states, &|node| match node {
+            LogicalPlan::TableScan(scan) => Ok(Transformed::yes(LogicalPlanBuilder::scan(scan.table_name.clone(), source.clone(), None)?.build()?)),
+            // Its rows are those that came through.
+            LogicalPlan::Filter(filter) => Ok(Transformed::yes(filter.input.as_ref().clone())),
+            other => Ok(Transformed::no(other)),
+        })?;
+        let mut schema: Vec<Field> = a.schema.fields().iter().map(|f| f.as_ref().clone()).collect();
+        schema.extend(plan.schema().fields().iter().skip(schema.len()).map(|f| f.as_ref().clone()));
+        let done = self.context.execute_logical_plan(plan).await?.collect().await?;
+        Ok((schema, done))
+    }
+
+    /// The rows in parts of which each can be computed as one.
+    fn computable(&self, batch: &RecordBatch, parts: &mut Vec<RecordBatch>) {
+        let n = batch.num_rows();
+        if n > 1 && self.values_of(batch).is_err() {
+            self.computable(&batch.slice(0, n / 2), parts);
+            self.computable(&batch.slice(n / 2, n - n / 2), parts);
+        } else if n > 0 {
+            parts.push(batch.clone());
+        }
     }
 
     /// `having` and the columns, row by row: what cannot be computed is null. Which rows are shown, and in which something

@@ -18,25 +18,25 @@ pub(super) const AT: &str = "at entry";
 pub(super) const UNFIT: &str = "does not fit ";
 
 /// The aggregate with sums that hold any number of rows, narrowed again to the declared types: what
-/// does not fit is null. Behind its columns stand [`AT`] where states are told apart, what did not fit ([`UNFIT`]), and how
+/// does not fit is null. Behind its columns, which are in their places under other names, stand [`AT`] where states are told apart, what did not fit ([`UNFIT`]), and how
 /// far sums of floats may be off ([`WITHIN`]).
 pub(super) fn wide(a: &Aggregate, states: bool, scan: &dyn Fn(LogicalPlan) -> Result<Transformed<LogicalPlan>>) -> Result<LogicalPlan> {
     let schema = a.input.schema();
     let (mut calls, mut columns): (Vec<Expr>, Vec<Expr>) = (vec![], vec![]);
     let (mut groups, mut unfit, mut slack) = (vec![], vec![], vec![]);
+    // Known by their places: a cast has the name of what it casts.
     for (i, e) in a.group_expr.iter().enumerate() {
-        let (qualifier, field) = a.schema.qualified_field(i);
         let name = format!("group {i}");
         groups.push(group_key(e, schema)?.alias(name.clone()));
-        columns.push(Expr::Column(datafusion::common::Column::new_unqualified(name)).alias_qualified(qualifier.cloned(), field.name()));
+        columns.push(Expr::Column(datafusion::common::Column::new_unqualified(name)));
     }
     for (i, e) in a.aggr_expr.iter().enumerate() {
-        let (qualifier, field) = a.schema.qualified_field(a.group_expr.len() + i);
+        let field = a.schema.field(a.group_expr.len() + i);
         let Expr::AggregateFunction(f) = e.clone().unalias() else { return Err(DataFusionError::Plan(format!("{e} is no aggregate"))) };
         let (done, total) = widened(&f, field.data_type(), schema, i, &mut calls)?;
         slack.extend(off(&f, &done, schema, i, &mut calls)?.map(|e| e.alias(format!("{WITHIN}{i}"))));
         unfit.extend(total.map(|total| total.is_not_null().and(done.clone().is_null()).alias(format!("{UNFIT}{i}"))));
-        columns.push(done.alias_qualified(qualifier.cloned(), field.name()));
+        columns.push(done.alias(format!("call {i}")));
     }
     if states {
         let at = Expr::Column(datafusion::common::Column::new_unqualified(AT));

@@ -23,6 +23,7 @@ use crate::support::millpond::Pond;
 
 mod choices;
 mod doubled;
+mod expressions;
 mod floats;
 mod forgotten;
 mod letters;
