@@ -246,6 +246,11 @@ impl Select {
         aggregate && self.input == older.input && base(&new.input) == base(&old.input) && new.expr.starts_with(&old.expr)
     }
 
+    /// Where among its columns the one of this name stands.
+    pub fn place(&self, column: &str) -> Option<usize> {
+        self.output.index_of(column).ok().filter(|at| *at < self.width())
+    }
+
     /// How many columns it shows.
     pub fn width(&self) -> usize {
         match &self.plan {
