@@ -71,7 +71,7 @@ pub struct Shown {
     pub rows: RecordBatch,
     /// Window start and group key by which each row was summed: columns of the aggregate.
     pub groups: RecordBatch,
-    /// The same of groups with a value that does not fit its type, shown or not.
+    /// The same of groups with a value that does not fit its type, shown or not, in the types of the SQL.
     pub unfit: RecordBatch,
 }
 
@@ -306,7 +306,8 @@ impl Select {
         let (rows, shown, unfit) = self.above(a, having, exprs, &summed)?;
         let groups = summed.project(&(0..a.group_expr.len()).collect::<Vec<_>>())?;
         let (mask, unfit) = (BooleanArray::from(shown), BooleanArray::from(unfit));
-        Ok(Shown { rows: filter_record_batch(&rows, &mask)?, groups: filter_record_batch(&groups, &mask)?, unfit: filter_record_batch(&groups, &unfit)? })
+        let unfit = in_types_of(a, &filter_record_batch(&groups, &unfit)?)?;
+        Ok(Shown { rows: filter_record_batch(&rows, &mask)?, groups: filter_record_batch(&groups, &mask)?, unfit })
     }
 
     /// As [`Select::sum_up`], for several states of the rows at once: `at` says of each row which state it is in.
@@ -411,6 +412,18 @@ impl Select {
         let all = RecordBatch::try_new_with_options(Arc::new(Schema::new(fields)), columns, &RecordBatchOptions::new().with_row_count(Some(rows)))?;
         Ok((all, shown, unfit))
     }
+}
+
+/// Group keys as they are written: what is grouped by in 64 bits may be a float of 32.
+fn in_types_of(a: &Aggregate, groups: &RecordBatch) -> Result<RecordBatch> {
+    let (mut fields, mut columns) = (vec![], vec![]);
+    for ((field, column), declared) in groups.schema_ref().fields().iter().zip(groups.columns()).zip(a.schema.fields()) {
+        let column = if column.data_type().is_floating() { arrow::compute::cast(column, declared.data_type())? } else { column.clone() };
+        fields.push(field.as_ref().clone().with_data_type(column.data_type().clone()));
+        columns.push(column);
+    }
+    let options = RecordBatchOptions::new().with_row_count(Some(groups.num_rows()));
+    Ok(RecordBatch::try_new_with_options(Arc::new(Schema::new(fields)), columns, &options)?)
 }
 
 /// Adds the windows' bounds to the columns that a query reads.
