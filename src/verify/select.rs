@@ -611,7 +611,7 @@ fn depends_on_order(call: &Expr, schema: &DFSchema) -> bool {
     let Expr::AggregateFunction(f) = call.clone().unalias() else { return true };
     let float = f.params.args.first().and_then(|a| a.get_type(schema).ok()).is_some_and(|t| t.is_floating());
     match f.func.name() {
-        // Of least and greatest floats only the sign of zero depends on the order.
+        // Of least and greatest floats only the bits of a NaN depend on the order.
         "sum" | "avg" | "min" | "max" => float,
         "count" | "bool_and" | "bool_or" => false,
         _ => true,

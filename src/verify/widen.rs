@@ -118,6 +118,7 @@ fn widened(f: &AggregateFunction, declared: &DataType, schema: &DFSchema, nth: u
                 _ => (call(f.func.clone(), args, false, "all"), None),
             }
         }
+        "min" | "max" if ty.is_floating() => (cast(unranked(call(f.func.clone(), vec![ranked(arg)], false, "all")), declared.clone()), None),
         "count" if f.params.distinct && ty.is_floating() => (call(f.func.clone(), vec![one_zero(arg)], true, "all"), None),
         _ => (call(f.func.clone(), args, f.params.distinct, "all"), None),
     })
@@ -137,6 +138,32 @@ fn one_zero(e: Expr) -> Expr {
     };
     let double = create_udf("one_zero", vec![DataType::Float64], DataType::Float64, Volatility::Immutable, Arc::new(of));
     double.call(vec![Expr::Cast(Cast::new(Box::new(e), DataType::Float64))])
+}
+
+/// The place of a float in IEEE 754's total order, in which there is one NaN, above all numbers. DataFusion's own least and
+/// greatest floats know no infinities, and of NaN what comes first decides.
+fn ranked(e: Expr) -> Expr {
+    let of = |values: &[ColumnarValue]| {
+        let arrays = ColumnarValue::values_to_arrays(values)?;
+        let rank = |v: f64| turned(if v.is_nan() { f64::NAN } else { v }.to_bits() as i64);
+        Ok(ColumnarValue::Array(Arc::new(arrays[0].as_primitive::<Float64Type>().unary::<_, Int64Type>(rank))))
+    };
+    let udf = create_udf("ranked", vec![DataType::Float64], DataType::Int64, Volatility::Immutable, Arc::new(of));
+    udf.call(vec![Expr::Cast(Cast::new(Box::new(e), DataType::Float64))])
+}
+
+fn unranked(e: Expr) -> Expr {
+    let of = |values: &[ColumnarValue]| {
+        let arrays = ColumnarValue::values_to_arrays(values)?;
+        let float = |rank: i64| f64::from_bits(turned(rank) as u64);
+        Ok(ColumnarValue::Array(Arc::new(arrays[0].as_primitive::<Int64Type>().unary::<_, Float64Type>(float))))
+    };
+    create_udf("unranked", vec![DataType::Int64], DataType::Float64, Volatility::Immutable, Arc::new(of)).call(vec![e])
+}
+
+/// A float's bits as an integer of the same order, and back: below zero all but the sign are the other way round.
+fn turned(bits: i64) -> i64 {
+    bits ^ (((bits >> 63) as u64) >> 1) as i64
 }
 
 /// Exact total by number of rows: decimals rounded half away from zero, null where they do not fit.
