@@ -153,7 +153,7 @@ pub fn birth(Given { pipeline, plans, facts, starts }: Given<'_>) -> Result<Plan
 /// | lateness, delay, columns and limits of a source | from the plan entry on |
 /// | a table or a source is added | begins at the plan entry |
 /// | a table or a source is taken out | stays as it is, gets no more rows |
-/// | a plain table: nullable columns are added at the end, its SQL changes otherwise | from the plan entry on |
+/// | a plain table: nullable columns are added, its columns change places, its SQL changes otherwise | from the plan entry on |
 /// | comment, properties | set by the next commit; what is taken out of the file stays |
 /// | a windowed table with a key: columns are added at the end that are computed from what its windows hold | rows that are written from the plan entry on have them |
 /// | a windowed table: what its SQL means otherwise, its way of emission | refused: rows that were counted cannot be counted again |
@@ -441,7 +441,11 @@ fn table_change(name: &str, before: &WindowedOrPlain, after: &WindowedOrPlain, c
         return Err(refuse("its way of emission changes: rows of windows that are open now would be left out or doubled"));
     }
     let known = changes.len();
-    if old.schema != new.schema {
+    let names = |spec: &SpecRecord| spec.spec().map(|s| s.schema.fields().iter().map(|f| f.name().clone()).collect::<BTreeSet<_>>());
+    let reordered = old.schema != new.schema && names(old).ok() == names(new).ok();
+    if reordered {
+        changes.push(format!("table {name}: its columns stand in another order; rows from here on follow its SQL"));
+    } else if old.schema != new.schema {
         let corrected = if windowed { ", until their window is corrected" } else { "" };
         changes.push(format!("table {name}: columns are added; rows written before hold null in them{corrected}"));
     } else if before.sql != after.sql {

@@ -399,6 +399,14 @@ fn what_a_changed_file_means_to_a_log() {
     let ids = |p: &Plan| p.tables["plain"].table.spec().unwrap().schema.fields().iter().map(|f| f.metadata()[crate::stage::FIELD_ID].clone()).collect::<Vec<_>>();
     assert_eq!(ids(&plan)[..2], ids(&l.plan)[..], "known columns keep their field ids");
 
+    let named = |p: &Plan| p.tables["plain"].table.spec().unwrap().schema.fields().iter().map(|f| (f.name().clone(), f.metadata()[crate::stage::FIELD_ID].clone())).collect::<BTreeMap<_, _>>();
+    let (plan, said) = changed(&FILE.replace("select k, v from", "select k, v * 2 as twice, v from"));
+    assert!(said.contains("table plain: columns are added"), "{said}");
+    assert!(named(&l.plan).iter().all(|column| named(&plan).contains_key(column.0) && named(&plan)[column.0] == *column.1), "wherever they stand");
+    let (plan, said) = changed(&FILE.replace("select k, v from", "select v, k from"));
+    assert!(said.contains("table plain: its columns stand in another order") && !said.contains("columns are added"), "{said}");
+    assert_eq!(named(&plan), named(&l.plan));
+
     // A windowed table is given what its windows hold already.
     let grouped = "count(*) as n from tumble";
     let (plan, said) = changed(&FILE.replace(grouped, "count(*) as n, sum(v) / count(*) as mean, window_start as begins, k as who from tumble"));

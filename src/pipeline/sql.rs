@@ -12,7 +12,8 @@
 //! - integer and decimal arithmetic never wraps: a row for which it would becomes a dead letter;
 //! - a number with a point is a decimal, not a float;
 //! - in a group key, and in `count(distinct …)`, all NaN are one value and -0.0 is 0.0; `min` and `max` order NaN above all
-//!   numbers;
+//!   numbers, and -0.0 below 0.0;
+//! - variance and stddev of a NaN or an infinity are NaN; of finite values that are too far apart they are infinite;
 //! - `avg` of decimals has four more digits and is rounded half away from zero;
 //! - a uuid is compared with the text that names it, and cast to a text in lower case with hyphens.
 

@@ -4,7 +4,7 @@ use super::append_only::{Balance, Closing, replayed};
 use super::compare::{At, Encoder, Matcher, show};
 use super::dead_letters::{Letters, Lost, lost_of};
 use super::facts::Facts;
-use super::select::Shown;
+use super::select::{Select, Shown};
 use super::source_rows::{DeadRow, Held, Lineage, Part, Reader, SourceRows, TableRows, widest};
 use super::structure::{Checked, Role, SHOWN, TableState};
 use super::{Finding, Lake, OpenSource, Options, Progress, Report, RowFinding, VerifyError, instant};
@@ -219,7 +219,7 @@ async fn expect(facts: &Facts, rows: &SourceRows, table: &Checked, options: &Opt
             for part in &computed.parts {
                 let taken: Vec<u32> = (0..part.lineage.len()).filter(|i| part.lineage[*i].entry <= as_of).map(|i| i as u32).collect();
                 let values = take_record_batch(&part.values, &UInt32Array::from(taken.clone())).map_err(failed)?;
-                batches.push(in_columns_of(&table.spec, &values)?);
+                batches.push(in_columns_of(&table.spec, &values, &computed.selects[part.select])?);
                 origin.push(taken.iter().map(|i| part.lineage[*i as usize]).collect());
             }
             let partly = options.from_us.is_some() || options.to_us.is_some() || rows.partly_lost;
@@ -265,12 +265,16 @@ async fn expect(facts: &Facts, rows: &SourceRows, table: &Checked, options: &Opt
     })
 }
 
-fn in_columns_of(spec: &TableSpec, values: &RecordBatch) -> Result<RecordBatch, VerifyError> {
+/// What a plain select made, in the columns that the table has by now: they are known by their names.
+fn in_columns_of(spec: &TableSpec, values: &RecordBatch, select: &Select) -> Result<RecordBatch, VerifyError> {
     let fields: Vec<_> = spec.schema.fields().iter().map(|f| f.as_ref().clone().with_nullable(true)).collect();
-    let columns = values.columns().iter().zip(&fields).map(|(c, f)| cast(c, f.data_type())).collect::<Result<Vec<ArrayRef>, _>>().map_err(failed)?;
-    // A plan older than a column computes none of it.
-    let missing = fields.iter().skip(columns.len()).map(|f| arrow::array::new_null_array(f.data_type(), values.num_rows()));
-    RecordBatch::try_new(Arc::new(Schema::new(fields.clone())), columns.into_iter().chain(missing).collect()).map_err(failed)
+    let column = |f: &arrow::datatypes::Field| match select.place(f.name()) {
+        Some(place) => cast(values.column(place), f.data_type()),
+        // A plan older than a column computes none of it.
+        None => Ok(arrow::array::new_null_array(f.data_type(), values.num_rows())),
+    };
+    let columns = fields.iter().map(column).collect::<Result<Vec<ArrayRef>, _>>().map_err(failed)?;
+    RecordBatch::try_new(Arc::new(Schema::new(fields)), columns).map_err(failed)
 }
 
 fn lineage_of(batch: &RecordBatch, entries: &[u64]) -> Vec<Lineage> {

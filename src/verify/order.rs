@@ -94,8 +94,12 @@ impl Kind {
             Self::Mean => ulps * size / n,
             Self::Spread { sample, root } => {
                 let by = if sample { n - 1.0 } else { n };
-                if by <= 0.0 || !value.is_finite() {
+                if by <= 0.0 || value.is_nan() {
                     return 0.0;
+                }
+                // Near the end of what floats hold the order decides whether a sum of squares is infinite.
+                if value.is_infinite() || size > f64::MAX / (4.0 * n) {
+                    return f64::INFINITY;
                 }
                 let variance = if root { value * value } else { value };
                 let squares = size / by;

@@ -71,7 +71,7 @@ pub struct Shown {
     pub rows: RecordBatch,
     /// Window start and group key by which each row was summed: columns of the aggregate.
     pub groups: RecordBatch,
-    /// The same of groups with a value that does not fit its type, shown or not.
+    /// The same of groups with a value that does not fit its type, shown or not, in the types of the SQL.
     pub unfit: RecordBatch,
 }
 
@@ -257,6 +257,11 @@ impl Select {
         aggregate && self.input == older.input && base(&new.input) == base(&old.input) && new.expr.starts_with(&old.expr)
     }
 
+    /// Where among its columns the one of this name stands.
+    pub fn place(&self, column: &str) -> Option<usize> {
+        self.output.index_of(column).ok().filter(|at| *at < self.width())
+    }
+
     /// How many columns it shows.
     pub fn width(&self) -> usize {
         match &self.plan {
@@ -312,7 +317,8 @@ impl Select {
         let (rows, shown, unfit) = self.above(a, having, exprs, &summed)?;
         let groups = summed.project(&(0..a.group_expr.len()).collect::<Vec<_>>())?;
         let (mask, unfit) = (BooleanArray::from(shown), BooleanArray::from(unfit));
-        Ok(Shown { rows: filter_record_batch(&rows, &mask)?, groups: filter_record_batch(&groups, &mask)?, unfit: filter_record_batch(&groups, &unfit)? })
+        let unfit = in_types_of(a, &filter_record_batch(&groups, &unfit)?)?;
+        Ok(Shown { rows: filter_record_batch(&rows, &mask)?, groups: filter_record_batch(&groups, &mask)?, unfit })
     }
 
     /// As [`Select::sum_up`], for several states of the rows at once: `at` says of each row which state it is in.
@@ -444,6 +450,18 @@ impl Select {
         let all = RecordBatch::try_new_with_options(Arc::new(Schema::new(fields)), columns, &RecordBatchOptions::new().with_row_count(Some(rows)))?;
         Ok((all, shown, unfit))
     }
+}
+
+/// Group keys as they are written: what is grouped by in 64 bits may be a float of 32.
+fn in_types_of(a: &Aggregate, groups: &RecordBatch) -> Result<RecordBatch> {
+    let (mut fields, mut columns) = (vec![], vec![]);
+    for ((field, column), declared) in groups.schema_ref().fields().iter().zip(groups.columns()).zip(a.schema.fields()) {
+        let column = if column.data_type().is_floating() { arrow::compute::cast(column, declared.data_type())? } else { column.clone() };
+        fields.push(field.as_ref().clone().with_data_type(column.data_type().clone()));
+        columns.push(column);
+    }
+    let options = RecordBatchOptions::new().with_row_count(Some(groups.num_rows()));
+    Ok(RecordBatch::try_new_with_options(Arc::new(Schema::new(fields)), columns, &options)?)
 }
 
 /// Adds the windows' bounds to the columns that a query reads.
@@ -631,7 +649,7 @@ fn depends_on_order(call: &Expr, schema: &DFSchema) -> bool {
     let Expr::AggregateFunction(f) = call.clone().unalias() else { return true };
     let float = f.params.args.first().and_then(|a| a.get_type(schema).ok()).is_some_and(|t| t.is_floating());
     match f.func.name() {
-        // Of least and greatest floats only the sign of zero depends on the order.
+        // Of least and greatest floats only the bits of a NaN depend on the order.
         "sum" | "avg" | "min" | "max" => float,
         "count" | "bool_and" | "bool_or" => false,
         _ => true,

@@ -506,7 +506,9 @@ fn plan_era(facts: &Facts, (entry, plan): (u64, &Plan), name: &str, source: &Sou
         let latest = newest.tables.get(table_name).filter(|latest| latest.born == table.born).unwrap_or(table);
         let counts = newest.tables.get(table_name).is_some_and(|latest| latest.born == table.born);
         let rows = out.tables.entry(table_name.clone()).or_default();
-        let query = latest.table.spec().map_err(|e| e.to_string()).and_then(|spec| {
+        // A plain select names its columns in the order of its own time.
+        let laid_out = if table.window.is_some() { latest } else { table };
+        let query = laid_out.table.spec().map_err(|e| e.to_string()).and_then(|spec| {
             Select::new(&table.sql, name, &source.columns, table.window, source.time_column.as_deref(), &spec.schema).map_err(|e| e.to_string())
         });
         let select = match query {

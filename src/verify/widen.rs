@@ -2,7 +2,7 @@
 //! from what is null.
 
 use super::order::{Kind, WITHIN};
-use arrow::array::{Array, ArrayRef, AsArray, Decimal128Array, Float64Array};
+use arrow::array::{Array, ArrayRef, AsArray, BooleanArray, Decimal128Array, Float64Array, Int64Array};
 use arrow::datatypes::{DataType, Decimal128Type, Decimal256Type, Float64Type, Int64Type, i256};
 use datafusion::common::DFSchema;
 use datafusion::common::tree_node::{Transformed, TreeNode};
@@ -68,7 +68,11 @@ fn off(f: &AggregateFunction, value: &Expr, schema: &DFSchema, nth: usize, calls
     let size = call(datafusion::functions_aggregate::sum::sum_udaf(), kind.magnitude(arg.clone()), "size");
     let rows = call(datafusion::functions_aggregate::count::count_udaf(), arg.clone(), "values");
     let value = Expr::Cast(Cast::new(Box::new(value.clone()), DataType::Float64));
-    Ok(Some(kind.slack().call(vec![value, size, rows])))
+    let slack = kind.slack().call(vec![value, size, rows]);
+    let Kind::Spread { .. } = kind else { return Ok(Some(slack)) };
+    let least = call(datafusion::functions_aggregate::min_max::min_udaf(), arg.clone(), "least");
+    let most = call(datafusion::functions_aggregate::min_max::max_udaf(), arg.clone(), "most");
+    Ok(Some(datafusion::logical_expr::when(apart(least, most), datafusion::logical_expr::lit(0.0)).otherwise(slack)?))
 }
 
 /// The value in its type, and what it was made of where that may not fit.
@@ -118,6 +122,12 @@ fn widened(f: &AggregateFunction, declared: &DataType, schema: &DFSchema, nth: u
                 _ => (call(f.func.clone(), args, false, "all"), None),
             }
         }
+        "min" | "max" if ty.is_floating() => (cast(unranked(call(f.func.clone(), vec![ranked(arg)], false, "all")), declared.clone()), None),
+        name if ty.is_floating() && matches!(Kind::of(name), Some(Kind::Spread { .. })) => {
+            let value = call(f.func.clone(), args, f.params.distinct, "all");
+            let strange = call(count(), vec![strange(arg)], false, "strange");
+            (spread(value, strange), None)
+        }
         "count" if f.params.distinct && ty.is_floating() => (call(f.func.clone(), vec![one_zero(arg)], true, "all"), None),
         _ => (call(f.func.clone(), args, f.params.distinct, "all"), None),
     })
@@ -137,6 +147,69 @@ fn one_zero(e: Expr) -> Expr {
     };
     let double = create_udf("one_zero", vec![DataType::Float64], DataType::Float64, Volatility::Immutable, Arc::new(of));
     double.call(vec![Expr::Cast(Cast::new(Box::new(e), DataType::Float64))])
+}
+
+/// The place of a float in IEEE 754's total order, in which there is one NaN, above all numbers. DataFusion's own least and
+/// greatest floats know no infinities, and of NaN what comes first decides.
+fn ranked(e: Expr) -> Expr {
+    let of = |values: &[ColumnarValue]| {
+        let arrays = ColumnarValue::values_to_arrays(values)?;
+        let rank = |v: f64| turned(if v.is_nan() { f64::NAN } else { v }.to_bits() as i64);
+        Ok(ColumnarValue::Array(Arc::new(arrays[0].as_primitive::<Float64Type>().unary::<_, Int64Type>(rank))))
+    };
+    let udf = create_udf("ranked", vec![DataType::Float64], DataType::Int64, Volatility::Immutable, Arc::new(of));
+    udf.call(vec![Expr::Cast(Cast::new(Box::new(e), DataType::Float64))])
+}
+
+fn unranked(e: Expr) -> Expr {
+    let of = |values: &[ColumnarValue]| {
+        let arrays = ColumnarValue::values_to_arrays(values)?;
+        let float = |rank: i64| f64::from_bits(turned(rank) as u64);
+        Ok(ColumnarValue::Array(Arc::new(arrays[0].as_primitive::<Int64Type>().unary::<_, Float64Type>(float))))
+    };
+    create_udf("unranked", vec![DataType::Int64], DataType::Float64, Volatility::Immutable, Arc::new(of)).call(vec![e])
+}
+
+/// A float's bits as an integer of the same order, and back: below zero all but the sign are the other way round.
+fn turned(bits: i64) -> i64 {
+    bits ^ (((bits >> 63) as u64) >> 1) as i64
+}
+
+/// Not null where a float is no number that can be counted with: NaN or infinite.
+fn strange(e: Expr) -> Expr {
+    let of = |values: &[ColumnarValue]| {
+        let arrays = ColumnarValue::values_to_arrays(values)?;
+        let each = arrays[0].as_primitive::<Float64Type>().iter().map(|v| v.is_some_and(|v| !v.is_finite()).then_some(1));
+        Ok(ColumnarValue::Array(Arc::new(each.collect::<Int64Array>())))
+    };
+    let udf = create_udf("strange", vec![DataType::Float64], DataType::Int64, Volatility::Immutable, Arc::new(of));
+    udf.call(vec![Expr::Cast(Cast::new(Box::new(e), DataType::Float64))])
+}
+
+/// Whether values this far apart, on both sides of zero, have squared distances from their mean that no float holds, in
+/// whatever order they are added.
+fn apart(least: Expr, most: Expr) -> Expr {
+    const FAR: f64 = 3.5e156; // 2^520
+    let of = |values: &[ColumnarValue]| {
+        let arrays = ColumnarValue::values_to_arrays(values)?;
+        let (least, most) = (arrays[0].as_primitive::<Float64Type>(), arrays[1].as_primitive::<Float64Type>());
+        let each = least.iter().zip(most.iter()).map(|(l, m)| Some(l.zip(m).is_some_and(|(l, m)| l < 0.0 && m > 0.0 && m - l > FAR)));
+        Ok(ColumnarValue::Array(Arc::new(each.collect::<BooleanArray>())))
+    };
+    let double = |e: Expr| Expr::Cast(Cast::new(Box::new(e), DataType::Float64));
+    create_udf("apart", vec![DataType::Float64, DataType::Float64], DataType::Boolean, Volatility::Immutable, Arc::new(of)).call(vec![double(least), double(most)])
+}
+
+/// A variance or its root: NaN where a value was no finite number, else infinite where it is beyond all floats.
+fn spread(value: Expr, strange: Expr) -> Expr {
+    let of = |values: &[ColumnarValue]| {
+        let arrays = ColumnarValue::values_to_arrays(values)?;
+        let (value, strange) = (arrays[0].as_primitive::<Float64Type>(), arrays[1].as_primitive::<Int64Type>());
+        let one = |(v, strange): (f64, i64)| if strange > 0 { f64::NAN } else if v.is_finite() { v } else { f64::INFINITY };
+        let each = value.iter().zip(strange.iter()).map(|(v, strange)| v.map(|v| one((v, strange.unwrap_or(0)))));
+        Ok(ColumnarValue::Array(Arc::new(each.collect::<Float64Array>())))
+    };
+    create_udf("spread", vec![DataType::Float64, DataType::Int64], DataType::Float64, Volatility::Immutable, Arc::new(of)).call(vec![value, strange])
 }
 
 /// Exact total by number of rows: decimals rounded half away from zero, null where they do not fit.

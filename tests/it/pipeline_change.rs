@@ -291,6 +291,29 @@ fn a_windowed_table_is_given_a_column() {
     filed.refused(&[], &["sum(int64), count(Null), max(int64)", "another aggregate needs a table of its own"]);
 }
 
+/// Columns are known by their names, by the tables' readers and by the judge: the place of one in the select list means nothing.
+#[test]
+fn a_plain_select_is_given_columns_anywhere_and_in_another_order() {
+    let tables = |given: &str, turned: &str| format!("  given: {{sql: \"select {given} from events\"}}\n  turned: {{sql: \"select {turned} from events\"}}\n");
+    let mut filed = Filed::new(&tables("user_id, upper(user_id) as word", "user_id, upper(user_id) as word, amount"));
+    filed.sends(&[("a", "10:01")]);
+    filed.pond.until_end();
+    // None of the first row's values would fit the column that has its place now, or it would fit too well.
+    filed.says(&tables("user_id, amount, upper(user_id) as word", "amount, upper(user_id) as word, user_id"));
+    let said = filed.pond.millpond(&["validate", "pipeline.yaml"]);
+    let said = said.stdout + &said.stderr;
+    assert!(said.contains("table given: columns are added") && said.contains("table turned: its columns stand in another order"), "{said}");
+    filed.sends(&[("b", "10:02")]);
+    filed.pond.until_end();
+    filed.says(&tables("event_time, user_id, amount, upper(user_id) as word", "upper(user_id) as word, amount, user_id"));
+    filed.sends(&[("c", "10:03")]);
+    filed.pond.until_end();
+    let rows = |table: &str, columns: &[&str]| texts(&filed.pond.rows("changing", table), columns);
+    assert_eq!(rows("given", &["user_id", "word", "amount", "event_time"]), ["a A null null", "b B 1 null", "c C 1 10:03"]);
+    assert_eq!(rows("turned", &["user_id", "word", "amount"]), ["a A 1", "b B 1", "c C 1"]);
+    filed.pond.assert_proven();
+}
+
 #[test]
 fn an_older_file_is_refused_until_it_is_accepted() {
     let older = format!("{SPEND}{PLAIN}");

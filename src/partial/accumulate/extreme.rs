@@ -12,14 +12,17 @@ use std::sync::Arc;
 
 pub(super) fn new(input: &DataType, smallest: bool) -> Result<Box<dyn Accumulator>> {
     fn numbers<T: ArrowPrimitiveType>(input: &DataType, smallest: bool) -> Box<dyn Accumulator> {
-        Box::new(Numbers::<T> { newest: vec![], has: vec![], input: input.clone(), smallest })
+        floats::<T>(input, smallest, |v| v)
+    }
+    fn floats<T: ArrowPrimitiveType>(input: &DataType, smallest: bool, kept: fn(T::Native) -> T::Native) -> Box<dyn Accumulator> {
+        Box::new(Numbers::<T> { newest: vec![], has: vec![], input: input.clone(), smallest, kept })
     }
     Ok(match input {
         DataType::Boolean => Box::new(Booleans { newest: vec![], smallest }),
         DataType::Int32 => numbers::<Int32Type>(input, smallest),
         DataType::Int64 => numbers::<Int64Type>(input, smallest),
-        DataType::Float32 => numbers::<Float32Type>(input, smallest),
-        DataType::Float64 => numbers::<Float64Type>(input, smallest),
+        DataType::Float32 => floats::<Float32Type>(input, smallest, |v| if v.is_nan() { f32::NAN } else { v }),
+        DataType::Float64 => floats::<Float64Type>(input, smallest, |v| if v.is_nan() { f64::NAN } else { v }),
         DataType::Decimal128(_, _) => numbers::<Decimal128Type>(input, smallest),
         DataType::Date32 => numbers::<Date32Type>(input, smallest),
         DataType::Time64(_) => numbers::<Time64MicrosecondType>(input, smallest),
@@ -35,6 +38,8 @@ struct Numbers<T: ArrowPrimitiveType> {
     has: Vec<bool>,
     input: DataType,
     smallest: bool,
+    /// The value as it is kept: what stands above the aggregate orders one NaN by its bits.
+    kept: fn(T::Native) -> T::Native,
 }
 
 impl<T: ArrowPrimitiveType> Numbers<T> {
@@ -42,14 +47,14 @@ impl<T: ArrowPrimitiveType> Numbers<T> {
         self.newest.resize(total, T::Native::default());
         self.has.resize(total, false);
         let values = values.as_primitive_opt::<T>().ok_or_else(|| wrong_state("min or max"))?.values();
-        let (newest, has, smallest) = (&mut self.newest, &mut self.has, self.smallest);
+        let (newest, has, smallest, kept) = (&mut self.newest, &mut self.has, self.smallest, self.kept);
         each_live(groups.len(), live, |i| {
             let (g, v) = (groups[i], values[i]);
             // Arrow orders a NaN with its sign bit set below all numbers; a NaN differs from itself.
             let is_nan = |v: T::Native| v.partial_cmp(&v).is_none();
             let less = |a: T::Native, b: T::Native| if is_nan(a) || is_nan(b) { !is_nan(a) } else { a.is_lt(b) };
             if !has[g] || (if smallest { less(v, newest[g]) } else { less(newest[g], v) }) {
-                newest[g] = v;
+                newest[g] = kept(v);
                 has[g] = true;
             }
         });
@@ -196,5 +201,37 @@ impl Accumulator for Bytes {
 
     fn bytes(&self) -> usize {
         self.newest.capacity() * size_of::<Option<Box<[u8]>>>() + self.heap
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use arrow::array::Float64Array;
+
+    /// Every NaN is the same one, above all numbers, whichever came first; infinities and zeros are in their order.
+    #[test]
+    fn the_ends_of_floats_are_in_total_order() {
+        let odd = -f64::NAN;
+        for (rows, least, most) in [
+            (&[odd, 1.5][..], 1.5, f64::NAN),
+            (&[1.5, odd, f64::NAN], 1.5, f64::NAN),
+            (&[odd], f64::NAN, f64::NAN),
+            (&[f64::NEG_INFINITY], f64::NEG_INFINITY, f64::NEG_INFINITY),
+            (&[f64::INFINITY, odd, f64::NEG_INFINITY], f64::NEG_INFINITY, f64::NAN),
+            (&[0.0, -0.0], -0.0, 0.0),
+            (&[-0.0, 0.0], -0.0, 0.0),
+        ] {
+            for (smallest, wanted) in [(true, least), (false, most)] {
+                let mut ends = new(&DataType::Float64, smallest).unwrap();
+                for row in rows {
+                    let mut part = new(&DataType::Float64, smallest).unwrap();
+                    part.update(Some(&(Arc::new(Float64Array::from(vec![*row])) as ArrayRef)), None, &[0], 1).unwrap();
+                    ends.merge(&part.state(&Ids::Range(0..1)).unwrap(), &[0], 1).unwrap();
+                }
+                let got = ends.values(&Ids::Range(0..1), &mut vec![]).unwrap().as_primitive::<Float64Type>().value(0);
+                assert_eq!(got.to_bits(), wanted.to_bits(), "{rows:?}: {got}");
+            }
+        }
     }
 }

@@ -15,7 +15,42 @@ use std::sync::Arc;
 struct State {
     rows: i64,
     mean: f64,
+    /// NaN: a value was NaN or infinite. Infinite: beyond all floats, and the mean is of no account.
     distances: f64,
+}
+
+impl State {
+    fn add(&mut self, value: f64) {
+        self.rows += 1;
+        let from_old = value - self.mean;
+        self.mean += from_old / self.rows as f64;
+        let more = from_old * (value - self.mean);
+        self.grow(more, value.is_finite());
+    }
+
+    fn merge(&mut self, more: State) {
+        if self.rows == 0 {
+            *self = State { rows: more.rows, mean: more.mean, distances: 0.0 };
+            return self.grow(more.distances, !more.distances.is_nan());
+        }
+        let (a, b) = (self.rows as f64, more.rows as f64);
+        let apart = more.mean - self.mean;
+        self.rows += more.rows;
+        self.mean += apart * b / (a + b);
+        self.grow(more.distances + apart * (apart * (a * b / (a + b))), !more.distances.is_nan());
+    }
+
+    /// `finite`: every value that brought `more` was. Whatever the order of the values, what overflows is infinite.
+    fn grow(&mut self, more: f64, finite: bool) {
+        let sum = self.distances + more;
+        if self.distances.is_nan() || !finite {
+            self.distances = f64::NAN;
+        } else if sum.is_finite() && self.mean.is_finite() {
+            self.distances = sum;
+        } else {
+            (self.mean, self.distances) = (0.0, f64::INFINITY);
+        }
+    }
 }
 
 pub(super) struct Moments {
@@ -33,13 +68,7 @@ impl Accumulator for Moments {
     fn update(&mut self, values: Option<&ArrayRef>, live: Option<&BooleanBuffer>, groups: &[usize], total: usize) -> Result<()> {
         self.states.resize(total, State::default());
         let values = values.and_then(|v| v.as_primitive_opt::<Float64Type>()).ok_or_else(|| wrong_state("variance"))?.values();
-        each_live(groups.len(), live, |i| {
-            let s = &mut self.states[groups[i]];
-            s.rows += 1;
-            let from_old = values[i] - s.mean;
-            s.mean += from_old / s.rows as f64;
-            s.distances += from_old * (values[i] - s.mean);
-        });
+        each_live(groups.len(), live, |i| self.states[groups[i]].add(values[i]));
         Ok(())
     }
 
@@ -49,16 +78,7 @@ impl Accumulator for Moments {
         let mean = state[1].as_primitive_opt::<Float64Type>().ok_or_else(|| wrong_state("variance"))?.values();
         let distances = state[2].as_primitive_opt::<Float64Type>().ok_or_else(|| wrong_state("variance"))?.values();
         for (i, g) in groups.iter().enumerate().filter(|(i, _)| rows[*i] > 0) {
-            let (s, more) = (&mut self.states[*g], State { rows: rows[i], mean: mean[i], distances: distances[i] });
-            if s.rows == 0 {
-                *s = more;
-                continue;
-            }
-            let (a, b) = (s.rows as f64, more.rows as f64);
-            let apart = more.mean - s.mean;
-            s.rows += more.rows;
-            s.distances += more.distances + apart * apart * a * b / (a + b);
-            s.mean += apart * b / (a + b);
+            self.states[*g].merge(State { rows: rows[i], mean: mean[i], distances: distances[i] });
         }
         Ok(())
     }
@@ -113,5 +133,42 @@ mod tests {
         }
         assert_eq!(of(VarSamp, &[1.0, 2.0, 3.0, 4.0], 2), Some(5.0 / 3.0));
         assert_eq!(of(VarPop, &[1.0, 2.0, 3.0, 4.0], 3), Some(1.25));
+    }
+
+    /// What is beyond all floats is infinite and what is of no number is NaN, in every order and however it is merged.
+    #[test]
+    fn what_overflows_is_infinite_and_never_negative() {
+        let part = |rows: &[f64]| {
+            let mut one = Moments::new(VarPop);
+            let values: ArrayRef = Arc::new(Float64Array::from(rows.to_vec()));
+            one.update(Some(&values), None, &vec![0; rows.len()], 1).unwrap();
+            one
+        };
+        for (mut rows, wanted) in [
+            (vec![1e308, -1e308], f64::INFINITY),
+            (vec![1e308, -1e308, 0.0, 7.0], f64::INFINITY),
+            (vec![f64::MAX, f64::MIN, f64::MAX, f64::MIN], f64::INFINITY),
+            (vec![1e200, -1e200, 3.0, 1e308], f64::INFINITY),
+            (vec![f64::INFINITY, 1.0, 2.0], f64::NAN),
+            (vec![f64::NEG_INFINITY, 1e308, -1e308], f64::NAN),
+            (vec![f64::NAN, 1e308, -1e308, 1.0], f64::NAN),
+            (vec![f64::INFINITY], f64::NAN),
+        ] {
+            for turn in 0..rows.len() {
+                rows.rotate_left(1);
+                for at in 0..=rows.len() {
+                    let (mut all, swapped) = (part(&rows[..at]), if turn % 2 == 0 { part(&rows[at..]) } else { part(&rows[at..].iter().rev().copied().collect::<Vec<_>>()) });
+                    all.states.resize(1, State::default());
+                    if at < rows.len() {
+                        all.merge(&swapped.state(&Ids::Range(0..1)).unwrap(), &[0], 1).unwrap();
+                    }
+                    for function in [VarPop, StddevPop] {
+                        all.function = function;
+                        let got = all.values(&Ids::Range(0..1), &mut vec![]).unwrap().as_primitive::<Float64Type>().value(0);
+                        assert!(got == wanted || (got.is_nan() && wanted.is_nan()), "{rows:?} at {at}: {got}");
+                    }
+                }
+            }
+        }
     }
 }

@@ -123,3 +123,19 @@ fn limits_that_change_are_those_of_their_time() {
     }
     assert_eq!(pond.number("select count(*) as n from events__dead where octet_length(cast(_value as varchar)) > 300"), 1, "its bytes are kept");
 }
+
+/// A letter names a key as it is written in its type: a float of 32 bits has no digits more than that.
+#[test]
+fn a_letter_with_a_key_of_32_bits_is_met() {
+    let pond = Pond::new("");
+    pond.rewrite(
+        "pipeline: proof\nsources:\n  events:\n    file: events.ndjson\n    columns: {at: timestamp, g: float32, f: float64, v: int64}\n    watermark: {column: at}\ntables:\n  \
+         lost: {sql: \"select window_start, g, -g as minus, f, sum(v) as total from tumble(events, interval '1 hour') group by window_start, g, -g, f\", key: [window_start, g, minus, f]}\n\
+         lake: {root: ./lake}\n",
+    );
+    let line = |minute: &str, v: i64| format!(r#"{{"at":"2026-01-31T{minute}:00Z","g":0.1,"f":0.1,"v":{v}}}"#);
+    std::fs::write(pond.path().join("events.ndjson"), [line("10:00", i64::MAX), line("10:01", i64::MAX), line("12:00", 1)].join("\n") + "\n").unwrap();
+    pond.until_end();
+    assert_eq!(pond.number("select count(*) as n from events__dead where _reason like '%g=0.1,%f=0.1: %'"), 1);
+    assert_right(&judge(&pond, deep()));
+}
