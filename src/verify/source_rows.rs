@@ -7,7 +7,7 @@ use super::window::Windows;
 use super::{Finding, Options, Progress, VerifyError, instant};
 use crate::decode::{self, Decoder};
 use crate::epoch::entry::{Limits, Plan, SourcePlan};
-use crate::pipeline::SourceSpec;
+use crate::pipeline::{SourceSpec, Variables};
 use crate::source::{KEPT_BYTES, Position, RawBatch, RawRecord, Source, SourceEvent};
 use arrow::array::{Array, ArrayRef, AsArray, BinaryBuilder, Int32Array, Int64Array, StringArray, TimestampMicrosecondArray, new_null_array};
 use arrow::datatypes::{SchemaRef, TimestampMicrosecondType};
@@ -69,7 +69,8 @@ pub struct DeadRow {
     pub headers: Vec<(String, Option<Vec<u8>>)>,
     /// The table that could not compute it; `None`: it could not be decoded.
     pub table: Option<String>,
-    /// Each of them may be told: where several expressions fail, the planner's order decides.
+    /// Each of them may be told: where several expressions fail, the planner's order decides. The first ones are without the
+    /// values of variables.
     pub reasons: Vec<String>,
 }
 
@@ -149,6 +150,7 @@ pub struct Reader<'a> {
     name: &'a str,
     spec: &'a SourceSpec,
     options: &'a Options,
+    variables: &'a Variables,
     topic: String,
     eras: Vec<Option<Era>>,
     spans: BTreeMap<i32, Vec<Span>>,
@@ -161,7 +163,7 @@ pub struct Reader<'a> {
 
 impl<'a> Reader<'a> {
     /// `tables`: the declared tables to compute.
-    pub fn new(facts: &'a Facts, name: &'a str, spec: &'a SourceSpec, options: &'a Options, tables: &BTreeSet<String>) -> Result<Self, VerifyError> {
+    pub fn new(facts: &'a Facts, name: &'a str, spec: &'a SourceSpec, options: &'a Options, variables: &'a Variables, tables: &BTreeSet<String>) -> Result<Self, VerifyError> {
         let mut out = SourceRows::default();
         let newest = facts.plan();
         let mut eras = vec![];
@@ -173,7 +175,7 @@ impl<'a> Reader<'a> {
         }
         let topic = newest.sources.get(name).map(|s| s.topic.clone()).unwrap_or_default();
         let spans = facts.spans.get(name).cloned().unwrap_or_default();
-        Ok(Self { facts, name, spec, options, topic, eras, spans, out, highest: BTreeMap::new(), counts: BTreeMap::new(), other: BTreeSet::new() })
+        Ok(Self { facts, name, spec, options, variables, topic, eras, spans, out, highest: BTreeMap::new(), counts: BTreeMap::new(), other: BTreeSet::new() })
     }
 
     /// Reads to where the log stands. Blocks.
@@ -306,7 +308,13 @@ impl<'a> Reader<'a> {
         Ok(())
     }
 
-    fn dead(&mut self, raw: &RawBatch, record: u32, entry: u64, table: Option<&str>, reasons: Vec<String>) {
+    fn dead(&mut self, raw: &RawBatch, record: u32, entry: u64, table: Option<&str>, mut reasons: Vec<String>) {
+        if table.is_some() {
+            let mut hidden: Vec<String> = reasons.iter().map(|why| self.variables.hide_within(why)).collect();
+            // Older versions told all.
+            hidden.extend(reasons.into_iter().filter(|why| self.variables.hide_within(why) != *why));
+            reasons = hidden;
+        }
         self.counts.entry(entry).or_default().dead += 1;
         let r = &raw.records[record as usize];
         let bytes = |range: &Option<std::ops::Range<u32>>| range.as_ref().map(|r| raw.slice(r).to_vec());
