@@ -39,7 +39,8 @@ pub fn load(file: &Path) -> Result<Loaded, Vec<Problem>> {
     for table in &parts.tables {
         let mut found: Vec<Problem> = property_problems(&text, table).collect();
         let plain = match sql::check(&table.decl, &declared, parts.unsure) {
-            Ok(plan) => {
+            Ok(mut plan) => {
+                plan.variables = table.variables.clone();
                 found.extend(partition_problems(&text, table, &plan));
                 if !begun {
                     found.extend(format_problems(&text, table, &plan, |column| sql::column_place(&table.decl, &declared, parts.unsure, column)));

@@ -1,7 +1,7 @@
 //! `millpond verify FILE`.
 
 use super::{DIFFERENT, FAILED, Failure, OK, REFUSED, UNAVAILABLE, UNPROVEN, USAGE, answer, fail, has_run, load, report as report_problems};
-use crate::pipeline::{Pipeline, SourceSpec};
+use crate::pipeline::{Pipeline, SourceSpec, Variables};
 use crate::stage::names;
 use crate::store::local::DurableLocal;
 use crate::verify::{Finding, Lake, Options, Report, VerifyError, verify};
@@ -46,15 +46,26 @@ pub async fn main(a: Arguments) -> i32 {
         Err(problems) => return report_problems(&problems, a.json),
     };
     match run(&loaded.pipeline, &a).await {
-        Ok(found) => {
+        Ok(mut found) => {
+            hide(&mut found, &loaded.pipeline.variables);
             let code = code(&found);
             match a.json {
                 true => answer(format_args!("{}\n", serde_json::json!({ "ok": found.is_right(), "proven": found.is_proven(), "report": found })), code),
                 false => answer(text(&found), code),
             }
         }
-        Err(failure) => fail(failure, a.json),
+        Err(Failure(code, why)) => fail(Failure(code, shown(&why, &loaded.pipeline.variables)), a.json),
     }
+}
+
+fn shown(text: &str, variables: &Variables) -> String {
+    variables.hide_within(&variables.hide_values(text))
+}
+
+/// What is said of the SQL may quote it. Rows are shown as the tables hold them.
+fn hide(found: &mut Report, variables: &Variables) {
+    let texts = found.findings.iter_mut().map(|f| &mut f.text).chain(&mut found.unprovable).chain(&mut found.unchecked).chain(&mut found.notes);
+    texts.for_each(|text| *text = shown(text, variables));
 }
 
 fn code(found: &Report) -> i32 {

@@ -42,7 +42,7 @@ pub(crate) use aggregate::{NARROW_PRECISION, WIDE};
 pub(crate) use uuids::write_out as write_uuids_out;
 pub use window::{Align, Tumble};
 
-use crate::pipeline::{Emit, SourceSpec, TableDecl};
+use crate::pipeline::{Emit, SourceSpec, TableDecl, Variables};
 use arrow::array::{ArrayRef, AsArray};
 use arrow::compute::{CastOptions, cast_with_options};
 use arrow::datatypes::{DataType, Field, Float32Type, Float64Type, Schema, SchemaRef, TimeUnit};
@@ -82,6 +82,8 @@ pub struct TablePlan {
     pub key: Vec<String>,
     /// Rows are replaced by key.
     pub upsert: bool,
+    /// What stands for others in the SQL: reasons of dead letters do not show it.
+    pub variables: Variables,
 }
 
 /// One row-wise step.

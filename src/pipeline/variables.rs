@@ -56,7 +56,18 @@ impl Variables {
         if text.contains(LOGGED) {
             return self.hide_difference(text);
         }
-        self.values.iter().fold(text.to_string(), |shown, (reference, value)| replaced(&shown, value.trim(), reference))
+        self.values.iter().fold(text.to_string(), |shown, (reference, value)| replaced(&shown, value.trim(), reference, false))
+    }
+
+    /// As [`Variables::hide_values`], of what was computed with values: a text that stands in the SQL which one holds is not
+    /// shown either, nor a long one within a word.
+    pub fn hide_within(&self, text: &str) -> String {
+        let told = |part: &str| words(part).all(|w| self.written.contains(&w.to_lowercase()));
+        let hidden = |shown: String, value: &str, by: &str| replaced(&shown, value, by, value.chars().count() >= LONG);
+        self.values.iter().fold(text.to_string(), |shown, (reference, value)| {
+            let quoted = value.split('\'').skip(1).step_by(2).filter(|part| !told(part));
+            quoted.fold(hidden(shown, value.trim(), reference), |shown, part| hidden(shown, part.trim(), reference))
+        })
     }
 
     /// The text with references in the place of values. Where a part of a value is left, the text says no more than that
@@ -64,7 +75,7 @@ impl Variables {
     pub fn hide(&self, text: &str) -> String {
         let mut shown = text.to_string();
         for (reference, value) in &self.values {
-            shown = replaced(&shown, value.trim(), reference);
+            shown = replaced(&shown, value.trim(), reference, false);
         }
         let left = self.values.iter().find(|(reference, value)| self.left(&shown.replace(reference.as_str(), ""), value));
         left.map_or(shown, |(reference, _)| format!("what {reference} stands for does not fit here"))
@@ -103,14 +114,17 @@ impl Variables {
     }
 }
 
-/// Replaces a value where it stands for itself and not within a word, whatever its case.
-fn replaced(text: &str, value: &str, by: &str) -> String {
+/// Characters of a value that is not within a word by chance.
+const LONG: usize = 6;
+
+/// Replaces a value where it stands for itself and not within a word, unless it may stand `within` one, whatever its case.
+fn replaced(text: &str, value: &str, by: &str, within: bool) -> String {
     let (folded, wanted) = (text.to_ascii_lowercase(), value.to_ascii_lowercase());
     let (mut out, mut from) = (String::new(), 0);
     while let Some(at) = folded[from..].find(&wanted).map(|at| from + at) {
         let end = at + wanted.len();
         let whole = |outside: Option<char>, edge: Option<char>| !(outside.is_some_and(is_word) && edge.is_some_and(is_word));
-        let stands = whole(text[..at].chars().next_back(), wanted.chars().next()) && whole(text[end..].chars().next(), wanted.chars().next_back());
+        let stands = within || whole(text[..at].chars().next_back(), wanted.chars().next()) && whole(text[end..].chars().next(), wanted.chars().next_back());
         out.push_str(&text[from..at]);
         out.push_str(if stands { by } else { &text[at..end] });
         from = end;
@@ -139,6 +153,16 @@ mod tests {
         assert_eq!(variables.hide_values("cannot plan id > 0 AND pw <> 'hunter2' here"), "cannot plan ${X} here");
         let differs = variables.hide_values("no:\n  the log has:  pw <> 'hunter1'\n  the file has: id > 0 and pw <> 'hunter2'\nso");
         assert_eq!(differs, "what ${X} stands for does not fit here", "a difference is about the declaration");
+    }
+
+    /// What an expression says of its values: a secret may be next to a value of a row.
+    #[test]
+    fn a_value_is_not_shown_within_a_word() {
+        let within = |value: &str, text: &str| Variables::new(vec![("${X}".into(), value.into())], "sql: select a, ${X} from events".split('\n')).hide_within(text);
+        assert_eq!(within("Hunter2", "cannot cast string 'abchunter2' to value of Int32 type"), "cannot cast string 'abc${X}' to value of Int32 type");
+        assert_eq!(within("id", "invalid id"), "invalid ${X}");
+        assert_eq!(within("date_trunc('hunter2', a) > cast('a' as int)", "cannot cast: no granularity 'hunter2', 'a'"), "cannot cast: no granularity '${X}', 'a'");
+        assert_eq!(within("events", "no events"), "no events", "it stands in the file");
     }
 
     #[test]

@@ -582,6 +582,14 @@ impl Source for KafkaSource {
         Ok(self.ask(|client, topic, pump| admin::describe_topic(client, topic, pump))?.id)
     }
 
+    fn thins_out(&mut self) -> Result<Option<bool>, SourceError> {
+        let policy = self.ask(|client, topic, pump| match admin::topic_setting(client, topic, "cleanup.policy", pump) {
+            Err(e) if e.code == Code::TopicAuthorizationFailed => Ok(None),
+            answer => answer,
+        })?;
+        Ok(policy.map(|policy| policy.split(',').any(|p| p.trim() == "compact")))
+    }
+
     fn start_offsets(&mut self, partitions: &[i32]) -> Result<BTreeMap<i32, i64>, SourceError> {
         let ranges = self.ranges(partitions)?;
         match self.start.clone() {

@@ -125,6 +125,11 @@ pub trait Source: Send {
         Ok(self.facts()?.incarnation)
     }
 
+    /// Whether records may go away from between others that stay, as in a compacted topic; `None`: it may not be asked.
+    fn thins_out(&mut self) -> Result<Option<bool>, SourceError> {
+        Ok(Some(false))
+    }
+
     /// Where the pipeline file's `start` lies for these partitions, as offsets.
     fn start_offsets(&mut self, partitions: &[i32]) -> Result<BTreeMap<i32, i64>, SourceError>;
 

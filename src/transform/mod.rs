@@ -44,6 +44,7 @@ impl Transform {
         let mut parts = vec![];
         let mut failed = vec![];
         halve(&self.plan.below, batch, 0, &mut parts, &mut failed)?;
+        failed.iter_mut().for_each(|(_, why)| *why = self.plan.variables.hide_within(why));
         if parts.len() == 1 {
             let (batch, rows) = parts.remove(0);
             return Ok(Transformed { batch, rows, failed });

@@ -116,7 +116,7 @@ pub async fn check(
         };
         let read = || {
             let mut source = open(&widest(facts, spec))?;
-            Reader::new(facts, name, spec, options, &computed)?.read(source.as_mut(), progress)
+            Reader::new(facts, name, spec, options, &pipeline.variables, &computed)?.read(source.as_mut(), progress)
         };
         // A runtime of one thread has nobody else to hold up.
         let alone = tokio::runtime::Handle::current().runtime_flavor() == tokio::runtime::RuntimeFlavor::CurrentThread;
@@ -473,7 +473,7 @@ async fn meet(lake: &Lake, rows: &SourceRows, table: &Checked, state: &TableStat
     let op = spec.schema.index_of(OP).ok();
     let mut balance = Balance::default();
     let reasons: HashMap<(i32, i64, Option<&str>), &[String]> = match table.role {
-        Role::Dead(_) => rows.dead.iter().filter(|d| d.reasons.len() > 1).map(|d| ((d.lineage.partition, d.lineage.offset, d.table.as_deref()), d.reasons.as_slice())).collect(),
+        Role::Dead(_) => rows.dead.iter().filter(|d| d.table.is_some()).map(|d| ((d.lineage.partition, d.lineage.offset, d.table.as_deref()), d.reasons.as_slice())).collect(),
         _ => HashMap::new(),
     };
     for file in &state.files {
@@ -560,6 +560,22 @@ fn kept(batch: &RecordBatch, expected: &Expected, table: &Checked) -> Result<Rec
     take_record_batch(batch, &UInt32Array::from(rows)).map_err(failed)
 }
 
+/// Whether what was found is a reason with references to variables in the place of values, which may have been others then.
+fn without_values(found: &str, reason: &str) -> bool {
+    let mut parts = vec![];
+    let mut rest = found;
+    while let Some((before, after)) = rest.split_once("${").and_then(|(before, after)| Some((before, after.split_once('}')?.1))) {
+        parts.push(before);
+        rest = after;
+    }
+    let Some(mut left) = parts.first().and_then(|first| reason.strip_prefix(first)) else { return false };
+    for part in &parts[1..] {
+        let Some(at) = left.find(part) else { return false };
+        left = &left[at + part.len()..];
+    }
+    left.ends_with(rest)
+}
+
 /// Where several expressions of a row fail, any of their reasons is as good as the first.
 fn one_reason(batch: &RecordBatch, reasons: &HashMap<(i32, i64, Option<&str>), &[String]>) -> Result<RecordBatch, VerifyError> {
     let place = |name: &str| batch.schema_ref().index_of(name).map_err(failed);
@@ -573,7 +589,7 @@ fn one_reason(batch: &RecordBatch, reasons: &HashMap<(i32, i64, Option<&str>), &
     let each = (0..batch.num_rows()).map(|i| {
         let said = text(found, i);
         let table = text(tables, i);
-        let all = reasons.get(&(p.value(i), o.value(i), table.as_deref())).filter(|all| said.as_ref().is_some_and(|s| all.contains(s)));
+        let all = reasons.get(&(p.value(i), o.value(i), table.as_deref())).filter(|all| said.as_ref().is_some_and(|s| all.iter().any(|why| why == s || without_values(s, why))));
         all.map_or(said.clone(), |all| all.first().cloned())
     });
     let mut columns = batch.columns().to_vec();
@@ -694,6 +710,14 @@ mod tests {
     use super::*;
     use arrow::array::AsArray;
     use arrow::datatypes::Int64Type;
+
+    #[test]
+    fn a_reason_is_known_without_the_values_of_variables() {
+        let reason = "no granularity 'old': 'a', 'b'";
+        for (found, same) in [("no granularity '${X}': 'a', 'b'", true), ("no granularity '${X}': '${Y:-c}', 'b'", true), ("no granularity '${X}': 'c', 'b'", false), ("no granularity '${X}': 'a'", false), ("none '${X}': 'a', 'b'", false), (reason, false)] {
+            assert_eq!(without_values(found, reason), same, "{found}");
+        }
+    }
 
     #[test]
     fn dead_letters_are_met_in_batches_that_an_array_can_hold() {

@@ -4,10 +4,11 @@
 use super::facts::{Facts, Span};
 use super::select::{Select, at, with_windows};
 use super::window::Windows;
+use super::structure::SHOWN;
 use super::{Finding, Options, Progress, VerifyError, instant};
 use crate::decode::{self, Decoder};
 use crate::epoch::entry::{Limits, Plan, SourcePlan};
-use crate::pipeline::SourceSpec;
+use crate::pipeline::{SourceSpec, Variables};
 use crate::source::{KEPT_BYTES, Position, RawBatch, RawRecord, Source, SourceEvent};
 use arrow::array::{Array, ArrayRef, AsArray, BinaryBuilder, Int32Array, Int64Array, StringArray, TimestampMicrosecondArray, new_null_array};
 use arrow::datatypes::{SchemaRef, TimestampMicrosecondType};
@@ -69,16 +70,19 @@ pub struct DeadRow {
     pub headers: Vec<(String, Option<Vec<u8>>)>,
     /// The table that could not compute it; `None`: it could not be decoded.
     pub table: Option<String>,
-    /// Each of them may be told: where several expressions fail, the planner's order decides.
+    /// Each of them may be told: where several expressions fail, the planner's order decides. The first ones are without the
+    /// values of variables.
     pub reasons: Vec<String>,
 }
 
 /// Of the offsets `..end` that the log decided, the source still holds `from..to`.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct Held {
     pub from: i64,
     pub to: i64,
     pub end: i64,
+    /// Offsets between them that hold no record and may have held one, in order.
+    pub thinned: Vec<(i64, i64)>,
 }
 
 impl Held {
@@ -88,7 +92,9 @@ impl Held {
 
     /// The log decided this offset and nobody can read it any more.
     pub fn lost(&self, offset: i64) -> bool {
-        offset < self.end && !(self.from..self.to).contains(&offset)
+        let after = self.thinned.partition_point(|(_, to)| *to <= offset);
+        let thinned = self.thinned.get(after).is_some_and(|(from, _)| *from <= offset);
+        offset < self.end && (thinned || !(self.from..self.to).contains(&offset))
     }
 }
 
@@ -149,19 +155,27 @@ pub struct Reader<'a> {
     name: &'a str,
     spec: &'a SourceSpec,
     options: &'a Options,
+    variables: &'a Variables,
     topic: String,
     eras: Vec<Option<Era>>,
     spans: BTreeMap<i32, Vec<Span>>,
     out: SourceRows,
     highest: BTreeMap<(i32, u64), i64>,
     counts: BTreeMap<u64, Seen>,
+    /// Records that were read, by partition and entry.
+    read: BTreeMap<(i32, u64), u64>,
+    /// Offsets that were read over and hold no record, by partition, in order: control records, what was aborted, and what
+    /// compaction took.
+    gaps: BTreeMap<i32, Vec<(i64, i64)>>,
+    /// Partition and entry, where compaction may have taken records.
+    thinned: BTreeSet<(i32, u64)>,
     /// Partitions that are not those of the log any more.
     other: BTreeSet<i32>,
 }
 
 impl<'a> Reader<'a> {
     /// `tables`: the declared tables to compute.
-    pub fn new(facts: &'a Facts, name: &'a str, spec: &'a SourceSpec, options: &'a Options, tables: &BTreeSet<String>) -> Result<Self, VerifyError> {
+    pub fn new(facts: &'a Facts, name: &'a str, spec: &'a SourceSpec, options: &'a Options, variables: &'a Variables, tables: &BTreeSet<String>) -> Result<Self, VerifyError> {
         let mut out = SourceRows::default();
         let newest = facts.plan();
         let mut eras = vec![];
@@ -173,7 +187,7 @@ impl<'a> Reader<'a> {
         }
         let topic = newest.sources.get(name).map(|s| s.topic.clone()).unwrap_or_default();
         let spans = facts.spans.get(name).cloned().unwrap_or_default();
-        Ok(Self { facts, name, spec, options, topic, eras, spans, out, highest: BTreeMap::new(), counts: BTreeMap::new(), other: BTreeSet::new() })
+        Ok(Self { facts, name, spec, options, variables, topic, eras, spans, out, highest: BTreeMap::new(), counts: BTreeMap::new(), read: BTreeMap::new(), gaps: BTreeMap::new(), thinned: BTreeSet::new(), other: BTreeSet::new() })
     }
 
     /// Reads to where the log stands. Blocks.
@@ -188,13 +202,14 @@ impl<'a> Reader<'a> {
             let (begin, last) = there.copied().unwrap_or((i64::MAX, i64::MIN));
             let (from, to) = (start.max(begin).min(end), end.min(last.max(start.min(end))));
             self.lost(partition, (start, from), (to.max(from), end));
-            self.out.held.insert(partition, Held { from, to: to.max(from), end });
+            self.out.held.insert(partition, Held { from, to: to.max(from), end, thinned: vec![] });
             if from < to {
                 left.insert(partition, (from, to));
             }
         }
         let total: u64 = left.values().map(|(from, to)| (to - from) as u64).sum();
         self.poll(source, left, total, progress)?;
+        self.thinned(source);
         self.judge_facts();
         if self.facts.first > 0 {
             self.out.partly_lost = true;
@@ -232,11 +247,73 @@ impl<'a> Reader<'a> {
                 self.name
             ));
             let spans: Vec<Span> = self.spans.get(&partition).into_iter().flatten().filter(|s| s.from < to && s.to > from).copied().collect();
-            for span in spans {
-                let ahead = self.facts.data.get(&span.entry).and_then(|d| d.counts.get(self.name)).is_some_and(|c| c.ahead > 0);
-                let until = if ahead { Some(i64::MAX) } else { span.max_event_us };
-                self.out.lost_until_us = self.out.lost_until_us.max(until);
+            spans.iter().for_each(|span| self.lost_in(span));
+        }
+    }
+
+    /// Records of these offsets may have counted in any window up to the latest of them.
+    fn lost_in(&mut self, span: &Span) {
+        self.out.partly_lost = true;
+        let ahead = self.facts.data.get(&span.entry).and_then(|d| d.counts.get(self.name)).is_some_and(|c| c.ahead > 0);
+        let until = if ahead { Some(i64::MAX) } else { span.max_event_us };
+        self.out.lost_until_us = self.out.lost_until_us.max(until);
+    }
+
+    /// Where an entry counted more records than its offsets hold now, and these have gaps: a topic that is compacted loses
+    /// the older records of a key. In one that is not, that is wrong.
+    fn thinned(&mut self, source: &mut dyn Source) {
+        let mut found: BTreeMap<i32, Vec<Span>> = BTreeMap::new();
+        for (entry, data) in &self.facts.data {
+            let (Some(counts), Some(intervals)) = (data.counts.get(self.name), data.intervals.get(self.name)) else { continue };
+            let whole = |p: &i32, from: i64, to: i64| self.out.held.get(p).is_some_and(|h| h.has(from, to));
+            let complete = intervals.iter().all(|(p, i)| whole(p, i.from, i.to));
+            let seen = self.counts.get(entry).map_or(0, |c| c.records);
+            if complete && seen >= counts.records {
+                continue;
             }
+            for (partition, i) in intervals.iter().filter(|(p, i)| whole(p, i.from, i.to)) {
+                let read = self.read.get(&(*partition, *entry)).copied().unwrap_or(0);
+                let spans = self.spans.get(partition).into_iter().flatten();
+                if read < (i.to - i.from) as u64 {
+                    found.entry(*partition).or_default().extend(spans.filter(|s| s.entry == *entry));
+                }
+            }
+        }
+        if found.is_empty() {
+            return;
+        }
+        let why = match source.thins_out() {
+            Ok(Some(false)) => return,
+            Ok(Some(true)) => "the topic is compacted".to_string(),
+            Ok(None) => "whether the topic is compacted may not be asked (that takes DescribeConfigs on it)".to_string(),
+            Err(e) => format!("whether the topic is compacted is not known: {e}"),
+        };
+        for (partition, spans) in found {
+            let mut intervals: Vec<(i64, i64)> = vec![];
+            for span in &spans {
+                self.thinned.insert((partition, span.entry));
+                self.lost_in(span);
+                match intervals.last_mut().filter(|last| last.1 == span.from) {
+                    Some(last) => last.1 = span.to,
+                    None => intervals.push((span.from, span.to)),
+                }
+            }
+            let gaps = self.gaps.get(&partition).map_or(&[][..], Vec::as_slice);
+            let within = intervals.iter().flat_map(|(from, to)| {
+                let first = gaps.partition_point(|gap| gap.1 <= *from);
+                gaps[first..].iter().take_while(|gap| gap.0 < *to).map(|gap| (gap.0.max(*from), gap.1.min(*to)))
+            });
+            let thinned: Vec<(i64, i64)> = within.collect();
+            if let Some(held) = self.out.held.get_mut(&partition) {
+                held.thinned = thinned;
+            }
+            let shown: Vec<String> = intervals.iter().take(SHOWN).map(|(from, to)| format!("{from}..{to}")).collect();
+            let more = if intervals.len() > SHOWN { format!(" and {} more intervals", intervals.len() - SHOWN) } else { String::new() };
+            self.out.unprovable.push(format!(
+                "source {} partition {partition}: records of the offsets {}{more} that the log counted are not in the source any more, and {why}: rows and windows that they may have counted in cannot be proven",
+                self.name,
+                shown.join(", ")
+            ));
         }
     }
 
@@ -292,10 +369,21 @@ impl<'a> Reader<'a> {
     fn batch(&mut self, raw: &RawBatch) -> Result<(), VerifyError> {
         let mut entries: Vec<Option<u64>> = Vec::with_capacity(raw.records.len());
         let mut eras: BTreeSet<usize> = BTreeSet::new();
+        let gaps = self.gaps.entry(raw.partition).or_default();
+        let mut next = raw.from;
+        for (offset, after) in raw.records.iter().map(|r| (r.offset, r.offset + 1)).chain([(raw.to, raw.to)]) {
+            match gaps.last_mut().filter(|last| last.1 == next) {
+                Some(last) if offset > next => last.1 = offset,
+                None if offset > next => gaps.push((next, offset)),
+                _ => {}
+            }
+            next = after;
+        }
         for record in &raw.records {
             let entry = self.span_of(raw.partition, record.offset).map(|s| s.entry);
             if let Some(entry) = entry {
                 self.counts.entry(entry).or_default().records += 1;
+                *self.read.entry((raw.partition, entry)).or_default() += 1;
                 eras.insert(self.facts.era_of(entry));
             }
             entries.push(entry);
@@ -306,7 +394,13 @@ impl<'a> Reader<'a> {
         Ok(())
     }
 
-    fn dead(&mut self, raw: &RawBatch, record: u32, entry: u64, table: Option<&str>, reasons: Vec<String>) {
+    fn dead(&mut self, raw: &RawBatch, record: u32, entry: u64, table: Option<&str>, mut reasons: Vec<String>) {
+        if table.is_some() {
+            let mut hidden: Vec<String> = reasons.iter().map(|why| self.variables.hide_within(why)).collect();
+            // Older versions told all.
+            hidden.extend(reasons.into_iter().filter(|why| self.variables.hide_within(why) != *why));
+            reasons = hidden;
+        }
         self.counts.entry(entry).or_default().dead += 1;
         let r = &raw.records[record as usize];
         let bytes = |range: &Option<std::ops::Range<u32>>| range.as_ref().map(|r| raw.slice(r).to_vec());
@@ -461,7 +555,7 @@ impl<'a> Reader<'a> {
         for (&partition, spans) in &self.spans {
             for span in spans.iter().filter(|s| timed && s.from < s.to && whole(partition, s)) {
                 let found = self.highest.get(&(partition, span.entry)).copied();
-                if found == span.max_event_us {
+                if found == span.max_event_us || (self.thinned.contains(&(partition, span.entry)) && found < span.max_event_us) {
                     continue;
                 }
                 let show = |t: Option<i64>| t.map_or_else(|| "no row".to_string(), instant);
@@ -479,11 +573,12 @@ impl<'a> Reader<'a> {
             let Some(counts) = data.counts.get(self.name) else { continue };
             let complete = data.intervals.get(self.name).into_iter().flatten().all(|(p, i)| self.out.held.get(p).is_some_and(|h| h.has(i.from, i.to)));
             let seen = self.counts.get(&entry).copied().unwrap_or_default();
-            if complete && counts.records != seen.records {
+            let thinned = data.intervals.get(self.name).into_iter().flatten().any(|(p, _)| self.thinned.contains(&(*p, entry)));
+            if complete && !thinned && counts.records != seen.records {
                 findings.push(Finding::new("entry-counts", format!("source {}: the entry says {} records, its offsets hold {}", self.name, counts.records, seen.records)).at(entry));
             }
             let all = self.options.table.is_none() && self.out.tables.values().all(|t| t.unplanned.is_none() && t.unchecked.is_none());
-            if complete && all && counts.dead != seen.dead {
+            if complete && all && counts.dead != seen.dead && !(thinned && seen.dead < counts.dead) {
                 findings.push(Finding::new("entry-counts", format!("source {}: the entry says {} dead letters, its offsets make {}", self.name, counts.dead, seen.dead)).at(entry));
             }
         }

@@ -515,7 +515,8 @@ impl Tables {
                 }
                 let mut rows = DeadRows::default();
                 for dead in &changes.dead {
-                    rows.push_emitted(&format!("window {}, key {}: column {}: {}", instant(dead.window_start_us), dead.key, dead.column, dead.reason), &name);
+                    let reason = self.parts.pipeline.variables.hide_within(&dead.reason);
+                    rows.push_emitted(&format!("window {}, key {}: column {}: {reason}", instant(dead.window_start_us), dead.key, dead.column), &name);
                 }
                 let source = self.at.plan.tables.get(&name).map(|t| t.source.clone()).unwrap_or_default();
                 if let Some(batch) = rows.finish().map_err(|e| WorkerError::Internal(e.to_string()))? {

@@ -944,6 +944,57 @@ fn a_topic_is_read_again_and_expired_records_are_said_to_be_unprovable() {
     assert!(report.tables.iter().any(|t| t.table == "spend" && t.compared > Some(0)), "later windows are still compared: {report:#?}");
 }
 
+/// A compacted topic loses the older records of a key from between others: what they counted in is not proven, and wrong
+/// in a topic that is not compacted.
+#[test]
+fn what_a_compacted_topic_has_lost_is_said_to_be_unprovable() {
+    let broker = Broker::own();
+    let topic = "compacted";
+    broker.create_topic_with(topic, 2, &[("cleanup.policy", "compact"), ("segment.ms", "1000"), ("min.cleanable.dirty.ratio", "0.01"), ("max.compaction.lag.ms", "1000")]);
+    let pond = Pond::new("");
+    let kafka = format!("kafka: {{brokers: '{}', topic: {topic}, start: earliest}}", broker.address());
+    let text = yaml(pond.path(), "[iceberg, delta]", "300ms");
+    let line = text.lines().find(|l| l.contains("file:")).unwrap().trim().to_string();
+    pond.rewrite(&text.replace(&line, &kafka));
+    let producer = broker.producer();
+    // Segments end by the times of records: the first one ends after the first run.
+    let stamp = |n: i64| TEN + (200 + (n - 199).max(0)) * MINUTE;
+    let send = |partition: i32, key: &str, n: i64, minute: i64| producer.send(topic, partition, key, &event(n, "ann", minute, 0, n * 100), stamp(n));
+    for n in 0..20 {
+        send(0, ["a", "b"][n as usize % 2], n, n);
+        // Each of them has a key of its own: nothing of this partition goes.
+        send(1, &format!("key {n}"), 100 + n, n);
+    }
+    producer.send(topic, 0, "a", "no json", stamp(0));
+    producer.flush();
+    pond.until_end();
+    let mut report = judge(&pond, deep());
+    assert_right(&report);
+    // The segment that is written is not compacted.
+    for round in 0..60 {
+        send(0, ["a", "b"][round % 2], 200 + round as i64, 40 + round as i64);
+        producer.flush();
+        std::thread::sleep(std::time::Duration::from_secs(1));
+        report = judge(&pond, deep());
+        if !report.is_proven() {
+            break;
+        }
+    }
+    let told = |what: &str| report.unprovable.iter().any(|u| u.contains(what));
+    assert!(report.is_right() && told("partition 0: records of the offsets 0..21 that the log counted are not in the source any more, and the topic is compacted"), "{report:#?}");
+    assert!(!told("partition 1: "), "{report:#?}");
+    let compared = |table: &str| report.tables.iter().find(|t| t.table == table).and_then(|t| t.compared).unwrap();
+    assert!(compared("plain") > 10, "what is still there is compared: {report:#?}");
+    pond.until_end();
+    let report = judge(&pond, deep());
+    assert!(report.is_right(), "{report:#?}");
+    // In a topic that is not compacted nothing of that may be.
+    broker.alter_topic(topic, &[("cleanup.policy", "delete"), ("retention.ms", "-1")]);
+    let report = judge(&pond, deep());
+    let kinds: BTreeSet<&str> = report.findings.iter().map(|f| f.kind).collect();
+    assert!(kinds.contains("entry-counts") && kinds.contains("row-extra"), "{kinds:?}");
+}
+
 /// Types and aggregates of all kinds: what is computed by two ways must be one.
 #[test]
 fn every_type_and_aggregate_is_computed_alike() {

@@ -180,6 +180,7 @@ pub(super) fn split(decl: &TableDecl, statement: Statement, frame: &Frame<'_>) -
         output,
         upsert: !key.is_empty(),
         key,
+        variables: Default::default(),
     })
 }
 

@@ -132,6 +132,37 @@ pub(super) fn describe_topic(client: *mut rd::rd_kafka_t, topic: &str, pump: Pum
     }
 }
 
+/// A topic's setting as the brokers have it; `None`: there is none of this name. One request.
+pub(super) fn topic_setting(client: *mut rd::rd_kafka_t, topic: &str, setting: &str, pump: Pump<'_>) -> Result<Option<String>, AdminError> {
+    let none = || AdminError { code: RDKafkaErrorCode::UnknownTopicOrPartition, text: "no such topic".into() };
+    let name = CString::new(topic).map_err(|_| none())?;
+    // SAFETY: the resource copies the name and lives across the request; everything read from the result is copied before
+    // the event, which owns it, is dropped at the end.
+    unsafe {
+        let resource = rd::rd_kafka_ConfigResource_new(rd::rd_kafka_ResourceType_t::RD_KAFKA_RESOURCE_TOPIC, name.as_ptr());
+        let mut resources = [resource];
+        let event = ask(client, rd::rd_kafka_admin_op_t::RD_KAFKA_ADMIN_OP_DESCRIBECONFIGS, None, pump, |options, queue| {
+            rd::rd_kafka_DescribeConfigs(client, resources.as_mut_ptr(), resources.len(), options, queue);
+        });
+        rd::rd_kafka_ConfigResource_destroy(resource);
+        let event = event?;
+        let mut count = 0;
+        let list = rd::rd_kafka_DescribeConfigs_result_resources(rd::rd_kafka_event_DescribeConfigs_result(event.0.as_ptr()), &mut count);
+        if list.is_null() || count == 0 {
+            return Err(none());
+        }
+        let described = *list;
+        let code = rd::rd_kafka_ConfigResource_error(described);
+        if code != rd::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR {
+            return Err(AdminError { code: code.into(), text: text_of(rd::rd_kafka_ConfigResource_error_string(described)) });
+        }
+        let mut count = 0;
+        let entries = rd::rd_kafka_ConfigResource_configs(described, &mut count);
+        let found = (0..count).map(|i| *entries.add(i)).find(|entry| text_of(rd::rd_kafka_ConfigEntry_name(*entry)) == setting);
+        Ok(found.map(|entry| text_of(rd::rd_kafka_ConfigEntry_value(entry))))
+    }
+}
+
 /// Which offset of a partition is asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum At {

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use futures::executor::block_on;
 use rdkafka::ClientConfig;
-use rdkafka::admin::{AdminClient, AdminOptions, NewPartitions, NewTopic, TopicReplication};
+use rdkafka::admin::{AdminClient, AdminOptions, AlterConfig, NewPartitions, NewTopic, ResourceSpecifier, TopicReplication};
 use rdkafka::client::DefaultClientContext;
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
@@ -146,6 +146,16 @@ impl Broker {
         let answer = block_on(self.admin().create_topics([&topic], &options())).expect("create_topics");
         answer[0].as_ref().expect("created");
         self.wait_for_partitions(name, partitions as usize);
+    }
+
+    /// Sets all that is set of a topic.
+    pub fn alter_topic(&self, name: &str, config: &[(&str, &str)]) {
+        let mut altered = AlterConfig::new(ResourceSpecifier::Topic(name));
+        for (key, value) in config {
+            altered = altered.set(key, value);
+        }
+        let answer = block_on(self.admin().alter_configs([&altered], &options())).expect("alter_configs");
+        answer[0].as_ref().expect("altered");
     }
 
     pub fn delete_topic(&self, name: &str) {

@@ -48,3 +48,25 @@ fn an_argument_that_fails_for_some_rows_fails_for_those() {
     assert_eq!(pond.number("select q from beside"), 30);
     assert_right(&judge(&pond, deep()));
 }
+
+/// A variable may hold a secret: neither dead letters nor the judge tell it, and the judge knows the letters again when it
+/// has changed.
+#[test]
+fn a_secret_in_the_sql_is_in_no_reason() {
+    let tables = "  plain:\n    sql: \"select ts, case when s = 'abc' then date_trunc('${TOK}', ts) end as a, cast(s || '${TOK}' as int) as b from e where s <> 'z'\"\n  w:\n    sql: \"select window_start, max(date_trunc('${TOK}', ts)) as q, count(*) as n from tumble(e, interval '5 minutes') group by window_start having cast(max(s) || '${TOK}' as int) = 1\"\n    key: [window_start]\n";
+    let pond = pond(&tables.replace("max(date_trunc('${TOK}', ts))", "max(ts)"), &[r#"{"ts":"2024-01-01T00:00:00Z","v":1,"s":"abc"}"#, r#"{"ts":"2024-01-01T00:00:01Z","v":1,"s":"abd"}"#]);
+    let ended = |args: &[&str], secret: &str| {
+        let ended = pond.start_with(args, &[("TOK", secret)]).wait();
+        let all = format!("{}{}", ended.stdout, ended.stderr).to_lowercase();
+        assert!(!all.contains("topsecret"), "{args:?}: {ended:?}");
+        ended
+    };
+    assert_eq!(ended(&["run", "pipeline.yaml", "--until-end", "--final"], "Zq9TopSecretToken").code, 0);
+    let reasons = ended(&["query", "pipeline.yaml", "select _table, _reason from e__dead order by _reason", "--json"], "x");
+    assert!(reasons.stdout.matches("${TOK}").count() >= 3 && reasons.stdout.lines().count() == 3, "{reasons:?}");
+    for args in [&["verify", "pipeline.yaml", "--deep"][..], &["verify", "pipeline.yaml", "--deep", "--json"]] {
+        assert_eq!(ended(args, "Zq9TopSecretToken").code, 0);
+        // The log has the old one.
+        assert_eq!(ended(args, "Zq9OtherSecret").code, 0, "{:?}", ended(args, "Zq9OtherSecret"));
+    }
+}
