@@ -29,17 +29,16 @@ pub enum ProbeError {
 const TRIES: u128 = 3;
 
 /// Races [`RACERS`] creates of one new name below `folder`; `id` makes the name new. It is tried
-/// again under another where that fails: a cleaner may take the put of a process that slept for one that a kill cut short.
+/// again under another where there is no answer: a cleaner may take the put of a process that slept for one that a kill cut
+/// short. A wrong answer stands, for a store that lies now and then lies.
 ///
 /// # Errors
 /// [`ProbeError`], which parts a store that is away from one that lies.
 pub async fn create_if_absent(store: &Arc<dyn ObjectStore>, folder: &Path, id: uuid::Uuid) -> Result<(), ProbeError> {
-    let mut tried = Ok(());
-    for nth in 0..TRIES {
+    let mut tried = once(store, folder, id).await;
+    for nth in 1..TRIES {
+        let Err(ProbeError::Unavailable(_)) = tried else { break };
         tried = once(store, folder, uuid::Uuid::from_u128(id.as_u128() ^ nth)).await;
-        if tried.is_ok() {
-            break;
-        }
     }
     tried
 }
@@ -173,6 +172,7 @@ mod tests {
             let store: Arc<dyn ObjectStore> = Arc::new(Double(Unconditional(InMemory::new(), taken)));
             let refusal = create_if_absent(&store, &Path::from("x"), uuid::Uuid::nil()).await.expect_err(&format!("{taken:?} was trusted"));
             assert!(matches!(&refusal, ProbeError::Broken(why) if why.contains("create-if-absent; use another store")), "{taken:?}: {refusal}");
+            assert!(refusal.to_string().contains(&uuid::Uuid::nil().to_string()), "a lie was followed by another try: {refusal}");
         }
     }
 }
