@@ -124,6 +124,7 @@ fn no_error_hides_another_and_each_is_underlined() {
         (sql("select n + 1 from events", ""), &[("n + 1", "the column n + 1 needs a name", None)]),
         // A key that does not fit hides behind no word of the planner's.
         (sql("select window_start, count(*) as n from T group by all", ", key: [window_start, user_id]"), &[("user_id", "the key of an aggregated table is its group key", None)]),
+        (file("user_id: string, at: timestamp", "  t: {sql: select user_id from events}").replace("./lake}", "./lake(a,b)}"), &[("b)", "unknown key `b)`", None)]),
         (file("user_id: {type: decimal(9,2)}, at: timestamp", "  t: {sql: select user_id from events}"), &[("9", "`,` is missing at the end", None)]),
         (
             file("user_id: string, at: timestamp, k: {type: string not null, from: _key}", "  t: {sql: select user_id from events}").replace("kafka: {brokers: 'h:1', topic: t}", "file: ~/x.ndjson"),

@@ -68,7 +68,7 @@ impl Build<'_> {
             if torn && is_rest(key, value) {
                 continue;
             }
-            torn = is_torn(value);
+            torn = key.text == "type" && is_torn(value);
             match section.key(&key.text) {
                 Some(known) if known.later => {
                     let problem = self.text.problem(key.span, format!("`{}` of {} is not in this version", key.text, section.title));
