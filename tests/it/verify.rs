@@ -909,16 +909,22 @@ fn a_changed_pipeline_file_is_judged_by_the_plan_of_each_entry() {
     assert!(pond.number("select count(*) as n from plain where who = 'ann'") > 0);
 }
 
-#[test]
-fn a_topic_is_read_again_and_expired_records_are_said_to_be_unprovable() {
-    let broker = Broker::start();
-    let topic = "verified";
-    broker.create_topic(topic, 2);
+/// The same pipeline with a topic in the place of files.
+fn over(broker: &Broker, topic: &str) -> Pond {
     let pond = Pond::new("");
     let kafka = format!("kafka: {{brokers: '{}', topic: {topic}, start: earliest}}", broker.address());
     let text = yaml(pond.path(), "[iceberg, delta]", "300ms");
     let line = text.lines().find(|l| l.contains("file:")).unwrap().trim().to_string();
     pond.rewrite(&text.replace(&line, &kafka));
+    pond
+}
+
+#[test]
+fn a_topic_is_read_again_and_expired_records_are_said_to_be_unprovable() {
+    let broker = Broker::start();
+    let topic = "verified";
+    broker.create_topic(topic, 2);
+    let pond = over(&broker, topic);
     let producer = broker.producer();
     let send = |range: std::ops::Range<i64>, minute: i64| {
         for n in range {
@@ -951,11 +957,7 @@ fn what_a_compacted_topic_has_lost_is_said_to_be_unprovable() {
     let broker = Broker::own();
     let topic = "compacted";
     broker.create_topic_with(topic, 2, &[("cleanup.policy", "compact"), ("segment.ms", "1000"), ("min.cleanable.dirty.ratio", "0.01"), ("max.compaction.lag.ms", "1000")]);
-    let pond = Pond::new("");
-    let kafka = format!("kafka: {{brokers: '{}', topic: {topic}, start: earliest}}", broker.address());
-    let text = yaml(pond.path(), "[iceberg, delta]", "300ms");
-    let line = text.lines().find(|l| l.contains("file:")).unwrap().trim().to_string();
-    pond.rewrite(&text.replace(&line, &kafka));
+    let pond = over(&broker, topic);
     let producer = broker.producer();
     // Segments end by the times of records: the first one ends after the first run.
     let stamp = |n: i64| TEN + (200 + (n - 199).max(0)) * MINUTE;
