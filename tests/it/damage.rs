@@ -279,12 +279,19 @@ fn a_host_without_file_descriptors_is_told() {
     pond.until_end();
     arrive(&dir, 1);
     let mut told = 0;
-    for limit in [6, 8, 11, 13, 15, 18, 22, 30] {
+    for (limit, left) in [(6, 0), (8, 0), (11, 0), (13, 0), (13, 4), (15, 0), (18, 0), (22, 0), (30, 0)] {
         let mut command = Command::new(env!("CARGO_BIN_EXE_millpond"));
         command.args(["run", "pipeline.yaml", "--until-end", "--json", "--deadline", "1"]).current_dir(&dir).stdin(Stdio::null());
-        // SAFETY: only one system call, between fork and exec.
+        // SAFETY: only system calls, between fork and exec.
         unsafe {
             command.pre_exec(move || {
+                // What tests beside this one leave open (librdkafka's pipes) is not for it: a loader that has no descriptor says so itself.
+                if libc::close_range(3, u32::MAX, libc::CLOSE_RANGE_CLOEXEC as i32) != 0 {
+                    return Err(std::io::Error::last_os_error());
+                }
+                for _ in 0..left {
+                    libc::dup(0);
+                }
                 let rlimit = libc::rlimit { rlim_cur: limit, rlim_max: limit };
                 if libc::setrlimit(libc::RLIMIT_NOFILE, &rlimit) == 0 { Ok(()) } else { Err(std::io::Error::last_os_error()) }
             });
@@ -294,7 +301,7 @@ fn a_host_without_file_descriptors_is_told() {
         // One that has begun waits for descriptors: stopped, it ends. A second signal would end it without a word.
         let mut stopped = false;
         while child.try_wait().unwrap().is_none() {
-            assert!(start.elapsed() < Duration::from_secs(90), "with {limit} descriptors it does not end");
+            assert!(start.elapsed() < Duration::from_secs(90), "with {limit} descriptors and {left} in use it does not end");
             if !stopped && start.elapsed() > Duration::from_secs(5) {
                 // SAFETY: the child is not reaped yet: the id is its own.
                 unsafe { libc::kill(child.id() as i32, libc::SIGTERM) };
@@ -305,12 +312,12 @@ fn a_host_without_file_descriptors_is_told() {
         let out = child.wait_with_output().unwrap();
         let said = format!("{}{}", String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));
         if !out.status.success() {
-            assert!(!said.contains("panicked") && out.status.code() != Some(101), "with {limit} descriptors: {said}");
-            if limit < 12 {
-                assert!(said.contains(&format!("cannot start: this process may have {limit} files open")), "with {limit} descriptors: {said}");
+            assert!(!said.contains("panicked") && out.status.code() != Some(101), "with {limit} descriptors and {left} in use: {said}");
+            if limit < 12 + left {
+                assert!(said.contains(&format!("cannot start: this process may have {limit} files open")), "with {limit} descriptors and {left} in use: {said}");
             }
             let reason = ["Too many open files", "os error 24", "Error 24", "unable to open database file", "files open"].iter().any(|r| said.contains(r));
-            assert!(reason, "with {limit} descriptors: {said}");
+            assert!(reason, "with {limit} descriptors and {left} in use: {said}");
             told += 1;
         }
     }
