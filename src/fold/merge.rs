@@ -5,9 +5,11 @@
 //! come out the same (`model/`, rules MergeMiddle and MergeAcrossStamp).
 
 use super::{Deltas, EntryTimes, FoldError, TableFold, aggregate_of, copied};
+use super::sets::LEAST_BYTES;
 use crate::partial::groups::Groups;
+use crate::partial::sets::{Part, Pieces, has_sets};
 use crate::partial::{Run, RunKind, cut, epoch_groups, shared_schema};
-use crate::pipeline::sql::TablePlan;
+use crate::pipeline::sql::{Aggregate, TablePlan};
 use arrow::array::{ArrayRef, BooleanArray, TimestampMicrosecondArray};
 use arrow::compute::filter_record_batch;
 use arrow::record_batch::RecordBatch;
@@ -62,16 +64,17 @@ impl TableFold {
     }
 }
 
-/// Keys, each with its window's start, by a hash: one of so many parts of them.
+/// Keys, each with its window's start, by a hash: one of so many parts of them, and of their sets a part of the values.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Share {
     parts: u64,
     nth: u64,
+    values: Part,
 }
 
 impl Share {
     /// All of them.
-    pub const WHOLE: Share = Share { parts: 1, nth: 0 };
+    pub const WHOLE: Share = Share { parts: 1, nth: 0, values: Part::WHOLE };
 
     fn chosen(self, columns: &[ArrayRef]) -> Result<BooleanArray, DataFusionError> {
         let converter = RowConverter::new(columns.iter().map(|c| SortField::new(c.data_type().clone())).collect())?;
@@ -93,13 +96,35 @@ pub struct Merging {
 impl Merging {
     /// Adds rows that have their window's start before the other columns.
     pub fn add(&mut self, batch: &RecordBatch) -> Result<(), FoldError> {
-        let batch = self.chosen(batch)?;
-        self.groups.merge(batch.columns(), batch.num_rows())?;
-        while self.groups.bytes() > self.most_bytes && self.groups.len() > self.most_groups.max(1) && self.share.parts < MOST_PARTS {
-            let Share { parts, nth } = self.share;
-            self.left.push(Share { parts: parts * 2, nth: nth + parts });
-            self.share = Share { parts: parts * 2, nth };
-            let aggregate = aggregate_of(&self.plan)?;
+        let plan = self.plan.clone();
+        let aggregate = aggregate_of(&plan)?;
+        if !has_sets(aggregate) {
+            let batch = self.chosen(batch)?;
+            self.groups.merge(batch.columns(), batch.num_rows())?;
+            return self.keep_within_memory(aggregate);
+        }
+        // Of sets only as much as memory is for.
+        let pieces = Pieces::new(aggregate, batch, self.most_bytes / 16)?;
+        for block in pieces.blocks(BLOCK_ROWS, self.most_bytes / 16, |_, _| false) {
+            let rows = self.chosen(&pieces.batch.slice(block.start, block.len()))?;
+            self.groups.merge_repeated(rows.columns(), rows.num_rows())?;
+            self.keep_within_memory(aggregate)?;
+        }
+        Ok(())
+    }
+
+    fn keep_within_memory(&mut self, aggregate: &Aggregate) -> Result<(), FoldError> {
+        while self.groups.bytes() > self.most_bytes {
+            let Share { parts, nth, values } = self.share;
+            if self.groups.len() > self.most_groups.max(1) && parts < MOST_PARTS {
+                self.left.push(Share { parts: parts * 2, nth: nth + parts, values });
+                self.share = Share { parts: parts * 2, nth, values };
+            } else if let Some((kept, left)) = values.halves().filter(|_| self.groups.accumulators.set_bytes() > self.most_bytes.max(LEAST_BYTES) / 2) {
+                self.left.push(Share { values: left, ..self.share });
+                self.share = Share { values: kept, ..self.share };
+            } else {
+                break;
+            }
             let kept = std::mem::replace(&mut self.groups, epoch_groups(aggregate)?).run(&shared_schema(aggregate))?;
             let kept = self.chosen(&kept)?;
             self.groups.merge(kept.columns(), kept.num_rows())?;
@@ -108,11 +133,12 @@ impl Merging {
     }
 
     fn chosen(&self, batch: &RecordBatch) -> Result<RecordBatch, DataFusionError> {
-        if self.share == Share::WHOLE {
-            return Ok(batch.clone());
-        }
-        let keys = aggregate_of(&self.plan)?.keys.len();
-        Ok(filter_record_batch(batch, &self.share.chosen(&batch.columns()[..=keys])?)?)
+        let aggregate = aggregate_of(&self.plan)?;
+        let of_keys = match self.share.parts {
+            1 => batch.clone(),
+            _ => filter_record_batch(batch, &self.share.chosen(&batch.columns()[..=aggregate.keys.len()])?)?,
+        };
+        self.share.values.of(aggregate, &of_keys)
     }
 
     /// The merged runs, and the keys that must be merged by themselves.
@@ -120,6 +146,9 @@ impl Merging {
         Ok((cut(&self.plan, self.groups)?, self.left))
     }
 }
+
+/// Rows that are merged before memory is looked at, where there are sets.
+const BLOCK_ROWS: usize = 4096;
 
 /// So many passes at most: then what takes more memory takes it.
 const MOST_PARTS: u64 = 1 << 12;

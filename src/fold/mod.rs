@@ -9,6 +9,7 @@ mod emit;
 pub(crate) mod merge;
 mod pane;
 mod rows;
+mod sets;
 mod spill;
 #[cfg(test)]
 mod tests;
@@ -200,7 +201,7 @@ impl TableFold {
         let (Some(window), Some(aggregate)) = (plan.window, &plan.aggregate) else {
             return Err(FoldError::NotWindowed { table: plan.table.clone() });
         };
-        let order = Arc::new(Order::new(aggregate)?);
+        let order = Arc::new(Order::new(aggregate, config.memory_bytes)?);
         let scratches = Scratches::new(config.spill_dir.clone(), &plan.table);
         let (transform, emitter) = (Transform::new(plan.clone()), Emitter::new(&plan));
         Ok(Self { plan, window, emit, transform, emitter, panes: BTreeMap::new(), held: Held::default(), order, config, scratches })
@@ -229,7 +230,6 @@ impl TableFold {
             } else {
                 self.merge(start, batches)?;
             }
-            self.keep_within_memory()?;
         }
         self.close(at, &mut out, &mut changes)?;
         self.drop_panes(at.horizon_after);
@@ -264,7 +264,6 @@ impl TableFold {
             if let Some(pane) = self.panes.get_mut(&start) {
                 pane.emitted_early |= at.emit_all;
             }
-            self.keep_within_memory()?;
         }
         self.drop_panes(at.horizon_after);
         Ok(())
@@ -396,10 +395,14 @@ impl TableFold {
     }
 
     fn merge(&mut self, start: i64, batches: Vec<RecordBatch>) -> Result<(), FoldError> {
-        let aggregate = aggregate_of(&self.plan)?;
-        let (pane, before) = pane(&mut self.panes, start, self.window, aggregate)?;
-        batches.into_iter().try_for_each(|b| pane.merge(b))?;
-        self.held.replace(before, Held::of(pane, aggregate));
+        let plan = self.plan.clone();
+        let aggregate = aggregate_of(&plan)?;
+        for batch in batches {
+            let (pane, before) = pane(&mut self.panes, start, self.window, aggregate)?;
+            pane.merge(batch)?;
+            self.held.replace(before, Held::of(pane, aggregate));
+            self.keep_within_memory()?;
+        }
         Ok(())
     }
 
@@ -412,6 +415,7 @@ impl TableFold {
         let (pane, before) = pane(&mut self.panes, start, self.window, aggregate)?;
         let mut changed = pane.merge_and_emit(batches, ask_before, &emission)?;
         self.held.replace(before, Held::of(pane, aggregate));
+        self.keep_within_memory()?;
         changes.dead.append(&mut changed.now.dead);
         // Which of the changed groups were to be seen before, and where their old rows are.
         let mut old_row = vec![None; changed.existed.len()];

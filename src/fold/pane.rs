@@ -3,7 +3,8 @@
 use super::FoldError;
 use super::emit::{Emitted, Emitter};
 use super::rows::{Scratch, Scratches};
-use super::spill::{Order, SharedFile, Spilled, Written};
+use super::sets::Take;
+use super::spill::{Order, Scanned, SharedFile, Spilled, Written};
 use crate::partial::accumulate::Ids;
 use crate::partial::groups::Groups;
 use crate::pipeline::sql::{Aggregate, TablePlan};
@@ -124,24 +125,40 @@ impl Pane {
                 }
                 let n = touched.len();
                 let keys = touched.keys.list()?;
+                let mut touched = Some(Groups::of_keys(aggregate, &keys, n)?);
                 let mut existed = vec![false; n];
-                for (states, ids) in spilled.lookup(&keys, n)? {
-                    touched.accumulators.merge(&states.columns()[width..], &ids, n)?;
+                let parts = spilled.in_parts(aggregate, &keys, n);
+                spilled.lookup(&keys, n, &mut |states, ids| {
                     ids.iter().for_each(|id| existed[*id] = true);
-                }
-                // Groups without an older state need their place, too.
-                touched.accumulators.merge(&runs[0].slice(0, 0).columns()[width..], &[], n)?;
-                let before = if ask_before {
-                    let ids: Vec<usize> = (0..n).filter(|id| existed[*id]).collect();
-                    let old_keys = pick_columns(&keys, &ids)?;
-                    Some(emission.rows(window, &old_keys, touched.accumulators.values(&Ids::List(&ids))?, ids.len())?)
-                } else {
-                    None
+                    if let Some(groups) = &mut touched {
+                        groups.accumulators.merge(&states.columns()[width..], ids, n)?;
+                        if groups.accumulators.set_bytes() > parts.most_bytes {
+                            touched = None;
+                        }
+                    }
+                    Ok(())
+                })?;
+                let older: Vec<usize> = (0..n).filter(|id| existed[*id]).collect();
+                let (before, now) = match &mut touched {
+                    Some(groups) => {
+                        let before = if ask_before { Some(groups.accumulators.values(&Ids::List(&older))?) } else { None };
+                        for (run, ids) in runs.iter().zip(&ids_of) {
+                            groups.accumulators.merge(&run.columns()[width..], ids, n)?;
+                        }
+                        (before, groups.accumulators.values(&Ids::Range(0..n))?)
+                    }
+                    None => {
+                        let old = |each: &mut Take<'_>| spilled.lookup(&keys, n, &mut |states, _| each(states));
+                        let all = |each: &mut Take<'_>| old(each).and_then(|()| runs.iter().try_for_each(each));
+                        let before = if ask_before { Some(parts.values(&Ids::List(&older), &old)?) } else { None };
+                        (before, parts.values(&Ids::Range(0..n), &all)?)
+                    }
                 };
-                for (run, ids) in runs.iter().zip(&ids_of) {
-                    touched.accumulators.merge(&run.columns()[width..], ids, n)?;
-                }
-                let now = emission.rows(window, &keys, touched.accumulators.values(&Ids::Range(0..n))?, n)?;
+                let before = match before {
+                    Some(values) => Some(emission.rows(window, &pick_columns(&keys, &older)?, values, older.len())?),
+                    None => None,
+                };
+                let now = emission.rows(window, &keys, now, n)?;
                 runs.into_iter().for_each(|run| spilled.push(run));
                 Ok(Changed { now, existed, before })
             }
@@ -168,7 +185,10 @@ impl Pane {
         };
         match &mut self.state {
             State::Memory(groups) => emit(groups, scratches, each),
-            State::Spilled(spilled) => spilled.scan(emission.aggregate, scratches, &mut |groups, scratches| emit(groups, scratches, &mut *each)),
+            State::Spilled(spilled) => spilled.scan(emission.aggregate, scratches, &mut |scanned, scratches| match scanned {
+                Scanned::Groups(groups) => emit(groups, scratches, &mut *each),
+                Scanned::Large(parts, states) => each(emission.rows(window, parts.keys, parts.values(&Ids::Range(0..1), states)?, 1)?, scratches),
+            }),
         }
     }
 

@@ -6,7 +6,9 @@
 
 use super::FoldError;
 use super::rows::{Scratch, ScratchWriter, Scratches, batch_bytes, open, spill_error};
+use super::sets::{InParts, LEAST_BYTES, States, Take};
 use crate::partial::groups::Groups;
+use crate::partial::sets::{Pieces, has_sets};
 use crate::pipeline::sql::Aggregate;
 use arrow::array::{ArrayRef, BooleanArray, UInt32Array};
 use arrow::compute::{concat_batches, take_record_batch};
@@ -18,6 +20,7 @@ use datafusion::error::DataFusionError;
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::BufReader;
+use std::ops::Range;
 use std::sync::Arc;
 
 /// Rows of a block of a file, unless one key has more.
@@ -30,20 +33,22 @@ const BATCH_OVERHEAD: usize = 512;
 /// Blocks of a file that several panes share, about: each reader of one reads where all blocks are.
 const SHARED_BLOCKS: usize = 1024;
 
-/// How the keys of a table's panes are ordered.
+/// How the keys of a table's panes are ordered, and how much is held at once of sets that are more than memory is for.
 pub(super) struct Order {
     converter: RowConverter,
     keys: usize,
+    memory_bytes: usize,
 }
 
 impl Order {
-    pub(super) fn new(aggregate: &Aggregate) -> Result<Self, DataFusionError> {
+    /// `memory_bytes` is what all panes of the table may take.
+    pub(super) fn new(aggregate: &Aggregate, memory_bytes: usize) -> Result<Self, DataFusionError> {
         let mut fields: Vec<SortField> = aggregate.keys.iter().map(|f| SortField::new(f.data_type().clone())).collect();
         if fields.is_empty() {
             // The one group without a key has a place, too.
             fields.push(SortField::new(DataType::Boolean));
         }
-        Ok(Self { converter: RowConverter::new(fields)?, keys: aggregate.keys.len() })
+        Ok(Self { converter: RowConverter::new(fields)?, keys: aggregate.keys.len(), memory_bytes })
     }
 
     /// The keys of these rows; further columns are left out.
@@ -52,6 +57,11 @@ impl Order {
             return Ok(self.converter.convert_columns(&[Arc::new(BooleanArray::from(vec![false; rows]))])?);
         }
         Ok(self.converter.convert_columns(&columns[..self.keys])?)
+    }
+
+    /// Bytes of the sets of a block: one of each file is held at a time, and takes some ten times as much when it is counted.
+    fn block_bytes(&self) -> usize {
+        (self.memory_bytes / 512).max(LEAST_BYTES / 16)
     }
 }
 
@@ -65,19 +75,35 @@ pub(super) struct Spilled {
     order: Arc<Order>,
 }
 
-/// Rows in the order of their keys; all rows of a key, oldest first, are in one block.
+/// Rows in the order of their keys, those of a key oldest first. They are in one block, unless their sets are too large for it.
 struct Sorted {
     scratch: Arc<Scratch>,
     /// The first of its blocks in the file, which may hold other panes as well.
     first: usize,
     /// The last key of each block.
     lasts: Box<[Box<[u8]>]>,
+    /// The blocks whose last key goes on in the next one.
+    continued: Box<[u32]>,
+}
+
+impl Sorted {
+    fn is_continued(&self, block: usize) -> bool {
+        self.continued.binary_search(&(block as u32)).is_ok()
+    }
 }
 
 /// Blocks that were written, and lie in a file that is not finished yet.
 pub(super) struct Written {
     first: usize,
     lasts: Vec<Box<[u8]>>,
+    continued: Vec<u32>,
+}
+
+/// What comes of reading all groups of a pane.
+pub(super) enum Scanned<'a> {
+    Groups(&'a mut Groups),
+    /// One group, whose sets may be more than memory is for.
+    Large(&'a InParts<'a>, &'a States<'a>),
 }
 
 /// A file that panes write into, one after the other.
@@ -95,9 +121,45 @@ impl SharedFile {
         self.blocks >= SHARED_BLOCKS
     }
 
-    fn write(&mut self, batch: &RecordBatch) -> Result<(), FoldError> {
-        self.blocks += 1;
-        self.writer.write(batch)
+    /// Adds rows in the order of their keys, behind those that were written before.
+    fn write(&mut self, aggregate: &Aggregate, order: &Order, batch: &RecordBatch, written: &mut Written) -> Result<(), FoldError> {
+        let rows = order.rows(batch.columns(), batch.num_rows())?;
+        let mut places: Vec<u32> = (0..batch.num_rows() as u32).collect();
+        places.sort_by(|a, b| rows.row(*a as usize).cmp(&rows.row(*b as usize)));
+        let key = |place: u32| rows.row(places[place as usize] as usize);
+        // Rows are copied a block at a time, unless some are to be taken apart.
+        let pieces = if has_sets(aggregate) {
+            let sorted = take_record_batch(batch, &UInt32Array::from(places.clone())).map_err(DataFusionError::from)?;
+            Some(Pieces::new(aggregate, &sorted, order.block_bytes())?)
+        } else {
+            None
+        };
+        let joined = |a: u32, b: u32| key(a) == key(b);
+        let blocks = match &pieces {
+            Some(pieces) => pieces.blocks(BLOCK_ROWS, order.block_bytes(), joined),
+            None => blocks_of(places.len(), joined),
+        };
+        for block in blocks {
+            let (rows, first, last) = match &pieces {
+                Some(pieces) => (pieces.batch.slice(block.start, block.len()), pieces.of[block.start], pieces.of[block.end - 1]),
+                None => {
+                    let places = UInt32Array::from(places[block.clone()].to_vec());
+                    (take_record_batch(batch, &places).map_err(DataFusionError::from)?, block.start as u32, block.end as u32 - 1)
+                }
+            };
+            if written.lasts.last().is_some_and(|before| **before == *key(first).as_ref()) {
+                written.continued.push(written.lasts.len() as u32 - 1);
+            }
+            written.lasts.push(key(last).as_ref().into());
+            self.blocks += 1;
+            self.writer.write(&rows)?;
+        }
+        Ok(())
+    }
+
+    /// Blocks that begin here.
+    fn begin(&self) -> Written {
+        Written { first: self.blocks, lasts: vec![], continued: vec![] }
     }
 
     pub(super) fn finish(self) -> Result<Arc<Scratch>, FoldError> {
@@ -139,30 +201,18 @@ impl Spilled {
         self.tail_bytes = 0;
         let batch = if tail.len() == 1 { tail[0].clone() } else { concat_batches(&aggregate.run, &tail).map_err(DataFusionError::from)? };
         drop(tail);
-        let rows = self.order.rows(batch.columns(), batch.num_rows())?;
-        let mut order: Vec<u32> = (0..batch.num_rows() as u32).collect();
-        order.sort_by(|a, b| rows.row(*a as usize).cmp(&rows.row(*b as usize)));
-        let mut written = Written { first: file.blocks, lasts: vec![] };
-        let mut from = 0;
-        while from < order.len() {
-            let mut to = (from + BLOCK_ROWS).min(order.len());
-            while to < order.len() && rows.row(order[to] as usize) == rows.row(order[to - 1] as usize) {
-                to += 1;
-            }
-            file.write(&take_record_batch(&batch, &UInt32Array::from(order[from..to].to_vec())).map_err(DataFusionError::from)?)?;
-            written.lasts.push(rows.row(order[to - 1] as usize).as_ref().into());
-            from = to;
-        }
+        let mut written = file.begin();
+        file.write(aggregate, &self.order, &batch, &mut written)?;
         Ok(written)
     }
 
     /// The file with these blocks is finished.
     pub(super) fn attach(&mut self, written: Written, scratch: Arc<Scratch>) {
-        let Written { first, lasts } = written;
-        self.lasts_bytes += lasts_bytes(&lasts);
+        let Written { first, lasts, continued } = written;
+        self.lasts_bytes += lasts_bytes(&lasts) + continued.len() * size_of::<u32>();
         // Most panes have one file, and there may be very many panes.
         self.files.reserve_exact(1);
-        self.files.push(Sorted { scratch, first, lasts: lasts.into() });
+        self.files.push(Sorted { scratch, first, lasts: lasts.into(), continued: continued.into() });
     }
 
     /// Writes what is in memory, into a file of its own.
@@ -179,22 +229,20 @@ impl Spilled {
     /// All files are the oldest part of each key's states: they may become one.
     pub(super) fn merge_files(&mut self, aggregate: &Aggregate, scratches: &mut Scratches) -> Result<(), FoldError> {
         let mut file = SharedFile::new(aggregate, scratches)?;
-        let mut lasts = vec![];
+        let mut written = file.begin();
         let order = self.order.clone();
-        self.scan_files(aggregate, &mut |groups: &mut Groups| {
+        let mut write = |groups: &mut Groups| {
             let run = groups.run(&aggregate.run)?;
-            let rows = order.rows(run.columns(), run.num_rows())?;
-            let mut order: Vec<u32> = (0..run.num_rows() as u32).collect();
-            order.sort_by(|a, b| rows.row(*a as usize).cmp(&rows.row(*b as usize)));
-            for part in order.chunks(BLOCK_ROWS) {
-                file.write(&take_record_batch(&run, &UInt32Array::from(part.to_vec())).map_err(DataFusionError::from)?)?;
-                lasts.push(rows.row(part[part.len() - 1] as usize).as_ref().into());
-            }
-            Ok(())
+            file.write(aggregate, &order, &run, &mut written)
+        };
+        self.scan_files(aggregate, &mut |scanned: Scanned<'_>| match scanned {
+            Scanned::Groups(groups) => write(groups),
+            // Each part becomes rows of its own: no value is in two of them.
+            Scanned::Large(parts, states) => parts.each(states, &mut write),
         })?;
         self.files.clear();
         self.lasts_bytes = 0;
-        self.attach(Written { first: 0, lasts }, file.finish()?);
+        self.attach(written, file.finish()?);
         Ok(())
     }
 
@@ -219,36 +267,66 @@ impl Spilled {
         &mut self,
         aggregate: &Aggregate,
         scratches: &mut Scratches,
-        each: &mut dyn FnMut(&mut Groups, &mut Scratches) -> Result<(), FoldError>,
+        each: &mut dyn FnMut(Scanned<'_>, &mut Scratches) -> Result<(), FoldError>,
     ) -> Result<(), FoldError> {
         self.flush(aggregate, scratches)?;
-        self.scan_files(aggregate, &mut |groups: &mut Groups| each(groups, &mut *scratches))
+        self.scan_files(aggregate, &mut |scanned| each(scanned, &mut *scratches))
     }
 
-    fn scan_files(&self, aggregate: &Aggregate, each: &mut dyn FnMut(&mut Groups) -> Result<(), FoldError>) -> Result<(), FoldError> {
+    fn scan_files(&self, aggregate: &Aggregate, each: &mut dyn FnMut(Scanned<'_>) -> Result<(), FoldError>) -> Result<(), FoldError> {
         let mut cursors = self.files.iter().map(|f| Cursor::new(self, f)).collect::<Result<Vec<_>, _>>()?;
         loop {
             cursors.retain(|c| !c.done());
-            // Up to the lowest of the blocks' last keys, every file's rows are at hand.
+            // Up to the lowest of the blocks' last keys, every file's rows are at hand, unless those of that key go on.
             let Some(bound) = cursors.iter().map(|c| c.last()).min().map(<[u8]>::to_vec) else { return Ok(()) };
+            let goes_on = cursors.iter().any(|c| c.last() == bound && c.is_continued());
             let mut groups = Groups::new(aggregate, &aggregate.keys)?;
             for cursor in &mut cursors {
-                let part = cursor.up_to(&bound);
+                let part = cursor.take(|key| key < &bound[..] || key == &bound[..] && !goes_on);
                 if part.num_rows() > 0 {
                     groups.merge_repeated(part.columns(), part.num_rows())?;
                 }
                 cursor.load_next(self)?;
             }
-            each(&mut groups)?;
+            if !groups.is_empty() {
+                each(Scanned::Groups(&mut groups))?;
+            }
+            if goes_on {
+                let mut stretches = vec![];
+                for cursor in &mut cursors {
+                    cursor.take_all_of(&bound, self, &mut stretches)?;
+                }
+                self.scan_large(aggregate, &stretches, each)?;
+            }
         }
     }
 
-    /// The states of some keys, oldest first: rows of state, and for each the position of its key in `keys`.
-    pub(super) fn lookup(&self, keys: &[ArrayRef], n: usize) -> Result<Vec<(RecordBatch, Vec<usize>)>, FoldError> {
+    /// The group that these rows are of.
+    fn scan_large(&self, aggregate: &Aggregate, stretches: &[Stretch<'_>], each: &mut dyn FnMut(Scanned<'_>) -> Result<(), FoldError>) -> Result<(), FoldError> {
+        let states = |each: &mut Take<'_>| {
+            for of_file in stretches.chunk_by(|a, b| std::ptr::eq(a.file, b.file)) {
+                let mut reader = open(of_file[0].file.scratch.path())?;
+                for Stretch { file, block, rows } in of_file {
+                    each(&read_block(&mut reader, *block, file)?.slice(rows.start, rows.len()))?;
+                }
+            }
+            Ok(())
+        };
+        let Some(Stretch { file, block, rows }) = stretches.first() else { return Ok(()) };
+        let first = read_block(&mut open(file.scratch.path())?, *block, file)?.slice(rows.start, 1);
+        each(Scanned::Large(&self.in_parts(aggregate, &first.columns()[..aggregate.keys.len()], 1), &states))
+    }
+
+    /// These groups, to be read in as many parts as memory asks for.
+    pub(super) fn in_parts<'a>(&self, aggregate: &'a Aggregate, keys: &'a [ArrayRef], groups: usize) -> InParts<'a> {
+        InParts { aggregate, keys, groups, most_bytes: (self.order.memory_bytes / 2).max(LEAST_BYTES) }
+    }
+
+    /// The states of some keys, oldest first: calls `each` with rows of state, and for each row the position of its key in `keys`.
+    pub(super) fn lookup(&self, keys: &[ArrayRef], n: usize, each: &mut dyn FnMut(&RecordBatch, &[usize]) -> Result<(), FoldError>) -> Result<(), FoldError> {
         let wanted = self.order.rows(keys, n)?;
         let mut order: Vec<usize> = (0..wanted.num_rows()).collect();
         order.sort_by(|a, b| wanted.row(*a).cmp(&wanted.row(*b)));
-        let mut found = vec![];
         for file in &self.files {
             let mut reader: Option<FileReader<BufReader<File>>> = None;
             let mut at = 0;
@@ -276,9 +354,10 @@ impl Spilled {
                     }
                 }
                 if !ids.is_empty() {
-                    found.push((take_record_batch(&batch, &UInt32Array::from(take)).map_err(DataFusionError::from)?, ids));
+                    each(&take_record_batch(&batch, &UInt32Array::from(take)).map_err(DataFusionError::from)?, &ids)?;
                 }
-                at = upto;
+                // A key that goes on is wanted of the next block, too.
+                at = if file.is_continued(block) && wanted.row(order[upto - 1]).as_ref() == &last[..] { upto - 1 } else { upto };
             }
         }
         let by_key: HashMap<&[u8], usize> = (0..wanted.num_rows()).map(|i| (wanted.row(i).data(), i)).collect();
@@ -286,11 +365,26 @@ impl Spilled {
             let rows = self.order.rows(batch.columns(), batch.num_rows())?;
             let (take, ids): (Vec<u32>, Vec<usize>) = (0..rows.num_rows()).filter_map(|r| Some((r as u32, *by_key.get(rows.row(r).data())?))).unzip();
             if !ids.is_empty() {
-                found.push((take_record_batch(batch, &UInt32Array::from(take)).map_err(DataFusionError::from)?, ids));
+                each(&take_record_batch(batch, &UInt32Array::from(take)).map_err(DataFusionError::from)?, &ids)?;
             }
         }
-        Ok(found)
+        Ok(())
     }
+}
+
+/// So many rows to a block, and more of the last one's key.
+fn blocks_of(rows: usize, joined: impl Fn(u32, u32) -> bool) -> Vec<Range<usize>> {
+    let mut blocks = vec![];
+    let mut from = 0;
+    while from < rows {
+        let mut to = (from + BLOCK_ROWS).min(rows);
+        while to < rows && joined(to as u32 - 1, to as u32) {
+            to += 1;
+        }
+        blocks.push(from..to);
+        from = to;
+    }
+    blocks
 }
 
 fn lasts_bytes(lasts: &[Box<[u8]>]) -> usize {
@@ -356,11 +450,38 @@ impl<'a> Cursor<'a> {
         &self.file.lasts[self.next_block - 1]
     }
 
-    fn up_to(&mut self, bound: &[u8]) -> RecordBatch {
+    /// That key goes on in the next block.
+    fn is_continued(&self) -> bool {
+        self.file.is_continued(self.next_block - 1)
+    }
+
+    /// The next rows, as far as their keys are meant: those that come first in the order.
+    fn take(&mut self, meant: impl Fn(&[u8]) -> bool) -> RecordBatch {
         let (batch, rows) = self.block.as_ref().expect("files that are done were left out");
-        let n = partition_point(rows.num_rows() - self.row, |r| rows.row(self.row + r).data() <= bound);
+        let n = partition_point(rows.num_rows() - self.row, |r| meant(rows.row(self.row + r).data()));
         let part = batch.slice(self.row, n);
         self.row += n;
         part
     }
+
+    /// Passes all rows of this key, which is the next one or not there, and says where they are.
+    fn take_all_of(&mut self, key: &[u8], pane: &Spilled, stretches: &mut Vec<Stretch<'a>>) -> Result<(), FoldError> {
+        while !self.done() {
+            let (block, from) = (self.next_block - 1, self.row);
+            let n = self.take(|k| k == key).num_rows();
+            if n == 0 {
+                break;
+            }
+            stretches.push(Stretch { file: self.file, block, rows: from..from + n });
+            self.load_next(pane)?;
+        }
+        Ok(())
+    }
+}
+
+/// Rows of one key in a block.
+struct Stretch<'a> {
+    file: &'a Sorted,
+    block: usize,
+    rows: Range<usize>,
 }

@@ -548,3 +548,62 @@ fn many_small_windows_share_files() {
         }
     }
 }
+
+/// More distinct values of one group than memory is for: spilled, merged, counted and corrected in parts, and merged in the log
+/// in parts. Every result is that of a fold with plenty of memory.
+#[test]
+fn sets_larger_than_memory_are_counted_in_parts() {
+    const MEMORY: usize = 400_000;
+    let closed = Some(5 * MINUTE);
+    let calls = "count(distinct i) as d, count(distinct cityName) as c, sum(x / 10 + 0.1) as f, count(*) as n, avg(x) as a, stddev(x) as v, min(cityName) as m";
+    for (key, names, upsert) in [("window_start, user_id", &["window_start", "user_id"][..], true), ("window_start", &["window_start"], true), ("window_start, user_id", &[], false)] {
+        let plan = planned(&format!("select {key}, {calls} from T group by {key}"), upsert.then_some(names));
+        let dirs = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+        // A has most values, each of them twice and long apart; B few; those without a user come between.
+        let epoch = |epoch: i64| {
+            let row = |k: i64| {
+                let user = if k % 20 == 7 { Some("B") } else if k % 5 == 2 { None } else { Some("A") };
+                (user, 1, 1, if user == Some("B") { k % 3 } else { (epoch * 400 + k * 7) % 15_000 })
+            };
+            runs(&plan, &[vec![(0, (0..2_000).map(row).collect())]], None)
+        };
+        let mut plenty = fold(&plan, Emit::OnClose, PLENTY, dirs[0].path());
+        let mut small = fold(&plan, Emit::OnClose, MEMORY, dirs[1].path());
+        let all: Vec<Vec<Run>> = (0..40).map(epoch).collect();
+        for runs in &all {
+            plenty.apply(&EntryTimes::default(), runs.clone()).unwrap();
+            small.apply(&EntryTimes::default(), runs.clone()).unwrap();
+            assert!(small.bytes() <= MEMORY / 2, "{}", small.bytes());
+        }
+        assert_eq!(small.spilled_windows(), 1);
+        // What a checkpoint makes of the older half, within so little memory that a set is in many runs.
+        let batches: Vec<RecordBatch> = all[..20].iter().flatten().map(|run| small.within(run, &(i64::MIN..=i64::MAX)).unwrap()).collect();
+        let (mut parts, mut shares) = (vec![], vec![Share::WHOLE]);
+        while let Some(share) = shares.pop() {
+            let mut merging = small.merging(share, MEMORY, 1_000).unwrap();
+            batches.iter().for_each(|b| merging.add(b).unwrap());
+            let (runs, left) = merging.finish().unwrap();
+            parts.push(runs);
+            shares.extend(left);
+        }
+        assert!(parts.len() > 3, "{} parts", parts.len());
+        let mut restored = fold(&plan, Emit::OnClose, MEMORY, dirs[1].path().join("restored").as_path());
+        let entries = parts.iter().chain(&all[20..]).map(|runs| (EntryTimes::default(), through_bytes(runs))).collect();
+        restored.restore(entries).unwrap();
+        restored.resume(None, None);
+        let at = EntryTimes { watermark_after: closed, ..Default::default() };
+        let late = |i: i64| runs(&plan, &[vec![(0, vec![(Some("A"), 1, 1, i), (Some("C"), 1, 1, i), (None, 1, 1, 70_000), (Some("B"), 1, 1, 1)])]], None);
+        let after = EntryTimes { watermark_before: closed, watermark_after: closed, ..Default::default() };
+        for (nth, (at, runs)) in [(at, vec![]), (after, late(80_000)), (after, late(0)), (after, late(80_000))].into_iter().enumerate() {
+            let want = plenty.apply(&at, runs.clone()).unwrap();
+            assert_eq!(plain(&small.apply(&at, runs.clone()).unwrap()), plain(&want), "{key}: {nth}");
+            assert_eq!(plain(&restored.apply(&at, runs).unwrap()), plain(&want), "{key}: {nth}, from merged runs");
+            if nth == 0 {
+                let rows = all_rows(&want.rows[0].rows);
+                let numbers: Vec<(&str, &str)> = rows.iter().map(|r| (r[r.len() - 7 - !upsert as usize].as_str(), r[r.len() - 4 - !upsert as usize].as_str())).collect();
+                assert_eq!(numbers.iter().map(|(_, n)| n.parse::<u64>().unwrap()).sum::<u64>(), 80_000, "{rows:?}");
+                assert!(numbers.iter().any(|(d, _)| d.parse::<u64>().unwrap() > 10_000), "{rows:?}");
+            }
+        }
+    }
+}

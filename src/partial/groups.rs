@@ -120,6 +120,16 @@ impl Groups {
         Ok(Self { keys: Keys::new(keys), accumulators: Accumulators::new(aggregate)?, ids: vec![] })
     }
 
+    /// Groups of these keys, each of which comes once, without a row so far. Their numbers are the keys' places.
+    pub fn of_keys(aggregate: &Aggregate, columns: &[ArrayRef], rows: usize) -> Result<Self> {
+        let mut groups = Self::new(aggregate, &aggregate.keys)?;
+        groups.keys.take_over(columns, rows);
+        let states = &aggregate.run.fields()[aggregate.keys.len()..];
+        let empty: Vec<ArrayRef> = states.iter().map(|f| arrow::array::new_empty_array(f.data_type())).collect();
+        groups.accumulators.merge(&empty, &[], rows)?;
+        Ok(groups)
+    }
+
     pub fn len(&self) -> usize {
         self.keys.len()
     }

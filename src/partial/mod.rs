@@ -6,6 +6,7 @@
 
 pub mod accumulate;
 pub mod groups;
+pub mod sets;
 #[cfg(test)]
 pub(crate) mod tests;
 

@@ -142,6 +142,40 @@ fn runs_of_many_keys_are_merged_within_memory() {
     }
 }
 
+/// FAULTS 65: more distinct values of one group than the memory that the file allows has room for, also after a restart in the
+/// midst of them, and when more come once they were counted.
+#[test]
+fn millions_of_distinct_values_of_one_group() {
+    const FILES: u64 = 20;
+    const VALUES: u64 = 3_000_000;
+    let dir = tempfile::Builder::new().prefix("millpond-distinct-").tempdir().unwrap();
+    // A quarter of the values come twice, the second time long after the first.
+    let rows = VALUES + VALUES / 4;
+    for file in 0..FILES {
+        keys::write_rows(&dir.path().join(format!("{file:02}.ndjson")), file * rows / FILES..(file + 1) * rows / FILES, VALUES);
+    }
+    let counting = Pipeline::new(dir.path().to_path_buf(), &keys::counting("distinct", "64MiB", "100ms", "1s"));
+    let mut killed = counting.start(&["--until-end", "--final"], None);
+    let in_log = || counting.query("iceberg", "select count(*) as n from millpond.epochs where kind = 'data'").ok()?.first()?["n"].as_u64();
+    until(PATIENCE, "some of it is in the log", || in_log().is_some_and(|n| n > 3));
+    killed.signal(libc::SIGKILL);
+    killed.wait(PATIENCE);
+    let own_kib = own_pages_to_the_end(&counting, &["--until-end", "--final"], &format!("{VALUES} distinct values of one group"));
+    let check = |rows: [u64; 3], when: &str| {
+        for format in ["iceberg", "delta"] {
+            assert_eq!(counting.numbers(format, "select keys, total, n from counted", ["keys", "total", "n"]), rows, "{format}, {when}");
+        }
+    };
+    check([VALUES, keys::total(rows), rows], "counted");
+    fs::write(dir.path().join("late.ndjson"), [5, VALUES, VALUES + 1, 5].map(|k| format!("{{\"k\":{k},\"at\":\"2026-01-31T11:00:00Z\",\"v\":1}}\n")).concat()).unwrap();
+    let corrected_kib = own_pages_to_the_end(&counting, &["--until-end", "--final"], "four rows more");
+    check([VALUES + 2, keys::total(rows) + 4, rows + 4], "corrected");
+    for own_kib in [own_kib, corrected_kib] {
+        // 130 MiB where it was measured; 421 where all values of a group were held at once.
+        assert!((1..200 * 1024).contains(&own_kib), "{} MiB of own pages for memory: 64MiB", own_kib / 1024);
+    }
+}
+
 /// Many windows that stay open, since one partition holds the watermark back. What is kept of each must be little, in the
 /// process and in the log, also after a restart in the midst of it.
 #[test]

@@ -133,7 +133,11 @@ impl Accumulator for Distinct {
     }
 
     fn bytes(&self) -> usize {
+        self.set_bytes() + self.counts.capacity() * 8 + self.ends.capacity() * 8
+    }
+
+    fn set_bytes(&self) -> usize {
         let values: usize = self.values.iter().map(|v| v.get_array_memory_size()).sum();
-        self.pairs.size() + values + self.counts.capacity() * 8 + self.ends.capacity() * 8 + self.next.capacity() * 4
+        self.pairs.size() + values + self.next.capacity() * 4
     }
 }

@@ -62,6 +62,11 @@ pub trait Accumulator: Send {
 
     /// Memory held, about.
     fn bytes(&self) -> usize;
+
+    /// Of these, what sets of values take.
+    fn set_bytes(&self) -> usize {
+        0
+    }
 }
 
 /// An accumulator without groups.
@@ -129,6 +134,11 @@ impl Accumulators {
 
     pub fn bytes(&self) -> usize {
         self.each.iter().map(|a| a.bytes()).sum()
+    }
+
+    /// What sets of values take of the memory.
+    pub fn set_bytes(&self) -> usize {
+        self.each.iter().map(|a| a.set_bytes()).sum()
     }
 }
 

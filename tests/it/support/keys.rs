@@ -21,6 +21,24 @@ pub fn total(rows: u64) -> u64 {
 
 /// A pipeline file that sums the rows of all `*.ndjson` by key, into `by_key`; `memory`, `epoch` and `commit` are given.
 pub fn pipeline(name: &str, memory: &str, epoch: &str, commit: &str) -> String {
+    let table = "  by_key:
+    sql: select window_start, k, sum(v) as total, count(*) as n from tumble(rows, interval '1 day') group by window_start, k
+    key: [window_start, k]
+";
+    over_rows(name, table, memory, epoch, commit)
+}
+
+/// The same that counts the keys of all rows, into `counted`.
+pub fn counting(name: &str, memory: &str, epoch: &str, commit: &str) -> String {
+    let table = "  counted:
+    sql: select window_start, count(distinct k) as keys, sum(v) as total, count(*) as n from tumble(rows, interval '1 day') group by window_start
+    key: [window_start]
+    allowed_lateness: 1d
+";
+    over_rows(name, table, memory, epoch, commit)
+}
+
+fn over_rows(name: &str, table: &str, memory: &str, epoch: &str, commit: &str) -> String {
     format!(
         "pipeline: {name}
 sources:
@@ -30,10 +48,7 @@ sources:
     columns: {{k: int64, at: timestamp, v: int64}}
     watermark: {{column: at}}
 tables:
-  by_key:
-    sql: select window_start, k, sum(v) as total, count(*) as n from tumble(rows, interval '1 day') group by window_start, k
-    key: [window_start, k]
-lake: {{root: ./lake}}
+{table}lake: {{root: ./lake}}
 memory: {memory}
 epoch: {{every: {epoch}}}
 commit: {{every: {commit}}}
