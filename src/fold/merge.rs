@@ -5,11 +5,10 @@
 //! come out the same (`model/`, rules MergeMiddle and MergeAcrossStamp).
 
 use super::{Deltas, EntryTimes, FoldError, TableFold, aggregate_of, copied};
-use super::sets::LEAST_BYTES;
-use crate::partial::groups::Groups;
-use crate::partial::sets::{Part, Pieces, has_sets};
-use crate::partial::{Run, RunKind, cut, epoch_groups, shared_schema};
-use crate::pipeline::sql::{Aggregate, TablePlan};
+use super::rows::{Scratch, Scratches};
+use super::sets::{Parted, Parting, read_rows};
+use crate::partial::{Run, RunKind, cut, shared_schema};
+use crate::pipeline::sql::TablePlan;
 use arrow::array::{ArrayRef, BooleanArray, TimestampMicrosecondArray};
 use arrow::compute::filter_record_batch;
 use arrow::record_batch::RecordBatch;
@@ -59,22 +58,36 @@ impl TableFold {
     /// Begins to merge the rows of these keys. What takes more than `most_bytes`, in more than `most_groups` groups, is left
     /// for further passes.
     pub fn merging(&self, share: Share, most_bytes: usize, most_groups: usize) -> Result<Merging, FoldError> {
-        let groups = epoch_groups(aggregate_of(&self.plan)?)?;
-        Ok(Merging { plan: self.plan.clone(), groups, share, left: vec![], most_bytes, most_groups })
+        let scratches = Scratches::new(self.config.spill_dir.clone(), &format!("{}-merging", self.plan.table));
+        let parting = parting(&self.plan, most_bytes, 0)?;
+        Ok(Merging { plan: self.plan.clone(), parting: Some(parting), parts: vec![], scratches, share, left: vec![], most_bytes, most_groups })
     }
 }
 
-/// Keys, each with its window's start, by a hash: one of so many parts of them, and of their sets a part of the values.
+/// Of rows that have their window's start before the other columns.
+fn parting(plan: &TablePlan, most_bytes: usize, level: u32) -> Result<Parting, FoldError> {
+    let aggregate = aggregate_of(plan)?;
+    Parting::new(aggregate, &shared_schema(aggregate), aggregate.keys.len() + 1, most_bytes / 2, level)
+}
+
+/// Keys, each with its window's start, by a hash: one of so many parts of them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Share {
     parts: u64,
     nth: u64,
-    values: Part,
 }
 
 impl Share {
     /// All of them.
-    pub const WHOLE: Share = Share { parts: 1, nth: 0, values: Part::WHOLE };
+    pub const WHOLE: Share = Share { parts: 1, nth: 0 };
+
+    /// The rows with these keys, which come after the window's start.
+    fn of(self, batch: &RecordBatch, keys: usize) -> Result<RecordBatch, DataFusionError> {
+        match self {
+            Share::WHOLE => Ok(batch.clone()),
+            _ => Ok(filter_record_batch(batch, &self.chosen(&batch.columns()[..=keys])?)?),
+        }
+    }
 
     fn chosen(self, columns: &[ArrayRef]) -> Result<BooleanArray, DataFusionError> {
         let converter = RowConverter::new(columns.iter().map(|c| SortField::new(c.data_type().clone())).collect())?;
@@ -86,7 +99,10 @@ impl Share {
 /// Rows that are added to those of the same key and window, in the order of the log.
 pub struct Merging {
     plan: Arc<TablePlan>,
-    groups: Groups,
+    parting: Option<Parting>,
+    /// Parts of sets, each with its level.
+    parts: Vec<(Scratch, u32)>,
+    scratches: Scratches,
     share: Share,
     left: Vec<Share>,
     most_bytes: usize,
@@ -96,59 +112,47 @@ pub struct Merging {
 impl Merging {
     /// Adds rows that have their window's start before the other columns.
     pub fn add(&mut self, batch: &RecordBatch) -> Result<(), FoldError> {
-        let plan = self.plan.clone();
-        let aggregate = aggregate_of(&plan)?;
-        if !has_sets(aggregate) {
-            let batch = self.chosen(batch)?;
-            self.groups.merge(batch.columns(), batch.num_rows())?;
-            return self.keep_within_memory(aggregate);
-        }
-        // Of sets only as much as memory is for.
-        let pieces = Pieces::new(aggregate, batch, self.most_bytes / 16)?;
-        for block in pieces.blocks(BLOCK_ROWS, self.most_bytes / 16, |_, _| false) {
-            let rows = self.chosen(&pieces.batch.slice(block.start, block.len()))?;
-            self.groups.merge_repeated(rows.columns(), rows.num_rows())?;
-            self.keep_within_memory(aggregate)?;
-        }
-        Ok(())
-    }
-
-    fn keep_within_memory(&mut self, aggregate: &Aggregate) -> Result<(), FoldError> {
-        while self.groups.bytes() > self.most_bytes {
-            let Share { parts, nth, values } = self.share;
-            if self.groups.len() > self.most_groups.max(1) && parts < MOST_PARTS {
-                self.left.push(Share { parts: parts * 2, nth: nth + parts, values });
-                self.share = Share { parts: parts * 2, nth, values };
-            } else if let Some((kept, left)) = values.halves().filter(|_| self.groups.accumulators.set_bytes() > self.most_bytes.max(LEAST_BYTES) / 2) {
-                self.left.push(Share { values: left, ..self.share });
-                self.share = Share { values: kept, ..self.share };
-            } else {
-                break;
-            }
-            let kept = std::mem::replace(&mut self.groups, epoch_groups(aggregate)?).run(&shared_schema(aggregate))?;
-            let kept = self.chosen(&kept)?;
-            self.groups.merge(kept.columns(), kept.num_rows())?;
-        }
-        Ok(())
-    }
-
-    fn chosen(&self, batch: &RecordBatch) -> Result<RecordBatch, DataFusionError> {
         let aggregate = aggregate_of(&self.plan)?;
-        let of_keys = match self.share.parts {
-            1 => batch.clone(),
-            _ => filter_record_batch(batch, &self.share.chosen(&batch.columns()[..=aggregate.keys.len()])?)?,
+        let Some(parting) = &mut self.parting else {
+            return Err(DataFusionError::Internal(format!("table {}: rows to merge come behind the last", self.plan.table)).into());
         };
-        self.share.values.of(aggregate, &of_keys)
+        let keys = aggregate.keys.len();
+        parting.add(aggregate, &self.share.of(batch, keys)?, &mut self.scratches)?;
+        while parting.groups().bytes() > self.most_bytes && parting.groups().len() > self.most_groups.max(1) && self.share.parts < MOST_PARTS {
+            let Share { parts, nth } = self.share;
+            self.left.push(Share { parts: parts * 2, nth: nth + parts });
+            self.share = Share { parts: parts * 2, nth };
+            parting.narrow(aggregate, |rows| self.share.of(rows, keys))?;
+        }
+        Ok(())
     }
 
-    /// The merged runs, and the keys that must be merged by themselves.
-    pub fn finish(self) -> Result<(Vec<Run>, Vec<Share>), FoldError> {
-        Ok((cut(&self.plan, self.groups)?, self.left))
+    /// Some of the merged runs; `None`: there are no more. Of sets that are larger than memory is for, one part at a time.
+    pub fn next_runs(&mut self) -> Result<Option<Vec<Run>>, FoldError> {
+        let aggregate = aggregate_of(&self.plan)?;
+        loop {
+            let parting = match (self.parting.take(), self.parts.pop()) {
+                (Some(parting), _) => parting,
+                (None, None) => return Ok(None),
+                (None, Some((part, level))) => {
+                    let mut parting = parting(&self.plan, self.most_bytes, level)?;
+                    read_rows(&part, &mut |rows| parting.add(aggregate, rows, &mut self.scratches))?;
+                    parting
+                }
+            };
+            match parting.finish()? {
+                Parted::Whole(groups) if !groups.is_empty() => return Ok(Some(cut(&self.plan, groups)?)),
+                Parted::Whole(_) => {}
+                Parted::Parts(parts, level) => self.parts.extend(parts.into_iter().map(|part| (part, level))),
+            }
+        }
+    }
+
+    /// The keys that must be merged by themselves.
+    pub fn left(self) -> Vec<Share> {
+        self.left
     }
 }
-
-/// Rows that are merged before memory is looked at, where there are sets.
-const BLOCK_ROWS: usize = 4096;
 
 /// So many passes at most: then what takes more memory takes it.
 const MOST_PARTS: u64 = 1 << 12;

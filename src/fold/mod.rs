@@ -413,7 +413,7 @@ impl TableFold {
         let emission = Emission { plan: &plan, aggregate, emitter: &self.emitter };
         let ask_before = !plan.upsert || self.emitter.has_filter();
         let (pane, before) = pane(&mut self.panes, start, self.window, aggregate)?;
-        let mut changed = pane.merge_and_emit(batches, ask_before, &emission)?;
+        let mut changed = pane.merge_and_emit(batches, ask_before, &emission, &mut self.scratches)?;
         self.held.replace(before, Held::of(pane, aggregate));
         self.keep_within_memory()?;
         changes.dead.append(&mut changed.now.dead);

@@ -3,15 +3,17 @@
 use super::FoldError;
 use super::emit::{Emitted, Emitter};
 use super::rows::{Scratch, Scratches};
-use super::sets::Take;
+use super::sets::{Take, Values};
 use super::spill::{Order, Scanned, SharedFile, Spilled, Written};
 use crate::partial::accumulate::Ids;
-use crate::partial::groups::Groups;
+use crate::partial::groups::{Groups, Keys};
+use crate::partial::sets::has_sets;
 use crate::pipeline::sql::{Aggregate, TablePlan};
-use arrow::array::{Array, ArrayRef, UInt64Array};
-use arrow::compute::{interleave, take_arrays};
+use arrow::array::{Array, ArrayRef, UInt32Array, UInt64Array};
+use arrow::compute::{concat, interleave, take_arrays, take_record_batch};
 use arrow::record_batch::RecordBatch;
 use datafusion::error::DataFusionError;
+use std::ops::Range;
 use std::sync::Arc;
 
 /// Memory of a pane besides what its groups count: the pane, tables without entries, accumulators.
@@ -74,7 +76,7 @@ impl Pane {
     }
 
     /// Adds an entry's runs and tells what became of their groups.
-    pub(super) fn merge_and_emit(&mut self, runs: Vec<RecordBatch>, ask_before: bool, emission: &Emission<'_>) -> Result<Changed, FoldError> {
+    pub(super) fn merge_and_emit(&mut self, runs: Vec<RecordBatch>, ask_before: bool, emission: &Emission<'_>, scratches: &mut Scratches) -> Result<Changed, FoldError> {
         let aggregate = emission.aggregate;
         let window = self.window;
         let width = aggregate.keys.len();
@@ -116,49 +118,43 @@ impl Pane {
             }
             State::Spilled(spilled) => {
                 // The changed groups alone are brought back, from their oldest state to their newest.
-                let mut touched = Groups::new(aggregate, &aggregate.keys)?;
+                let mut touched = Keys::new(&aggregate.keys);
                 let mut ids_of = vec![];
                 for run in &runs {
                     let mut ids = vec![];
-                    touched.keys.intern(&run.columns()[..width], run.num_rows(), &mut ids)?;
+                    touched.intern(&run.columns()[..width], run.num_rows(), &mut ids)?;
                     ids_of.push(ids);
                 }
                 let n = touched.len();
-                let keys = touched.keys.list()?;
-                let mut touched = Some(Groups::of_keys(aggregate, &keys, n)?);
-                let mut existed = vec![false; n];
-                let parts = spilled.in_parts(aggregate, &keys, n);
-                spilled.lookup(&keys, n, &mut |states, ids| {
-                    ids.iter().for_each(|id| existed[*id] = true);
-                    if let Some(groups) = &mut touched {
-                        groups.accumulators.merge(&states.columns()[width..], ids, n)?;
-                        if groups.accumulators.set_bytes() > parts.most_bytes {
-                            touched = None;
+                let mut keys = touched.list()?;
+                if has_sets(aggregate) {
+                    // In their order, some can be brought back without the others.
+                    let order = spilled.ordered(&keys, n)?;
+                    keys = pick_columns(&keys, &order)?;
+                    let mut rank = vec![0; n];
+                    order.iter().enumerate().for_each(|(at, id)| rank[*id] = at);
+                    ids_of.iter_mut().flatten().for_each(|id| *id = rank[*id]);
+                }
+                let touched = Touched { spilled, aggregate, keys: &keys, runs: &runs, ids_of: &ids_of };
+                let (mut existed, mut before, mut now) = (vec![], vec![], vec![]);
+                let mut open = vec![0..n];
+                while let Some(some) = open.pop() {
+                    match touched.values(some.clone(), ask_before, scratches)? {
+                        Some(values) => {
+                            existed.extend(values.existed);
+                            before.extend(values.before);
+                            now.push(values.now);
+                        }
+                        // Too much at once.
+                        None => {
+                            let middle = some.start + some.len() / 2;
+                            open.extend([middle..some.end, some.start..middle]);
                         }
                     }
-                    Ok(())
-                })?;
+                }
                 let older: Vec<usize> = (0..n).filter(|id| existed[*id]).collect();
-                let (before, now) = match &mut touched {
-                    Some(groups) => {
-                        let before = if ask_before { Some(groups.accumulators.values(&Ids::List(&older))?) } else { None };
-                        for (run, ids) in runs.iter().zip(&ids_of) {
-                            groups.accumulators.merge(&run.columns()[width..], ids, n)?;
-                        }
-                        (before, groups.accumulators.values(&Ids::Range(0..n))?)
-                    }
-                    None => {
-                        let old = |each: &mut Take<'_>| spilled.lookup(&keys, n, &mut |states, _| each(states));
-                        let all = |each: &mut Take<'_>| old(each).and_then(|()| runs.iter().try_for_each(each));
-                        let before = if ask_before { Some(parts.values(&Ids::List(&older), &old)?) } else { None };
-                        (before, parts.values(&Ids::Range(0..n), &all)?)
-                    }
-                };
-                let before = match before {
-                    Some(values) => Some(emission.rows(window, &pick_columns(&keys, &older)?, values, older.len())?),
-                    None => None,
-                };
-                let now = emission.rows(window, &keys, now, n)?;
+                let before = if ask_before { Some(emission.rows(window, &pick_columns(&keys, &older)?, joined(before)?, older.len())?) } else { None };
+                let now = emission.rows(window, &keys, joined(now)?, n)?;
                 runs.into_iter().for_each(|run| spilled.push(run));
                 Ok(Changed { now, existed, before })
             }
@@ -187,7 +183,10 @@ impl Pane {
             State::Memory(groups) => emit(groups, scratches, each),
             State::Spilled(spilled) => spilled.scan(emission.aggregate, scratches, &mut |scanned, scratches| match scanned {
                 Scanned::Groups(groups) => emit(groups, scratches, &mut *each),
-                Scanned::Large(parts, states) => each(emission.rows(window, parts.keys, parts.values(&Ids::Range(0..1), states)?, 1)?, scratches),
+                Scanned::Large(large) => {
+                    let values = large.values(scratches)?;
+                    each(emission.rows(window, &large.key, values, 1)?, scratches)
+                }
             }),
         }
     }
@@ -239,6 +238,89 @@ impl Pane {
         }
         Ok(())
     }
+}
+
+/// Groups of a spilled pane that runs come to.
+struct Touched<'a> {
+    spilled: &'a Spilled,
+    aggregate: &'a Aggregate,
+    /// Each once.
+    keys: &'a [ArrayRef],
+    runs: &'a [RecordBatch],
+    /// For each run, the places of its rows' keys.
+    ids_of: &'a [Vec<usize>],
+}
+
+/// Of some of them.
+struct TouchedValues {
+    existed: Vec<bool>,
+    /// Of those that existed, when asked for.
+    before: Option<Values>,
+    now: Values,
+}
+
+impl Touched<'_> {
+    /// The values of these groups. `None`: their sets are too large to be held at once.
+    fn values(&self, some: Range<usize>, ask_before: bool, scratches: &mut Scratches) -> Result<Option<TouchedValues>, FoldError> {
+        let Self { spilled, aggregate, .. } = *self;
+        let (width, n) = (aggregate.keys.len(), some.len());
+        let keys: Vec<ArrayRef> = self.keys.iter().map(|k| k.slice(some.start, n)).collect();
+        let mut groups = Groups::of_keys(aggregate, &keys, n)?;
+        let mut existed = vec![false; n];
+        let most_bytes = if has_sets(aggregate) { spilled.most_set_bytes() } else { usize::MAX };
+        let mut fits = true;
+        spilled.lookup(&keys, n, &mut |states, ids| {
+            ids.iter().for_each(|id| existed[*id] = true);
+            groups.accumulators.merge(&states.columns()[width..], ids, n)?;
+            fits = groups.accumulators.set_bytes() <= most_bytes;
+            Ok(fits)
+        })?;
+        if !fits && n > 1 {
+            return Ok(None);
+        }
+        // The runs' rows of these groups.
+        let rows_of = |nth: usize| -> Result<(RecordBatch, Vec<usize>), FoldError> {
+            let (run, ids) = (&self.runs[nth], &self.ids_of[nth]);
+            let (rows, ids): (Vec<u32>, Vec<usize>) = ids.iter().enumerate().filter(|(_, id)| some.contains(id)).map(|(row, id)| (row as u32, id - some.start)).unzip();
+            let run = if rows.len() == run.num_rows() { run.clone() } else { take_record_batch(run, &UInt32Array::from(rows)).map_err(DataFusionError::from)? };
+            Ok((run, ids))
+        };
+        if fits {
+            let older: Vec<usize> = (0..n).filter(|id| existed[*id]).collect();
+            let before = if ask_before { Some(groups.accumulators.values(&Ids::List(&older))?) } else { None };
+            for nth in 0..self.runs.len() {
+                let (rows, ids) = rows_of(nth)?;
+                groups.accumulators.merge(&rows.columns()[width..], &ids, n)?;
+            }
+            let now = groups.accumulators.values(&Ids::Range(0..n))?;
+            return Ok(Some(TouchedValues { existed, before, now }));
+        }
+        drop(groups);
+        let old = |each: &mut Take<'_>| spilled.lookup(&keys, n, &mut |states, _| each(states).map(|()| true));
+        let all = |each: &mut Take<'_>| old(each).and_then(|()| (0..self.runs.len()).try_for_each(|nth| each(&rows_of(nth)?.0)));
+        let before = if ask_before { Some(spilled.large(aggregate, keys.clone(), &old).values(scratches)?) } else { None };
+        let now = spilled.large(aggregate, keys.clone(), &all).values(scratches)?;
+        Ok(Some(TouchedValues { existed, before, now }))
+    }
+}
+
+/// The results of all groups, those of some after those of others.
+fn joined(mut parts: Vec<Values>) -> Result<Values, DataFusionError> {
+    if parts.len() == 1 {
+        return Ok(parts.remove(0));
+    }
+    let calls = parts.first().map_or(0, |(columns, _)| columns.len());
+    let (mut columns, mut unfit) = (vec![], vec![vec![]; calls]);
+    for call in 0..calls {
+        let each: Vec<&dyn Array> = parts.iter().map(|(columns, _)| columns[call].as_ref()).collect();
+        columns.push(concat(&each)?);
+        let mut at = 0;
+        for (columns, of_part) in &parts {
+            unfit[call].extend(of_part[call].iter().map(|place| at + place));
+            at += columns[call].len();
+        }
+    }
+    Ok((columns, unfit))
 }
 
 fn pick_columns(columns: &[ArrayRef], at: &[usize]) -> Result<Vec<ArrayRef>, DataFusionError> {

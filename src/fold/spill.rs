@@ -6,7 +6,7 @@
 
 use super::FoldError;
 use super::rows::{Scratch, ScratchWriter, Scratches, batch_bytes, open, spill_error};
-use super::sets::{InParts, LEAST_BYTES, States, Take};
+use super::sets::{LEAST_BYTES, Large, States, Take};
 use crate::partial::groups::Groups;
 use crate::partial::sets::{Pieces, has_sets};
 use crate::pipeline::sql::Aggregate;
@@ -102,8 +102,7 @@ pub(super) struct Written {
 /// What comes of reading all groups of a pane.
 pub(super) enum Scanned<'a> {
     Groups(&'a mut Groups),
-    /// One group, whose sets may be more than memory is for.
-    Large(&'a InParts<'a>, &'a States<'a>),
+    Large(&'a Large<'a>),
 }
 
 /// A file that panes write into, one after the other.
@@ -238,7 +237,7 @@ impl Spilled {
         self.scan_files(aggregate, &mut |scanned: Scanned<'_>| match scanned {
             Scanned::Groups(groups) => write(groups),
             // Each part becomes rows of its own: no value is in two of them.
-            Scanned::Large(parts, states) => parts.each(states, &mut write),
+            Scanned::Large(large) => large.each(scratches, &mut write),
         })?;
         self.files.clear();
         self.lasts_bytes = 0;
@@ -314,19 +313,32 @@ impl Spilled {
         };
         let Some(Stretch { file, block, rows }) = stretches.first() else { return Ok(()) };
         let first = read_block(&mut open(file.scratch.path())?, *block, file)?.slice(rows.start, 1);
-        each(Scanned::Large(&self.in_parts(aggregate, &first.columns()[..aggregate.keys.len()], 1), &states))
+        each(Scanned::Large(&self.large(aggregate, first.columns()[..aggregate.keys.len()].to_vec(), &states)))
     }
 
-    /// These groups, to be read in as many parts as memory asks for.
-    pub(super) fn in_parts<'a>(&self, aggregate: &'a Aggregate, keys: &'a [ArrayRef], groups: usize) -> InParts<'a> {
-        InParts { aggregate, keys, groups, most_bytes: (self.order.memory_bytes / 2).max(LEAST_BYTES) }
+    /// One group, to be read in parts where memory asks for it.
+    pub(super) fn large<'a>(&self, aggregate: &'a Aggregate, key: Vec<ArrayRef>, states: &'a States<'a>) -> Large<'a> {
+        Large { aggregate, key, states, most_bytes: self.most_set_bytes() }
     }
 
-    /// The states of some keys, oldest first: calls `each` with rows of state, and for each row the position of its key in `keys`.
-    pub(super) fn lookup(&self, keys: &[ArrayRef], n: usize, each: &mut dyn FnMut(&RecordBatch, &[usize]) -> Result<(), FoldError>) -> Result<(), FoldError> {
+    /// Memory for sets that are counted, about.
+    pub(super) fn most_set_bytes(&self) -> usize {
+        (self.order.memory_bytes / 2).max(LEAST_BYTES)
+    }
+
+    /// The places of these keys, in their order.
+    pub(super) fn ordered(&self, keys: &[ArrayRef], n: usize) -> Result<Vec<usize>, FoldError> {
+        let rows = self.order.rows(keys, n)?;
+        let mut places: Vec<usize> = (0..n).collect();
+        places.sort_by(|a, b| rows.row(*a).cmp(&rows.row(*b)));
+        Ok(places)
+    }
+
+    /// The states of some keys, oldest first: calls `each` with rows of state, and for each row the position of its key in `keys`,
+    /// until it returns false.
+    pub(super) fn lookup(&self, keys: &[ArrayRef], n: usize, each: &mut dyn FnMut(&RecordBatch, &[usize]) -> Result<bool, FoldError>) -> Result<(), FoldError> {
         let wanted = self.order.rows(keys, n)?;
-        let mut order: Vec<usize> = (0..wanted.num_rows()).collect();
-        order.sort_by(|a, b| wanted.row(*a).cmp(&wanted.row(*b)));
+        let order = self.ordered(keys, n)?;
         for file in &self.files {
             let mut reader: Option<FileReader<BufReader<File>>> = None;
             let mut at = 0;
@@ -353,8 +365,8 @@ impl Spilled {
                         same += 1;
                     }
                 }
-                if !ids.is_empty() {
-                    each(&take_record_batch(&batch, &UInt32Array::from(take)).map_err(DataFusionError::from)?, &ids)?;
+                if !ids.is_empty() && !each(&take_record_batch(&batch, &UInt32Array::from(take)).map_err(DataFusionError::from)?, &ids)? {
+                    return Ok(());
                 }
                 // A key that goes on is wanted of the next block, too.
                 at = if file.is_continued(block) && wanted.row(order[upto - 1]).as_ref() == &last[..] { upto - 1 } else { upto };
@@ -364,8 +376,8 @@ impl Spilled {
         for batch in &self.tail {
             let rows = self.order.rows(batch.columns(), batch.num_rows())?;
             let (take, ids): (Vec<u32>, Vec<usize>) = (0..rows.num_rows()).filter_map(|r| Some((r as u32, *by_key.get(rows.row(r).data())?))).unzip();
-            if !ids.is_empty() {
-                each(&take_record_batch(batch, &UInt32Array::from(take)).map_err(DataFusionError::from)?, &ids)?;
+            if !ids.is_empty() && !each(&take_record_batch(batch, &UInt32Array::from(take)).map_err(DataFusionError::from)?, &ids)? {
+                return Ok(());
             }
         }
         Ok(())

@@ -307,9 +307,10 @@ fn merged(fold: &TableFold, batches: &[RecordBatch], most_groups: usize) -> Vec<
     while let Some(share) = shares.pop() {
         let mut merging = fold.merging(share, if most_groups == usize::MAX { usize::MAX } else { 0 }, most_groups).unwrap();
         batches.iter().for_each(|b| merging.add(b).unwrap());
-        let (more, left) = merging.finish().unwrap();
-        runs.extend(more);
-        shares.extend(left);
+        while let Some(more) = merging.next_runs().unwrap() {
+            runs.extend(more);
+        }
+        shares.extend(merging.left());
     }
     runs
 }
@@ -582,9 +583,10 @@ fn sets_larger_than_memory_are_counted_in_parts() {
         while let Some(share) = shares.pop() {
             let mut merging = small.merging(share, MEMORY, 1_000).unwrap();
             batches.iter().for_each(|b| merging.add(b).unwrap());
-            let (runs, left) = merging.finish().unwrap();
-            parts.push(runs);
-            shares.extend(left);
+            while let Some(runs) = merging.next_runs().unwrap() {
+                parts.push(runs);
+            }
+            shares.extend(merging.left());
         }
         assert!(parts.len() > 3, "{} parts", parts.len());
         let mut restored = fold(&plan, Emit::OnClose, MEMORY, dirs[1].path().join("restored").as_path());

@@ -6,9 +6,9 @@
 
 use super::accumulate::{Ids, accumulator};
 use crate::pipeline::sql::{Aggregate, AggregateCall, AggregateFunction};
-use arrow::array::{Array, ArrayRef, AsArray, BooleanArray, ListArray, UInt32Array, new_empty_array};
+use arrow::array::{Array, ArrayRef, AsArray, ListArray, UInt32Array, new_empty_array};
 use arrow::buffer::OffsetBuffer;
-use arrow::compute::{filter, filter_record_batch, interleave, take_arrays};
+use arrow::compute::{filter_record_batch, interleave, take, take_arrays};
 use arrow::datatypes::DataType;
 use arrow::record_batch::{RecordBatch, RecordBatchOptions};
 use arrow::row::{RowConverter, SortField};
@@ -17,8 +17,6 @@ use std::ops::Range;
 use std::sync::Arc;
 use twox_hash::XxHash3_64;
 
-/// So many parts at most: then what takes more memory takes it.
-const MOST_PARTS: u64 = 1 << 16;
 /// Values that are hashed at once.
 const HASHED: usize = 1 << 16;
 
@@ -31,62 +29,61 @@ pub fn is_set(call: &AggregateCall) -> bool {
     call.function == AggregateFunction::CountDistinct
 }
 
-/// Values by a hash: one of so many parts of every set. What is no set belongs to the first part.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Part {
-    parts: u64,
-    nth: u64,
+/// What these rows of state have of each of [`PARTS`] parts of the values, chosen by a hash; another choice on each of [`LEVELS`]
+/// levels. What is no set belongs to the first part. Key columns come first, however many; rows that have nothing of
+/// a part are left out of it.
+pub fn parted(aggregate: &Aggregate, batch: &RecordBatch, level: u32) -> Result<Vec<RecordBatch>> {
+    let rows = batch.num_rows();
+    let mut at = keys(aggregate, batch);
+    let mut columns = vec![batch.columns()[..at].to_vec(); PARTS];
+    let mut there = vec![vec![false; rows]; PARTS];
+    there[0] = vec![true; rows];
+    for call in &aggregate.calls {
+        let state = &batch.columns()[at..at + call.state().len()];
+        at += state.len();
+        if is_set(call) {
+            for (part, lists) in parted_lists(lists(&state[0])?, level)?.into_iter().enumerate() {
+                there[part].iter_mut().zip(lists.offsets().lengths()).for_each(|(there, values)| *there |= values > 0);
+                columns[part].push(Arc::new(lists));
+            }
+            continue;
+        }
+        columns[0].extend_from_slice(state);
+        let nothing = take_arrays(&nothing(call)?, &UInt32Array::from(vec![0; rows]), None)?;
+        columns[1..].iter_mut().for_each(|of_part| of_part.extend_from_slice(&nothing));
+    }
+    let parts = columns.into_iter().zip(there).map(|(columns, there)| Ok(filter_record_batch(&with_rows(batch, columns, rows)?, &there.into())?));
+    parts.collect()
 }
 
-impl Part {
-    pub const WHOLE: Part = Part { parts: 1, nth: 0 };
+/// Parts of sets on one level, and levels.
+pub const PARTS: usize = 1 << BITS;
+pub const LEVELS: u32 = 4;
+const BITS: u32 = 4;
 
-    /// Two parts that are this one together; the first part of all is the first of its halves. `None`: it is small enough.
-    pub fn halves(self) -> Option<(Part, Part)> {
-        let parts = self.parts * 2;
-        (parts <= MOST_PARTS).then_some((Part { parts, nth: self.nth }, Part { parts, nth: self.nth + self.parts }))
+fn parted_lists(lists: &ListArray, level: u32) -> Result<Vec<ListArray>> {
+    let offsets = lists.value_offsets();
+    let (first, last) = (offsets[0] as usize, offsets[lists.len()] as usize);
+    let values = lists.values().slice(first, last - first);
+    let converter = RowConverter::new(vec![SortField::new(values.data_type().clone())])?;
+    let mut part_of = Vec::with_capacity(values.len());
+    for from in (0..values.len()).step_by(HASHED) {
+        let some = converter.convert_columns(&[values.slice(from, HASHED.min(values.len() - from))])?;
+        part_of.extend(some.iter().map(|value| (XxHash3_64::oneshot(value.as_ref()) >> (level * BITS)) as usize % PARTS));
     }
-
-    /// What these rows of state have of the part. Key columns come first, however many; rows that have nothing of it are left out.
-    pub fn of(self, aggregate: &Aggregate, batch: &RecordBatch) -> Result<RecordBatch> {
-        if self == Part::WHOLE {
-            return Ok(batch.clone());
+    let (mut places, mut lengths) = (vec![vec![]; PARTS], vec![Vec::with_capacity(lists.len()); PARTS]);
+    for of_row in offsets.windows(2) {
+        let before: Vec<usize> = places.iter().map(Vec::len).collect();
+        for place in of_row[0] as usize - first..of_row[1] as usize - first {
+            places[part_of[place]].push(place as u32);
         }
-        let rows = batch.num_rows();
-        let mut at = keys(aggregate, batch);
-        let mut columns = batch.columns()[..at].to_vec();
-        let mut there = vec![self.nth == 0; rows];
-        for call in &aggregate.calls {
-            let state = &batch.columns()[at..at + call.state().len()];
-            at += state.len();
-            if is_set(call) {
-                let lists = self.of_lists(lists(&state[0])?)?;
-                there.iter_mut().zip(lists.offsets().lengths()).for_each(|(there, values)| *there |= values > 0);
-                columns.push(Arc::new(lists));
-            } else if self.nth == 0 {
-                columns.extend_from_slice(state);
-            } else {
-                columns.extend(take_arrays(&nothing(call)?, &UInt32Array::from(vec![0; rows]), None)?);
-            }
-        }
-        let batch = with_rows(batch, columns, rows)?;
-        Ok(if there.iter().all(|t| *t) { batch } else { filter_record_batch(&batch, &there.into())? })
+        lengths.iter_mut().zip(&places).zip(before).for_each(|((lengths, places), before)| lengths.push(places.len() - before));
     }
-
-    fn of_lists(self, lists: &ListArray) -> Result<ListArray> {
-        let offsets = lists.value_offsets();
-        let (first, last) = (offsets[0] as usize, offsets[lists.len()] as usize);
-        let values = lists.values().slice(first, last - first);
-        let converter = RowConverter::new(vec![SortField::new(values.data_type().clone())])?;
-        let mut chosen = Vec::with_capacity(values.len());
-        for from in (0..values.len()).step_by(HASHED) {
-            let some = converter.convert_columns(&[values.slice(from, HASHED.min(values.len() - from))])?;
-            chosen.extend(some.iter().map(|value| XxHash3_64::oneshot(value.as_ref()) % self.parts == self.nth));
-        }
-        let lengths = offsets.windows(2).map(|o| chosen[o[0] as usize - first..o[1] as usize - first].iter().filter(|c| **c).count());
-        let offsets = OffsetBuffer::from_lengths(lengths);
-        Ok(ListArray::try_new(item(lists), offsets, filter(&values, &BooleanArray::from(chosen))?, None)?)
-    }
+    let list = |(places, lengths): (Vec<u32>, Vec<usize>)| {
+        let values = take(&values, &UInt32Array::from(places), None)?;
+        Ok(ListArray::try_new(item(lists), OffsetBuffer::from_lengths(lengths), values, None)?)
+    };
+    places.into_iter().zip(lengths).map(list).collect()
 }
 
 /// Rows of state, of which each holds no more of a set than it should.

@@ -105,8 +105,8 @@ impl Tables {
         Ok(narrow)
     }
 
-    /// Merges the rows of the windows that begin within `starts`, one piece after the other. Of a window with more keys
-    /// than memory is for, one share of the keys at a time.
+    /// Merges the rows of the windows that begin within `starts`, one piece after the other. Of a window with more keys than
+    /// memory is for, one share of the keys at a time.
     #[allow(clippy::too_many_arguments)]
     async fn merge_part(
         &mut self,
@@ -140,19 +140,20 @@ impl Tables {
                         }
                     }
                 }
-                let (runs, left) = in_place(|| merging.finish()).map_err(|e| folding(table, e))?;
-                shares.extend(left);
-                let Some(entry) = first.filter(|_| !runs.is_empty()) else { continue };
-                *put += 1;
-                let object = format!("{}/runs/{}", self.parts.state_folder, names::merged_runs(trail.next - 1, attempt, *put));
-                let (bytes, refs) = write_runs(&runs).map_err(|e| failed(&e))?;
-                failpoint::hit("merge-before-put");
-                self.parts.store.put(&Path::from(object.as_str()), bytes.into()).await.map_err(|e| WorkerError::Unavailable(format!("cannot write {object}: {e}")))?;
-                failpoint::hit("merge-after-put");
-                merged.extend(refs.into_iter().map(|run| {
-                    let last_window_end_us = run.kind.windows().map_or(i64::MAX, |(_, last)| window.window_of(last).1);
-                    LiveRun { entry, nth: 0, object: object.clone(), run: RunEntry { run, last_window_end_us }, horizon_before: None }
-                }));
+                while let Some(runs) = in_place(|| merging.next_runs()).map_err(|e| folding(table, e))? {
+                    let Some(entry) = first.filter(|_| !runs.is_empty()) else { continue };
+                    *put += 1;
+                    let object = format!("{}/runs/{}", self.parts.state_folder, names::merged_runs(trail.next - 1, attempt, *put));
+                    let (bytes, refs) = write_runs(&runs).map_err(|e| failed(&e))?;
+                    failpoint::hit("merge-before-put");
+                    self.parts.store.put(&Path::from(object.as_str()), bytes.into()).await.map_err(|e| WorkerError::Unavailable(format!("cannot write {object}: {e}")))?;
+                    failpoint::hit("merge-after-put");
+                    merged.extend(refs.into_iter().map(|run| {
+                        let last_window_end_us = run.kind.windows().map_or(i64::MAX, |(_, last)| window.window_of(last).1);
+                        LiveRun { entry, nth: 0, object: object.clone(), run: RunEntry { run, last_window_end_us }, horizon_before: None }
+                    }));
+                }
+                shares.extend(merging.left());
             }
         }
         Ok(merged)

@@ -171,8 +171,8 @@ fn millions_of_distinct_values_of_one_group() {
     let corrected_kib = own_pages_to_the_end(&counting, &["--until-end", "--final"], "four rows more");
     check([VALUES + 2, keys::total(rows) + 4, rows + 4], "corrected");
     for own_kib in [own_kib, corrected_kib] {
-        // 130 MiB where it was measured; 421 where all values of a group were held at once.
-        assert!((1..200 * 1024).contains(&own_kib), "{} MiB of own pages for memory: 64MiB", own_kib / 1024);
+        // 121 to 156 MiB where it was measured; 421 where all values of a group were held at once.
+        assert!((1..250 * 1024).contains(&own_kib), "{} MiB of own pages for memory: 64MiB", own_kib / 1024);
     }
 }
 
