@@ -27,7 +27,7 @@ use self::admin::{AdminError, At};
 use self::cut::Cutter;
 use self::fetch::{FetchQueue, PartitionError};
 use self::membership::Membership;
-use super::{Position, RawBatch, Source, SourceError, SourceEvent, SourceFacts};
+use super::{END_PATIENCE, Position, RawBatch, Source, SourceError, SourceEvent, SourceFacts};
 use crate::pipeline::keys::nearest;
 use crate::pipeline::{Input, SourceSpec, Start};
 
@@ -77,8 +77,6 @@ const SEEK_PATIENCE: Duration = Duration::from_secs(15);
 const FIRST_PATIENCE: Duration = Duration::from_secs(2);
 /// How long the brokers may take to name their topics, when one that was asked for is not there.
 const NAMES_PATIENCE: Duration = Duration::from_secs(3);
-/// A new leader may know of less than was acknowledged for a moment.
-const END_PATIENCE: Duration = Duration::from_secs(3);
 /// How often a position that the brokers hold is placed again before their refusal is believed.
 const PLACED_AGAIN: u32 = 3;
 /// One that is refused at once each time; what comes later is about something else.
@@ -354,7 +352,7 @@ impl KafkaSource {
     /// Refuses a position that the brokers do not hold.
     fn check(&mut self, positions: &BTreeMap<i32, Position>) -> Result<(), SourceError> {
         let partitions: Vec<i32> = positions.keys().copied().collect();
-        let deadline = Instant::now() + END_PATIENCE;
+        let mut seen = None;
         loop {
             let mut ranges = self.ranges(&partitions)?;
             let over = |ranges: &BTreeMap<i32, (i64, i64)>| positions.iter().any(|(p, at)| ranges.get(p).is_some_and(|r| at.offset > r.1));
@@ -362,7 +360,9 @@ impl KafkaSource {
                 // An open transaction may hold the stable end back after a change of leader.
                 let high = self.ask(|client, topic, pump| admin::list_offsets(client, topic, &partitions, At::HighWatermark, pump))?;
                 ranges.iter_mut().for_each(|(p, r)| r.1 = r.1.max(high.get(p).copied().unwrap_or(0)));
-                if over(&ranges) && Instant::now() < deadline {
+                // Counted from an answer on, for the first may have waited long, and be of a broker that just came up.
+                if over(&ranges) && seen.get_or_insert_with(Instant::now).elapsed() < END_PATIENCE {
+                    self.notice(format!("source `{}`: the brokers hold less than was read; asking again, as they may just have come up", self.name));
                     std::thread::sleep(Duration::from_millis(250));
                     continue;
                 }

@@ -14,6 +14,10 @@ use std::time::Duration;
 use crate::pipeline::{Input, SourceSpec};
 use uuid::Uuid;
 
+/// A new leader may know of less than was acknowledged for a moment, and a broker that was killed, of nothing at all: so long it is
+/// asked again before it is believed.
+pub const END_PATIENCE: Duration = Duration::from_secs(20);
+
 /// Raw records of one partition, in offset order, covering the half-open interval `from..to` of
 /// offsets. Offsets that hold no record (control records, aborted or compacted ones) lie within
 /// the interval all the same.

@@ -14,7 +14,7 @@ use crate::failpoint;
 use crate::mutant::{self, Mutant};
 use crate::observe::{Metrics, cpu};
 use crate::pipeline::Pipeline;
-use crate::source::{Position, RawBatch, SourceError, SourceFacts};
+use crate::source::{END_PATIENCE, Position, RawBatch, SourceError, SourceFacts};
 use crate::partial::Run;
 use crate::stage::names;
 use crate::stage::runs::write_runs;
@@ -359,7 +359,17 @@ impl Ingest {
         let name = &self.sources[nth].name;
         // Before the ends are asked for, for others read on meanwhile.
         let Some(known) = self.head.with(|l| l.sources.get(name).cloned()).await else { return Ok(()) };
-        known_source::check_ends(name, &known, &self.facts(nth).await?)
+        let mut seen = None;
+        loop {
+            let facts = self.facts(nth).await?;
+            let checked = known_source::check_ends(name, &known, &facts);
+            // A file is what it is; brokers that have just come up may know of less than they hold.
+            let told = checked.is_ok() || !facts.names.is_empty() || seen.get_or_insert_with(Instant::now).elapsed() >= END_PATIENCE;
+            if told || self.stop.load(Ordering::Relaxed) {
+                return checked;
+            }
+            tokio::time::sleep(Duration::from_millis(500)).await;
+        }
     }
 
     async fn facts(&self, nth: usize) -> Result<SourceFacts, WorkerError> {
