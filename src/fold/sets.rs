@@ -4,7 +4,7 @@ use super::FoldError;
 use super::rows::{Scratch, ScratchWriter, Scratches, open, spill_error};
 use crate::partial::accumulate::Ids;
 use crate::partial::groups::Groups;
-use crate::partial::sets::{LEVELS, PARTS, Pieces, is_set, parted};
+use crate::partial::sets::{LEVELS, PARTS, Pieces, has_sets, is_set, parted};
 use crate::pipeline::sql::Aggregate;
 use arrow::array::ArrayRef;
 use arrow::compute::kernels::numeric::add;
@@ -43,7 +43,8 @@ pub(super) enum Parted {
 }
 
 impl Parting {
-    /// Rows of `schema` will be added, whose first columns are `keys`. Their sets may take `most_bytes`, about.
+    /// Rows of `schema` will be added, whose first columns are `keys`: without sets, each key once in a batch. The sets may
+    /// take `most_bytes`, about.
     pub(super) fn new(aggregate: &Aggregate, schema: &SchemaRef, keys: usize, most_bytes: usize, level: u32) -> Result<Self, FoldError> {
         let keys: Vec<Field> = schema.fields()[..keys].iter().map(|f| f.as_ref().clone()).collect();
         let groups = Groups::new(aggregate, &keys)?;
@@ -51,6 +52,10 @@ impl Parting {
     }
 
     pub(super) fn add(&mut self, aggregate: &Aggregate, batch: &RecordBatch, scratches: &mut Scratches) -> Result<(), FoldError> {
+        if !has_sets(aggregate) {
+            self.groups.merge(batch.columns(), batch.num_rows())?;
+            return Ok(());
+        }
         let pieces = Pieces::new(aggregate, batch, self.most_bytes / 16)?;
         for block in pieces.blocks(ROWS, self.most_bytes / 16, |_, _| false) {
             let rows = pieces.batch.slice(block.start, block.len());
